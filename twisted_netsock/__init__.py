@@ -1,0 +1,105 @@
+"""Sockets and TLS on Twisted: option records, endpoints, and sockets as Deferreds."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .addresses import AddressInfo as AddressInfo
+    from .addresses import SocketAddress as SocketAddress
+    from .contexts import client_context_factory as client_context_factory
+    from .contexts import server_context_factory as server_context_factory
+    from .endpoints import ClientEndpoint as ClientEndpoint
+    from .endpoints import ServerEndpoint as ServerEndpoint
+    from .endpoints import client_endpoint as client_endpoint
+    from .endpoints import server_endpoint as server_endpoint
+    from .errors import CertificateVerificationError as CertificateVerificationError
+    from .errors import HostNotFoundError as HostNotFoundError
+    from .errors import NetsockError as NetsockError
+    from .errors import SocketBindError as SocketBindError
+    from .errors import SocketBusyError as SocketBusyError
+    from .errors import SocketClosedError as SocketClosedError
+    from .errors import SocketConnectionError as SocketConnectionError
+    from .errors import SocketConnectionLostError as SocketConnectionLostError
+    from .errors import SocketConnectionRefusedError as SocketConnectionRefusedError
+    from .errors import SocketConnectionTimeoutError as SocketConnectionTimeoutError
+    from .errors import SocketError as SocketError
+    from .errors import SocketIncompleteReadError as SocketIncompleteReadError
+    from .errors import SocketPortError as SocketPortError
+    from .errors import SocketReadTimeoutError as SocketReadTimeoutError
+    from .errors import SocketWriteTimeoutError as SocketWriteTimeoutError
+    from .errors import TLSError as TLSError
+    from .errors import TLSHandshakeError as TLSHandshakeError
+    from .errors import TLSTruncatedError as TLSTruncatedError
+    from .makers import make_client_socket as make_client_socket
+    from .makers import make_client_tls_socket as make_client_tls_socket
+    from .makers import make_server_socket as make_server_socket
+    from .makers import make_server_tls_socket as make_server_tls_socket
+    from .makers import socket_options_to_client_socket as socket_options_to_client_socket
+    from .options import ServerTLSSocketOptions as ServerTLSSocketOptions
+    from .options import SocketOptions as SocketOptions
+    from .options import TLSSocketOptions as TLSSocketOptions
+    from .options import VerifyResult as VerifyResult
+    from .options import is_server_tls_socket_options as is_server_tls_socket_options
+    from .options import is_socket_options as is_socket_options
+    from .options import is_tls_socket_options as is_tls_socket_options
+    from .sockets import Socket as Socket
+    from .tls_sockets import TLSSocket as TLSSocket
+
+# Where each public name lives; loaded when it is first used, so that importing the
+# package installs no reactor and loads no TLS library.
+_HOMES = {
+    "AddressInfo": "addresses",
+    "CertificateVerificationError": "errors",
+    "ClientEndpoint": "endpoints",
+    "HostNotFoundError": "errors",
+    "NetsockError": "errors",
+    "ServerEndpoint": "endpoints",
+    "ServerTLSSocketOptions": "options",
+    "Socket": "sockets",
+    "SocketAddress": "addresses",
+    "SocketBindError": "errors",
+    "SocketBusyError": "errors",
+    "SocketClosedError": "errors",
+    "SocketConnectionError": "errors",
+    "SocketConnectionLostError": "errors",
+    "SocketConnectionRefusedError": "errors",
+    "SocketConnectionTimeoutError": "errors",
+    "SocketError": "errors",
+    "SocketIncompleteReadError": "errors",
+    "SocketOptions": "options",
+    "SocketPortError": "errors",
+    "SocketReadTimeoutError": "errors",
+    "SocketWriteTimeoutError": "errors",
+    "TLSError": "errors",
+    "TLSHandshakeError": "errors",
+    "TLSSocket": "tls_sockets",
+    "TLSSocketOptions": "options",
+    "TLSTruncatedError": "errors",
+    "VerifyResult": "options",
+    "client_context_factory": "contexts",
+    "client_endpoint": "endpoints",
+    "is_server_tls_socket_options": "options",
+    "is_socket_options": "options",
+    "is_tls_socket_options": "options",
+    "make_client_socket": "makers",
+    "make_client_tls_socket": "makers",
+    "make_server_socket": "makers",
+    "make_server_tls_socket": "makers",
+    "server_context_factory": "contexts",
+    "server_endpoint": "endpoints",
+    "socket_options_to_client_socket": "makers",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605: a list, which a test compares with the imports above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

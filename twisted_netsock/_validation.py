@@ -1,0 +1,297 @@
+"""
+The checks of `twisted_netsock.options`, a function for each kind of field.
+
+Each takes a value and the field's name and returns the value as the record
+stores it. A wrong type is a `TypeError` and a wrong value a `ValueError`, and
+both name the field, the value and what was expected; values that may be secret
+are only ever described by their type.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterable
+from datetime import timedelta
+from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
+from typing import Any
+
+from .names import host_to_ascii
+
+_FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
+_KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
+_VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
+_SHORTEST_MICROSECONDS = 100_000
+_LONGEST = timedelta(days=365)
+_PORT_LIMIT = 65536
+_ALPN_LIMIT = 256
+_HOST_LIMIT = 253
+
+
+def redacted(value: object) -> str:
+    """Describe *value* so that nothing secret shows: paths as they are, the rest by type."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(redacted(item) for item in value) + ")"
+    if isinstance(value, str | os.PathLike):
+        return repr(value)
+    if isinstance(value, bytes):
+        return "<bytes>"
+    return f"<{type(value).__name__.lstrip('_')}>"
+
+
+def _wrong_type(value: object, name: str, expected: str) -> TypeError:
+    return TypeError(f"{name} must be {expected}, not {value!r}")
+
+
+def boolean(value: Any, name: str) -> bool:
+    """Take `True` and `False`."""
+    if not isinstance(value, bool):
+        raise _wrong_type(value, name, "True or False")
+    return value
+
+
+def _integer(value: Any, name: str, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(value, name, expected)
+    return value
+
+
+def non_negative(value: Any, name: str) -> int:
+    """Take a C int of at least 0."""
+    number = _integer(value, name, "an integer of 0 or more")
+    if not 0 <= number < 2**31:
+        raise ValueError(f"{name}={number} must be an integer from 0 to 2147483647")
+    return int(number)
+
+
+def family(value: Any, name: str) -> AddressFamily:
+    """Take one of the four families that this package knows."""
+    number = _integer(value, name, "an address family (AF_INET, …)")
+    if number not in _FAMILIES:
+        allowed = ", ".join(known.name for known in _FAMILIES)
+        raise ValueError(f"{name}={value!r} must be one of {allowed}")
+    return AddressFamily(number)
+
+
+def socket_kind(value: Any, name: str) -> SocketKind:
+    """Take one of the three types of socket that this package knows."""
+    number = _integer(value, name, "a type of socket (SOCK_STREAM, …)")
+    if number not in _KINDS:
+        allowed = ", ".join(known.name for known in _KINDS)
+        raise ValueError(f"{name}={value!r} must be one of {allowed}")
+    return SocketKind(number)
+
+
+def duration(value: Any, name: str) -> timedelta:
+    """Take a `timedelta` of more than nothing and at most a year."""
+    if not isinstance(value, timedelta):
+        raise _wrong_type(value, name, "a datetime.timedelta, such as timedelta(seconds=10)")
+    if not timedelta(0) < value <= _LONGEST:
+        raise ValueError(f"{name}={value!r} must be more than 0 and at most {_LONGEST.days} days")
+    return value
+
+
+def optional_duration(value: Any, name: str) -> timedelta | None:
+    """Take what `duration` takes, or `None`."""
+    return None if value is None else duration(value, name)
+
+
+def connection_timeout(value: Any, name: str) -> timedelta | None:
+    """Take a `timedelta`, `None`, or the microseconds of ``(net socket)``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < _SHORTEST_MICROSECONDS:
+            raise ValueError(
+                f"{name}={value} would be {value} microseconds; an int must be at least "
+                f"{_SHORTEST_MICROSECONDS}; for {value} seconds pass timedelta(seconds={value}), "
+                f"for milliseconds timedelta(milliseconds={value})"
+            )
+        try:
+            value = timedelta(microseconds=value)
+        except OverflowError:
+            raise ValueError(f"{name}={value} is more than {_LONGEST.days} days") from None
+    elif not isinstance(value, timedelta | None):
+        raise _wrong_type(value, name, "a datetime.timedelta, an int of microseconds or None")
+    return optional_duration(value, name)
+
+
+def local_address(value: Any, name: str) -> tuple[str, int] | None:
+    """Take a host, or a host and a port."""
+    if value is None:
+        return None
+    expected = "a host, or a tuple of host and port"
+    if isinstance(value, str):
+        host, port = value, 0
+    elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        host, port = value[0], _integer(value[1], name, expected)
+    else:
+        raise _wrong_type(value, name, expected)
+    if not host or "\0" in host.lstrip("\0"):
+        raise ValueError(f"{name}={value!r} must name a host")
+    if not 0 <= port < _PORT_LIMIT:
+        raise ValueError(f"{name}={value!r}: the port must be from 0 to {_PORT_LIMIT - 1}")
+    return host, port
+
+
+def socket_options(value: Any, name: str) -> tuple[tuple[int, int, int | bytes], ...]:
+    """Take one triple of level, name and value, or an iterable of them."""
+    expected = "(level, name, value), an int or bytes as value, or an iterable of such"
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        raise _wrong_type(value, name, expected)
+    items = tuple(value)
+    if items and isinstance(items[0], int):
+        items = (items,)
+    for item in items:
+        if not isinstance(item, tuple | list) or len(item) != 3:
+            raise _wrong_type(item, name, expected)
+        if not (
+            isinstance(item[0], int)
+            and isinstance(item[1], int)
+            and isinstance(item[2], int | bytes)
+        ):
+            raise _wrong_type(item, name, expected)
+    return tuple((level, option, setting) for level, option, setting in items)
+
+
+def optional_path(value: Any, name: str) -> str | None:
+    """Take a path or `None`."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong_type(value, name, "a path or None")
+    return _path(value, name)
+
+
+def _path(value: str | os.PathLike[str], name: str) -> str:
+    """Return a path as text; content that was passed as `str` is never repeated."""
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be a path of text")
+    if "-----BEGIN" in path or "\n" in path or "\r" in path:
+        raise ValueError(f"{name}: a str is a path, and this one holds content: pass bytes")
+    if not path or "\0" in path:
+        raise ValueError(f"{name}={path!r} must be a path")
+    return path
+
+
+def _content(value: bytes | bytearray | memoryview, name: str) -> bytes:
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    return bytes(value)
+
+
+def _is_cryptography_object(value: object) -> bool:
+    return any(base.__module__.startswith("cryptography.") for base in type(value).__mro__)
+
+
+def key_source(value: Any, name: str) -> Any:
+    """Take a path, content, a ``cryptography`` private key or `None`."""
+    if value is None:
+        return None
+    if isinstance(value, str | os.PathLike):
+        return _path(value, name)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _content(value, name)
+    if _is_cryptography_object(value) and hasattr(value, "private_bytes"):
+        return value
+    raise TypeError(
+        f"{name} must be a path, bytes or a private key of cryptography, not {redacted(value)}"
+    )
+
+
+def _certificate_source(value: Any, name: str) -> Any:
+    if isinstance(value, str | os.PathLike):
+        return _path(value, name)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _content(value, name)
+    if _is_cryptography_object(value) and hasattr(value, "public_bytes"):
+        return value
+    raise TypeError(
+        f"{name} must be paths, bytes or certificates of cryptography, not {redacted(value)}"
+    )
+
+
+def certificate_sources(value: Any, name: str) -> tuple[Any, ...] | None:
+    """Take one source of certificates or an iterable of them, or `None`."""
+    if value is None:
+        return None
+    if isinstance(value, Iterable) and not isinstance(
+        value, str | bytes | bytearray | memoryview | os.PathLike
+    ):
+        sources = tuple(value)
+    else:
+        sources = (value,)
+    if not sources:
+        raise ValueError(f"{name} must not be an empty list; None is the default")
+    return tuple(_certificate_source(source, name) for source in sources)
+
+
+def password(value: Any, name: str) -> bytes | None:
+    """Take text or bytes, or `None`; no error shows any of it."""
+    if isinstance(value, str):
+        return value.encode()
+    if value is None or isinstance(value, bytes):
+        return value
+    raise TypeError(f"{name} must be str or bytes, not {redacted(value)}")
+
+
+def verifier(value: Any, name: str) -> Any:
+    """Take `None`, `False` or a callable."""
+    if value is None or value is False or callable(value):
+        return value
+    raise _wrong_type(value, name, "None (verify), False (do not verify) or a callable")
+
+
+def _names(value: Any, name: str) -> tuple[str, ...] | None:
+    """Take one name or an iterable of them, each once, or `None`."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = (value,)
+    elif isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise _wrong_type(value, name, "a str or an iterable of str")
+    names = tuple(value)
+    for item in names:
+        if not isinstance(item, str):
+            raise _wrong_type(item, name, "a str or an iterable of str")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name}={names!r} must list each name once")
+    return names
+
+
+def server_names(value: Any, name: str) -> tuple[str, ...] | None:
+    """Take host names, the leftmost label possibly ``*``; ``()`` is kept."""
+    names = _names(value, name)
+    for item in names or ():
+        bare = item.removeprefix("*.").removesuffix(".")
+        plain = host_to_ascii(bare)
+        if not plain or "*" in plain or len(plain) > _HOST_LIMIT or any(map(_unfit, plain)):
+            raise ValueError(f"{name}={item!r} must be a host name")
+    return names
+
+
+def _unfit(character: str) -> bool:
+    return character.isspace() or not character.isprintable()
+
+
+def alpn_names(value: Any, name: str) -> tuple[str, ...] | None:
+    """Take protocol names of 1 to 255 bytes (RFC 7301, section 3.1)."""
+    names = _names(value, name)
+    if names == ():
+        raise ValueError(f"{name} must not be an empty list; None is the default")
+    for item in names or ():
+        if not item.isascii() or not 0 < len(item) < _ALPN_LIMIT:
+            raise ValueError(f"{name}={item!r} must be 1 to {_ALPN_LIMIT - 1} ASCII characters")
+    return names
+
+
+def tls_version(value: Any, name: str) -> ssl.TLSVersion:
+    """Take TLS 1.2 or 1.3, as text or of the standard library."""
+    version = _VERSIONS.get(value) if isinstance(value, str) else value
+    if version not in _VERSIONS.values() or not isinstance(version, int):
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(_VERSIONS)}")
+    return ssl.TLSVersion(version)
+
+
+def optional_tls_version(value: Any, name: str) -> ssl.TLSVersion | None:
+    """Take what `tls_version` takes, or `None`."""
+    return None if value is None else tls_version(value, name)

@@ -1,0 +1,230 @@
+"""
+Reading certificates and keys: from what an option record names to values.
+
+Everything here may read files, so it runs when a socket, endpoint or context is
+made. Each failure is a `ValueError` that names the option and says what is
+wrong with it, without repeating any of a key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+if TYPE_CHECKING:
+    from .options import TLSSocketOptions
+
+__all__ = ["Identity", "file_paths", "load_identity", "load_trusted"]
+
+_PEM_MARK = b"-----BEGIN"
+_PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
+_SIZE_LIMIT = 16 * 1024 * 1024
+
+
+class Identity(NamedTuple):
+    """
+    A certificate, the others that lead to its authority, and its key.
+
+    Its text form says whose it is and nothing of the key.
+    """
+
+    certificate: x509.Certificate
+    intermediates: tuple[x509.Certificate, ...]
+    key: Any
+
+    def __repr__(self) -> str:
+        return f"<Identity {self.certificate.subject.rfc4514_string()}>"
+
+
+class _Material(NamedTuple):
+    """What one source held."""
+
+    certificates: tuple[x509.Certificate, ...]
+    key: Any
+
+
+def file_paths(options: TLSSocketOptions) -> tuple[str, ...]:
+    """Return the path of every file that *options* takes certificates or keys from."""
+    sources = (
+        options.private_key,
+        *(options.certificates or ()),
+        *(options.trusted_certificates or ()),
+    )
+    return tuple(source for source in sources if isinstance(source, str))
+
+
+def _label(field: str, source: object) -> str:
+    """Name a source in an error: paths as they are, never content."""
+    return f"{field}={source!r}" if isinstance(source, str) else field
+
+
+def _read(field: str, source: str | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        with open(source, "rb") as file:
+            data = file.read(_SIZE_LIMIT + 1)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{_label(field, source)} cannot be read: {why}") from None
+    if not data.strip():
+        raise ValueError(f"{_label(field, source)} is an empty file")
+    if len(data) > _SIZE_LIMIT:
+        raise ValueError(f"{_label(field, source)} is larger than {_SIZE_LIMIT} bytes")
+    return data
+
+
+def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> Any:
+    """Load one private key; *pem* says how *data* is encoded."""
+    load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
+    try:
+        return load(data, password)
+    except TypeError:
+        # cryptography's way to say that a password is missing, or not needed.
+        if password is None:
+            raise ValueError(f"{label} is encrypted: give private_key_password") from None
+        raise ValueError(f"{label} is not encrypted, yet private_key_password is given") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if password is not None and b"ENCRYPTED" in data:
+            raise ValueError(f"{label}: private_key_password does not decrypt it") from None
+        raise ValueError(f"{label} holds no private key that can be used: {error}") from None
+
+
+def _load_pem(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
+    certificates: tuple[x509.Certificate, ...] = ()
+    if _PEM_CERTIFICATE.search(data):
+        try:
+            certificates = tuple(x509.load_pem_x509_certificates(data))
+        except ValueError as error:
+            raise ValueError(f"{label} holds a malformed certificate: {error}") from None
+    block = _PEM_KEY.search(data) if want_key else None
+    key = None if block is None else _load_key(label, block.group(0), password, pem=True)
+    return _Material(certificates, key)
+
+
+def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
+    """Load a DER certificate, else PKCS#12, else (where a key is wanted) a DER key."""
+    try:
+        return _Material((x509.load_der_x509_certificate(data),), None)
+    except ValueError as error:
+        not_a_certificate = error
+    try:
+        store = pkcs12.load_pkcs12(data, password)
+    except (ValueError, TypeError) as error:
+        if "password" in str(error).lower():
+            said = "does not decrypt it" if password is not None else "may be missing"
+            not_a_store = ValueError(f"{label}: private_key_password {said}")
+        else:
+            not_a_store = None
+    else:
+        leaf = () if store.cert is None else (store.cert.certificate,)
+        others = tuple(additional.certificate for additional in store.additional_certs)
+        return _Material(leaf + others, store.key)
+    if want_key:
+        try:
+            return _Material((), _load_key(label, data, password, pem=False))
+        except ValueError as error:
+            raise (not_a_store or error) from None
+    raise not_a_store or ValueError(
+        f"{label} is neither PEM, nor a DER certificate, nor PKCS#12: {not_a_certificate}"
+    )
+
+
+def _load(field: str, source: Any, password: bytes | None, *, want_key: bool) -> _Material:
+    """Load one source of any kind."""
+    if isinstance(source, x509.Certificate):
+        return _Material((source,), None)
+    if not isinstance(source, str | bytes):
+        return _Material((), source)
+    label = _label(field, source)
+    data = _read(field, source)
+    load = _load_pem if _PEM_MARK in data else _load_der
+    return load(label, data, password, want_key=want_key)
+
+
+def load_identity(options: TLSSocketOptions) -> Identity | None:
+    """
+    Return the certificate, chain and key that *options* names, or `None` for none.
+
+    Raises:
+        ValueError: A file cannot be read or is empty; what it holds is no
+            certificate or key; the password is wrong or missing; there is no
+            key; or the key is not the certificate's.
+    """
+    if options.certificates is None:
+        return None
+    password = options.private_key_password
+    # A password is for the key alone if there is one, else for what is in the sources.
+    apart = options.private_key is not None
+    certificates: list[x509.Certificate] = []
+    key: Any = None
+    for source in options.certificates:
+        found = _load(
+            "certificates", source, password, want_key=not apart and key is None
+        )
+        certificates += found.certificates
+        key = key or found.key
+        if not found.certificates and found.key is None:
+            raise ValueError(f"{_label('certificates', source)} holds no certificate")
+    if apart:
+        key = _load("private_key", options.private_key, password, want_key=True).key
+        if key is None:
+            raise ValueError(f"{_label('private_key', options.private_key)} holds no private key")
+    if not certificates:
+        raise ValueError("certificates holds a key, but no certificate")
+    if key is None:
+        raise ValueError(
+            "certificates come without a private key: give private_key, or a file with both"
+        )
+    leaf, *intermediates = certificates
+    if _public_bytes(key.public_key()) != _public_bytes(leaf.public_key()):
+        raise ValueError(
+            "private_key does not match certificates: it is not the key of the first one, "
+            f"{leaf.subject.rfc4514_string()!r}"
+        )
+    return Identity(leaf, tuple(intermediates), key)
+
+
+def _public_bytes(key: Any) -> bytes:
+    encoded: bytes = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded
+
+
+def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | None:
+    """
+    Return the certificates to trust, or `None` where *options* names none.
+
+    Raises:
+        ValueError: A file cannot be read, is empty, or holds no certificate.
+    """
+    if options.trusted_certificates is None:
+        return None
+    trusted: list[x509.Certificate] = []
+    for source in options.trusted_certificates:
+        found = _load("trusted_certificates", source, None, want_key=False)
+        if not found.certificates:
+            raise ValueError(f"{_label('trusted_certificates', source)} holds no certificate")
+        trusted += found.certificates
+    return tuple(trusted)
+
+
+def file_signature(paths: tuple[str, ...]) -> tuple[object, ...]:
+    """Return what changes when one of the files at *paths* does."""
+    signature: list[object] = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            signature.append((path, error.errno))
+        else:
+            signature.append((path, found.st_mtime_ns, found.st_size, found.st_ino))
+    return tuple(signature)

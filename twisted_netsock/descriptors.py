@@ -1,0 +1,286 @@
+"""
+The try layer: one attempt at an operation on a non-blocking descriptor.
+
+A ``try_…`` method makes the system call and returns its result, or a `Want`
+that says what to wait for before trying again. It knows no reactor, no Deferred
+and no thread: who calls it does the waiting. `PlainDescriptor` is defined
+here, its counterpart for TLS in `twisted_netsock.tls`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _socket
+from collections.abc import Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .addresses import SocketAddress
+from .errors import (
+    SocketClosedError,
+    SocketConnectionError,
+    SocketConnectionLostError,
+    SocketConnectionRefusedError,
+    SocketConnectionTimeoutError,
+    SocketError,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["WANT_READ", "WANT_WRITE", "Descriptor", "PlainDescriptor", "Want", "from_os_error"]
+
+
+class Want(Enum):
+    """What a descriptor must be before an operation is tried again."""
+
+    READ = "readable"
+    WRITE = "writable"
+
+
+WANT_READ: Final = Want.READ
+WANT_WRITE: Final = Want.WRITE
+
+RECEIVE_LIMIT: Final = 65536
+"""The most bytes that one receive allocates; larger blocks cost an mmap each."""
+
+_LOST: Final = frozenset(
+    {
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.ECONNABORTED,
+        errno.ENETRESET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+def from_os_error(error: OSError) -> SocketError:
+    """Return *error*, which an established socket gave, as one of ours."""
+    if isinstance(error, SocketError):
+        return error
+    if error.errno in _LOST:
+        return SocketConnectionLostError(errno=error.errno, strerror=error.strerror)
+    if error.errno == errno.ECONNREFUSED:
+        return SocketConnectionRefusedError(errno=error.errno, strerror=error.strerror)
+    if error.errno == errno.EBADF:
+        return SocketClosedError(errno=error.errno)
+    return SocketError(errno=error.errno, strerror=error.strerror or str(error))
+
+
+class Descriptor(Protocol):
+    """What the layers that wait need of a descriptor, plain or TLS."""
+
+    sock: _socket.socket
+    unflushed: bool
+    """Bytes that were taken are not with the kernel yet; see `try_flush`."""
+
+    @property
+    def buffered(self) -> bool:
+        """Bytes are here that the poller cannot see."""
+
+    def try_recv(self, n: int) -> bytes | Want:
+        """Return up to *n* bytes; ``b""`` is the end of the stream."""
+
+    def try_recv_into(self, view: memoryview) -> int | Want:
+        """Fill *view* from its start and return the count; 0 is the end of the stream."""
+
+    def try_send(self, view: memoryview) -> int | Want:
+        """Take some of *view* and return how many bytes."""
+
+    def try_flush(self) -> Want | None:
+        """Hand to the kernel what was taken and is not there yet."""
+
+    def try_shutdown(self, how: int) -> Want | None:
+        """Shut down one direction or both."""
+
+    def close(self) -> None:
+        """Close the descriptor, whatever state it is in."""
+
+
+class PlainDescriptor:
+    """
+    A non-blocking socket without TLS; owns it.
+
+    Every method raises what `from_os_error` makes of an error.
+    """
+
+    __slots__ = ("_write_shut", "sock")
+
+    unflushed = False
+    buffered = False
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self._write_shut = False
+
+    def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
+        """Return up to *n* bytes; at most 64 KiB are allocated."""
+        try:
+            return self.sock.recv(n if n < RECEIVE_LIMIT else RECEIVE_LIMIT, flags)
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+
+    def try_recv_into(self, view: memoryview | bytearray, flags: int = 0) -> int | Want:
+        """Fill *view* from its start and return the count."""
+        try:
+            return self.sock.recv_into(view, 0, flags)
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+
+    def try_recvfrom(self, n: int, flags: int = 0) -> tuple[bytes, SocketAddress] | Want:
+        """Return one datagram and who sent it."""
+        try:
+            data, sender = self.sock.recvfrom(n, flags)
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+        return data, SocketAddress.of(self.sock.family, sender)
+
+    def try_recvfrom_into(
+        self, view: memoryview | bytearray, flags: int = 0
+    ) -> tuple[int, SocketAddress] | Want:
+        """Fill *view* with one datagram; return its count and who sent it."""
+        try:
+            count, sender = self.sock.recvfrom_into(view, 0, flags)
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+        return count, SocketAddress.of(self.sock.family, sender)
+
+    def try_recvmsg(
+        self, n: int, ancillary_size: int = 0, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, SocketAddress] | Want:
+        """Return data, ancillary data, flags and who sent it."""
+        try:
+            data, ancillary, flags_seen, sender = self.sock.recvmsg(n, ancillary_size, flags)
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+        return data, ancillary, flags_seen, SocketAddress.of(self.sock.family, sender)
+
+    def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
+        """Send some of *view* and return how many bytes."""
+        try:
+            return self.sock.send(view, flags)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_sendto(self, view: Buffer, flags: int, address: Any) -> int | Want:
+        """Send *view* as one datagram."""
+        try:
+            return self.sock.sendto(view, flags, address)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_sendmsg(
+        self, buffers: Iterable[Buffer], ancillary: Iterable[Any], flags: int, address: Any
+    ) -> int | Want:
+        """Send *buffers*, joined, with ancillary data."""
+        try:
+            return self.sock.sendmsg(buffers, ancillary, flags, address)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_flush(self) -> None:
+        """Return at once: the kernel has everything."""
+
+    def try_shutdown(self, how: int) -> None:
+        """Shut down one direction or both."""
+        try:
+            self.sock.shutdown(how)
+        except OSError as error:
+            raise from_os_error(error) from None
+        if how != _socket.SHUT_RD:
+            self._write_shut = True
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.sock.close()
+
+    def _send_error(self, error: OSError) -> SocketError:
+        if error.errno == errno.EPIPE and self._write_shut:
+            return SocketClosedError(
+                errno=errno.EPIPE, strerror="This side has been shut down for writing"
+            )
+        return from_os_error(error)
+
+
+def set_linger_reset(sock: _socket.socket) -> None:
+    """Make the close of *sock* reset the connection instead of ending it in order."""
+    try:
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    except OSError:
+        # The peer was faster: there is nothing left to reset.
+        pass
+
+
+def connect_error(number: int) -> SocketError:
+    """Return the error of a failed connect, by its error number."""
+    if number == errno.ECONNREFUSED:
+        return SocketConnectionRefusedError(errno=number, strerror=os.strerror(number))
+    if number == errno.ETIMEDOUT:
+        return SocketConnectionTimeoutError("connect", strerror=os.strerror(number))
+    if number == errno.EBADF:
+        return SocketClosedError()
+    return SocketConnectionError(errno=number)
+
+
+class Connect:
+    """An attempt to connect *sock* to a native address, to be called until it is done."""
+
+    __slots__ = ("_address", "_begun", "_sock")
+
+    def __init__(self, sock: _socket.socket, address: Any) -> None:
+        self._sock = sock
+        self._address = address
+        self._begun = False
+
+    def __call__(self) -> Want | None:
+        """Begin, or look whether it is done; raises `SocketConnectionError` and kin."""
+        if not self._begun:
+            return self._begin()
+        number = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if number:
+            raise connect_error(number)
+        try:
+            self._sock.getpeername()
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                # A report that was meant for an earlier descriptor of this number.
+                return WANT_WRITE
+            raise connect_error(error.errno or 0) from None
+        return None
+
+    def _begin(self) -> Want | None:
+        try:
+            self._sock.connect(self._address)
+        except BlockingIOError as error:
+            if error.errno != errno.EINPROGRESS:
+                # A UNIX socket whose listener's queue is full: nothing would tell when
+                # there is room.
+                raise connect_error(error.errno or errno.EAGAIN) from None
+            self._begun = True
+            return WANT_WRITE
+        except OSError as error:
+            if error.errno is None:
+                raise SocketConnectionError(strerror=str(error)) from None
+            raise connect_error(error.errno) from None
+        return None

@@ -1,0 +1,419 @@
+"""
+The exception tree: every failure that this package reports, told apart by class.
+
+Each class is also what a caller of Twisted or of the standard library
+already catches: `SocketConnectionRefusedError` is a
+`twisted.internet.error.ConnectionRefusedError` and the builtin
+`ConnectionRefusedError`. Constructors take what makes the error up and keep
+it as attributes; all of them survive `copy` and `pickle`, except that the
+``socket`` (or port) they speak of is left behind.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+import socket as _socket
+import ssl as _ssl
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import error as _error
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from .addresses import SocketAddress
+
+__all__ = [
+    "CertificateVerificationError",
+    "HostNotFoundError",
+    "NetsockError",
+    "SocketBindError",
+    "SocketBusyError",
+    "SocketClosedError",
+    "SocketConnectionError",
+    "SocketConnectionLostError",
+    "SocketConnectionRefusedError",
+    "SocketConnectionTimeoutError",
+    "SocketError",
+    "SocketIncompleteReadError",
+    "SocketPortError",
+    "SocketReadTimeoutError",
+    "SocketWriteTimeoutError",
+    "TLSError",
+    "TLSHandshakeError",
+    "TLSTruncatedError",
+]
+
+_LEFT_BEHIND = frozenset({"socket"})
+"""Attributes that a copy or a pickle of an error does not carry."""
+
+
+def _restore(
+    cls: type[NetsockError],
+    args: tuple[Any, ...],
+    state: dict[str, Any],
+) -> NetsockError:
+    """Rebuild an error from what `NetsockError.__reduce__` kept of it."""
+    rebuilt = cls.__new__(cls)
+    if isinstance(rebuilt, OSError):
+        OSError.__init__(rebuilt, *args)
+    else:
+        rebuilt.args = args
+    rebuilt.__dict__.update(state)
+    return rebuilt
+
+
+class NetsockError(Exception):
+    """The root of every error of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep class, arguments and attributes, whatever the constructors take."""
+        state = {k: v for k, v in self.__dict__.items() if k not in _LEFT_BEHIND}
+        return _restore, (type(self), self.args, state)
+
+
+class HostNotFoundError(NetsockError, _error.DNSLookupError, _socket.gaierror):
+    """
+    A name could not be looked up.
+
+    Attributes:
+        node: The host name as it was asked for, or `None`.
+        service: The service as it was asked for, or `None`.
+        errno: The ``EAI_…`` code of `socket.getaddrinfo`.
+    """
+
+    def __init__(
+        self,
+        node: str | None,
+        service: str | int | None,
+        *,
+        errno: int = _socket.EAI_NONAME,
+        strerror: str | None = None,
+    ) -> None:
+        self.node = node
+        self.service = service
+        OSError.__init__(self, errno, strerror or "Name or service not known")
+
+    def __str__(self) -> str:
+        return f"cannot look up {self.node!r}, service {self.service!r}: {self.strerror}"
+
+
+class SocketError(NetsockError, OSError):
+    """
+    An operation on a socket failed.
+
+    Attributes:
+        socket: The socket it failed on, or `None` where there was none yet.
+        errno: The operating system's error number, or `None`.
+        strerror: What happened, in words.
+    """
+
+    default_errno: int | None = None
+    default_strerror = "The operation on the socket failed"
+
+    def __init__(
+        self,
+        socket: object = None,
+        errno: int | None = None,
+        strerror: str | None = None,
+    ) -> None:
+        self.socket = socket
+        if errno is None:
+            errno = self.default_errno
+        elif strerror is None:
+            strerror = os.strerror(errno)
+        OSError.__init__(self, errno, strerror or self.default_strerror)
+
+    def __str__(self) -> str:
+        if self.errno is None:
+            return str(self.strerror)
+        return f"[Errno {self.errno}] {self.strerror}"
+
+
+class SocketConnectionError(SocketError, _error.ConnectError):
+    """
+    No connection could be made.
+
+    Attributes:
+        attempts: Every address that was tried, with the error it gave.
+        osError: The last error of the operating system, where there was one.
+    """
+
+    default_strerror = "The connection could not be made"
+
+    def __init__(
+        self,
+        attempts: Sequence[tuple[SocketAddress, Exception]] = (),
+        *,
+        socket: object = None,
+        errno: int | None = None,
+        strerror: str | None = None,
+    ) -> None:
+        self.attempts = tuple(attempts)
+        last = self.attempts[-1][1] if self.attempts else None
+        self.osError = last if isinstance(last, OSError) else None
+        if errno is None and self.osError is not None:
+            errno = self.osError.errno
+            strerror = strerror or self.osError.strerror
+        SocketError.__init__(self, socket, errno, strerror)
+
+    def __str__(self) -> str:
+        tried = "; ".join(f"{address}: {why}" for address, why in self.attempts)
+        head = SocketError.__str__(self)
+        return f"{head} (tried {tried})" if tried else head
+
+
+class SocketConnectionTimeoutError(SocketConnectionError, _error.TimeoutError, TimeoutError):
+    """
+    No connection was made within `connection_timeout` or `handshake_timeout`.
+
+    Attributes:
+        stage: What was under way: ``"look-up"``, ``"connect"`` or ``"handshake"``.
+    """
+
+    default_errno = _errno.ETIMEDOUT
+
+    def __init__(
+        self,
+        stage: str = "connect",
+        *,
+        attempts: Sequence[tuple[SocketAddress, Exception]] = (),
+        socket: object = None,
+        errno: int | None = _errno.ETIMEDOUT,
+        strerror: str | None = None,
+    ) -> None:
+        self.stage = stage
+        SocketConnectionError.__init__(
+            self,
+            attempts,
+            socket=socket,
+            errno=errno,
+            strerror=strerror or f"The connection timed out during the {stage}",
+        )
+
+
+class SocketConnectionRefusedError(
+    SocketConnectionError, _error.ConnectionRefusedError, ConnectionRefusedError
+):
+    """Every address that was reached refused the connection."""
+
+    default_errno = _errno.ECONNREFUSED
+    default_strerror = "The connection was refused"
+
+
+class SocketConnectionLostError(SocketError, _error.ConnectionLost, ConnectionResetError):
+    """The peer or the network broke an established connection."""
+
+    default_errno = _errno.ECONNRESET
+    default_strerror = "The connection was lost"
+
+
+class SocketReadTimeoutError(SocketError, TimeoutError):
+    """Nothing arrived within `read_timeout`."""
+
+    default_errno = _errno.ETIMEDOUT
+    default_strerror = "Nothing arrived within the read time-out"
+
+
+class SocketWriteTimeoutError(SocketError, TimeoutError):
+    """Nothing could be sent within `write_timeout`."""
+
+    default_errno = _errno.ETIMEDOUT
+    default_strerror = "Nothing could be sent within the write time-out"
+
+
+class SocketBindError(SocketError, _error.CannotListenError):
+    """
+    An address could not be bound or listened on.
+
+    Attributes:
+        interface: The host, path or `None` (every interface) that was asked for.
+        port: The port that was asked for.
+        socketError: The error that the operating system gave, or `None`.
+    """
+
+    default_strerror = "The address could not be bound"
+
+    def __init__(
+        self,
+        interface: str | None,
+        port: str | int | None,
+        *,
+        socket: object = None,
+        errno: int | None = None,
+        strerror: str | None = None,
+        cause: OSError | None = None,
+    ) -> None:
+        self.interface = interface
+        self.port = port
+        self.socketError = cause
+        if cause is not None and errno is None:
+            errno = cause.errno
+            strerror = strerror or cause.strerror
+        SocketError.__init__(self, socket, errno, strerror)
+
+    def __str__(self) -> str:
+        where = self.interface or "every interface"
+        at = "" if self.port is None else f", port {self.port}"
+        return f"cannot listen on {where}{at}: {SocketError.__str__(self)}"
+
+
+class SocketClosedError(SocketError):
+    """The socket was closed on this side."""
+
+    default_errno = _errno.EBADF
+    default_strerror = "The socket is closed"
+
+
+class SocketBusyError(SocketError):
+    """Another operation of the same direction is waiting on this socket."""
+
+    default_errno = _errno.EBUSY
+    default_strerror = "Another operation of the same direction is waiting on this socket"
+
+
+class SocketPortError(SocketError):
+    """
+    A port cannot do what was asked, or stands in the way of it.
+
+    Attributes:
+        port: The port object.
+    """
+
+    default_strerror = "The port cannot do this"
+
+    def __init__(
+        self,
+        port: object = None,
+        *,
+        socket: object = None,
+        errno: int | None = None,
+        strerror: str | None = None,
+    ) -> None:
+        self.port = port
+        SocketError.__init__(self, socket, errno, strerror)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the port behind, as the socket is: neither can be copied."""
+        rebuild, (cls, args, state) = super().__reduce__()
+        return rebuild, (cls, args, {**state, "port": None})
+
+
+class SocketIncompleteReadError(SocketPortError, EOFError):
+    """
+    The stream ended before as much had been read as was asked for.
+
+    Attributes:
+        partial: The bytes that had arrived.
+        expected: The number of bytes asked for, or `None` where a delimiter was.
+    """
+
+    def __init__(
+        self,
+        partial: bytes,
+        expected: int | None,
+        *,
+        port: object = None,
+        socket: object = None,
+    ) -> None:
+        self.partial = partial
+        self.expected = expected
+        wanted = "more" if expected is None else f"{expected}"
+        SocketPortError.__init__(
+            self,
+            port,
+            socket=socket,
+            strerror=f"The stream ended after {len(partial)} of {wanted} bytes",
+        )
+
+
+class TLSError(SocketError, _ssl.SSLError):
+    """
+    TLS failed.
+
+    Attributes:
+        alert: The alert that was received, in words (``"handshake failure"``),
+            or `None`.
+        reason: OpenSSL's reason, in words.
+    """
+
+    default_strerror = "TLS failed"
+
+    def __init__(
+        self,
+        alert: str | None = None,
+        reason: str | None = None,
+        *,
+        socket: object = None,
+        errno: int | None = None,
+        strerror: str | None = None,
+    ) -> None:
+        self.alert = alert
+        self.reason = reason or ""
+        self.library = "SSL"
+        if strerror is None:
+            told = f"alert from the peer: {alert}" if alert else reason
+            strerror = f"{self.default_strerror}: {told}" if told else None
+        SocketError.__init__(self, socket, errno, strerror)
+
+    def __str__(self) -> str:
+        return SocketError.__str__(self)
+
+
+class TLSHandshakeError(TLSError):
+    """The handshake failed for another reason than the peer's certificate."""
+
+    default_strerror = "The TLS handshake failed"
+
+
+class CertificateVerificationError(TLSError, _ssl.SSLCertVerificationError):
+    """
+    The peer's certificate was refused on this side.
+
+    Attributes:
+        depth: The place in the chain: 0 is the peer's own certificate.
+        reason: Why, in words.
+        certificate: The certificate that was refused, or `None`.
+        verify_code: OpenSSL's verification code.
+    """
+
+    default_strerror = "The peer's certificate was refused"
+
+    def __init__(
+        self,
+        depth: int,
+        reason: str,
+        certificate: x509.Certificate | None,
+        *,
+        code: int = 1,
+        socket: object = None,
+    ) -> None:
+        self.depth = depth
+        self.certificate = certificate
+        self.verify_code = code
+        self.verify_message = reason
+        TLSError.__init__(
+            self,
+            reason=reason,
+            socket=socket,
+            strerror=f"{self.default_strerror} (depth {depth}): {reason}",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the certificate behind: it cannot be pickled."""
+        rebuild, (cls, args, state) = super().__reduce__()
+        return rebuild, (cls, args, {**state, "certificate": None})
+
+
+class TLSTruncatedError(TLSError, _error.ConnectionLost):
+    """
+    The peer went away without close_notify.
+
+    What had arrived may have been cut short by an attacker (RFC 8446,
+    section 6.1).
+    """
+
+    default_errno = _errno.ECONNRESET
+    default_strerror = "The peer closed the connection without close_notify"

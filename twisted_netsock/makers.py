@@ -1,0 +1,259 @@
+"""The makers of ``(net socket)``: from a node, a service and options to a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from .connecting import check_listening, check_target, connect, listen
+from .contexts import ClientContextFactory, ServerContextFactory, server_records
+from .descriptors import PlainDescriptor
+from .options import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    require_client_flags,
+    require_reactor_mode,
+    require_record,
+)
+from .readiness import poller_for
+from .sockets import Socket, current_reactor
+from .tls_sockets import TLSSocket
+
+__all__ = [
+    "make_client_socket",
+    "make_client_tls_socket",
+    "make_server_socket",
+    "make_server_tls_socket",
+    "socket_options_to_client_socket",
+]
+
+
+def make_client_socket(
+    node: str,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    reactor: Any = None,
+) -> Deferred[Socket]:
+    """
+    Connect to *node* and *service* (``make-client-socket``).
+
+    Args:
+        node: A host name, a numeric address, or (``AF_UNIX``) a path.
+        service: A service's name or a port; `None` with ``AF_UNIX``.
+        options: A plain `SocketOptions`; its defaults if `None`.
+        reactor: The installed one if `None`.
+
+    Returns:
+        The connected socket, which is the caller's to close.
+
+    Raises:
+        TypeError: *options* is a record for TLS, or no record.
+        ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set; or
+            *non_blocking* is `False`.
+
+    Errors:
+        HostNotFoundError: There is no such node or service.
+        SocketConnectionRefusedError: Every address reached refused.
+        SocketConnectionTimeoutError: `connection_timeout` passed.
+        SocketConnectionError: No address could be connected to.
+
+    Cancelling:
+        Fails with `CancelledError` at every stage, and leaves nothing behind.
+    """
+    checked = require_record(
+        options or SocketOptions(), SocketOptions, TLSSocketOptions, "use make_client_tls_socket"
+    )
+    _check_client(node, service, checked)
+    reactor = current_reactor(reactor)
+    return connect(reactor, node, service, checked).addCallback(
+        lambda made: Socket(
+            reactor, made.watch, made.descriptor, node=node, service=service, options=checked
+        )
+    )
+
+
+def _check_client(node: str, service: str | int | None, options: SocketOptions) -> None:
+    require_reactor_mode(options)
+    require_client_flags(options)
+    check_target(node, service, options)
+
+
+def make_client_tls_socket(
+    node: str,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    reactor: Any = None,
+) -> Deferred[TLSSocket]:
+    """
+    Connect to *node* and *service*, and speak TLS (``make-client-tls-socket``).
+
+    Args:
+        node: A host name, a numeric address, or (``AF_UNIX``) a path. What is
+            verified, unless the options have `sni`.
+        service: A service's name or a port; `None` with ``AF_UNIX``.
+        options: A `TLSSocketOptions`, or a plain record, whose connection then
+            has the defaults of TLS.
+        reactor: The installed one if `None`.
+
+    Returns:
+        The connected socket, after the handshake and the verification of the
+        server, unless the options say ``handshake=False``. The caller's to close.
+
+    Raises:
+        TypeError: *options* is a server's record, or no record.
+        ValueError: As `make_client_socket`; or a certificate or key cannot be used.
+
+    Errors:
+        As `make_client_socket`, and
+        CertificateVerificationError: The server's certificate is not good.
+        TLSHandshakeError: Anything else that TLS did not like.
+
+    Cancelling:
+        Fails with `CancelledError` at every stage, and leaves nothing behind.
+    """
+    record = require_record(
+        options or TLSSocketOptions(),
+        SocketOptions,
+        ServerTLSSocketOptions,
+        "for a server use make_server_tls_socket",
+    )
+    checked = (
+        record
+        if isinstance(record, TLSSocketOptions)
+        else TLSSocketOptions.from_options(record)
+    )
+    _check_client(node, service, checked)
+    reactor = current_reactor(reactor)
+    factory = ClientContextFactory(checked, node)
+    return connect(reactor, node, service, checked, factory).addCallback(
+        lambda made: TLSSocket(
+            reactor, made.watch, made.descriptor, node=node, service=service, options=checked
+        )
+    )
+
+
+def make_server_socket(
+    node: str | None,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    reactor: Any = None,
+) -> Deferred[Socket]:
+    """
+    Listen on *node* and *service* (``make-server-socket``).
+
+    Args:
+        node: A name (its first address is bound), a numeric address, a path, or
+            `None` for every interface, IPv4 and IPv6.
+        service: A service's name or a port; 0 lets the kernel choose.
+        options: A plain `SocketOptions`; its defaults if `None`.
+        reactor: The installed one if `None`.
+
+    Returns:
+        The listening socket (of datagrams: the bound one), the caller's to close.
+
+    Raises:
+        TypeError: *options* is a record for TLS, or no record.
+        ValueError: *node* or *service* is none, or *non_blocking* is `False`.
+
+    Errors:
+        HostNotFoundError: There is no such node or service.
+        SocketBindError: The address is taken, or not ours to bind.
+
+    Cancelling:
+        Fails with `CancelledError`; nothing is bound.
+    """
+    checked = require_record(
+        options or SocketOptions(), SocketOptions, TLSSocketOptions, "use make_server_tls_socket"
+    )
+    require_reactor_mode(checked)
+    check_listening(node, service, checked)
+    reactor = current_reactor(reactor)
+    poller = poller_for(reactor)
+    return listen(reactor, node, service, checked).addCallback(
+        lambda made: Socket(
+            reactor,
+            poller.watch(made[0].fileno()),
+            PlainDescriptor(made[0]),
+            node=node,
+            service=service,
+            options=checked,
+        )
+    )
+
+
+def make_server_tls_socket(
+    node: str | None,
+    service: str | int | None,
+    options: ServerTLSSocketOptions | Iterable[ServerTLSSocketOptions],
+    *,
+    reactor: Any = None,
+) -> Deferred[TLSSocket]:
+    """
+    Listen on *node* and *service* for TLS (``make-server-tls-socket``).
+
+    Args:
+        node: As `make_server_socket`.
+        service: As `make_server_socket`.
+        options: One `ServerTLSSocketOptions`, or several, chosen by the name
+            that a client asks for. The socket's own options are the first's.
+        reactor: The installed one if `None`.
+
+    Returns:
+        The listening socket, the caller's to close. Its `accept` fires with
+        connections whose handshake is done.
+
+    Raises:
+        TypeError: A record is no server's.
+        ValueError: As `make_server_socket`; or there is no certificate or key,
+            or it cannot be used; or the records cannot be served together.
+
+    Errors:
+        As `make_server_socket`.
+
+    Cancelling:
+        Fails with `CancelledError`; nothing is bound.
+    """
+    records = server_records(options)
+    first = records[0]
+    require_reactor_mode(first)
+    check_listening(node, service, first)
+    factory = ServerContextFactory(records)
+    reactor = current_reactor(reactor)
+    poller = poller_for(reactor)
+    return listen(reactor, node, service, first).addCallback(
+        lambda made: TLSSocket(
+            reactor,
+            poller.watch(made[0].fileno()),
+            PlainDescriptor(made[0]),
+            node=node,
+            service=service,
+            options=first,
+            factory=factory,
+        )
+    )
+
+
+def socket_options_to_client_socket(
+    options: SocketOptions, node: str, service: str | int | None, *, reactor: Any = None
+) -> Deferred[Socket]:
+    """
+    Connect as the class of *options* says (``socket-options->client-socket``).
+
+    A `TLSSocketOptions` makes a `TLSSocket`, a plain record a `Socket`; see
+    `make_client_tls_socket` and `make_client_socket` for everything else.
+
+    Raises:
+        TypeError: *options* is a server's record, or no record.
+    """
+    if isinstance(options, TLSSocketOptions):
+        made: Deferred[Any] = make_client_tls_socket(node, service, options, reactor=reactor)
+    else:
+        require_record(options, SocketOptions, None, "give an option record")
+        made = make_client_socket(node, service, options, reactor=reactor)
+    return made

@@ -1,0 +1,53 @@
+"""Host names and addresses as text: what is which, and how it is written on the wire."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import idna
+
+__all__ = ["host_to_ascii", "is_ip_address", "reference_identity", "strip_zone"]
+
+
+def strip_zone(host: str) -> str:
+    """Return *host* without an IPv6 zone (``fe80::1%eth0``; RFC 4007, section 11)."""
+    return host.partition("%")[0]
+
+
+def is_ip_address(host: str) -> bool:
+    """Tell whether *host* is a numeric IPv4 or IPv6 address, with or without a zone."""
+    try:
+        ipaddress.ip_address(strip_zone(host))
+    except ValueError:
+        return False
+    return True
+
+
+def host_to_ascii(host: str) -> str:
+    """
+    Return the A-label form of *host*, in lower case.
+
+    Names of ASCII characters are taken as they are: the DNS knows more of them
+    (underscores) than IDNA does.
+
+    Raises:
+        ValueError: *host* is no name that IDNA (RFC 5891, by way of UTS 46) can encode.
+    """
+    if host.isascii():
+        return host.lower()
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError as error:
+        raise ValueError(f"{host!r} is not a valid host name: {error}") from None
+
+
+def reference_identity(host: str) -> str:
+    """
+    Return *host* as it is compared with a certificate and sent as SNI.
+
+    That is without zone, without the trailing dot of an absolute name
+    (RFC 6066, section 3), and as A-labels.
+    """
+    if is_ip_address(host):
+        return str(ipaddress.ip_address(strip_zone(host)))
+    return host_to_ascii(host).removesuffix(".")

@@ -1,0 +1,444 @@
+"""
+Option records: frozen values that say how a socket is made.
+
+`SocketOptions` < `TLSSocketOptions` < `ServerTLSSocketOptions`, as in the
+``(net socket)`` library. A record is checked when it is built, and the error
+names the field, the value and what is allowed; the files it names are read when
+a socket, an endpoint or a context is made of it.
+
+This module does no I/O and loads no TLS library.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl as _ssl
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import cache
+from socket import (
+    AF_UNIX,
+    AF_UNSPEC,
+    AI_PASSIVE,
+    SOCK_STREAM,
+    AddressFamily,
+    SocketKind,
+)
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+)
+
+import attrs
+
+from . import _validation as check
+from .names import is_ip_address
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+__all__ = [
+    "ServerTLSSocketOptions",
+    "SocketOptions",
+    "TLSSocketOptions",
+    "VerifyResult",
+    "is_server_tls_socket_options",
+    "is_socket_options",
+    "is_tls_socket_options",
+]
+
+
+class VerifyResult(NamedTuple):
+    """
+    OpenSSL's verdict on one certificate of a chain.
+
+    Attributes:
+        code: ``X509_V_OK`` (0) or the number of the error.
+        text: The verdict in words.
+    """
+
+    code: int
+    text: str
+
+
+CertificateVerifier: TypeAlias = "Callable[[int, VerifyResult, x509.Certificate], bool | None]"
+"""Called with depth, verdict and certificate; `None` keeps the verdict."""
+
+Verifier: TypeAlias = "CertificateVerifier | Literal[False] | None"
+Path: TypeAlias = "str | os.PathLike[str]"
+CertificateSource: TypeAlias = "Path | bytes | bytearray | x509.Certificate"
+"""A path, or content (PEM, DER or PKCS#12), or a certificate."""
+
+KeySource: TypeAlias = "Path | bytes | bytearray | PrivateKeyTypes"
+"""A path, or content (PEM, DER or PKCS#12), or a private key."""
+
+SocketOption: TypeAlias = "tuple[int, int, int | bytes]"
+"""Level, name and value, as `socket.socket.setsockopt` takes them."""
+
+LocalAddress: TypeAlias = "tuple[str, int]"
+Version: TypeAlias = 'Literal["TLSv1.2", "TLSv1.3"] | _ssl.TLSVersion'
+AnyOptions = TypeVar("AnyOptions", bound="SocketOptions")
+
+
+class SocketOptionFields(TypedDict, total=False):
+    """What `SocketOptions` takes, for type checkers."""
+
+    ai_family: int
+    ai_socktype: int
+    ai_flags: int
+    ai_protocol: int
+    non_blocking: bool
+    connection_timeout: timedelta | int | None
+    read_timeout: timedelta | None
+    write_timeout: timedelta | None
+    local_address: str | LocalAddress | None
+    socket_options: SocketOption | Iterable[SocketOption]
+    backlog: int
+    reuse_port: bool
+    v6_only: bool
+
+
+class TLSSocketOptionFields(SocketOptionFields, total=False):
+    """What `TLSSocketOptions` takes, for type checkers."""
+
+    handshake: bool
+    private_key: KeySource | None
+    private_key_password: str | bytes | None
+    certificates: CertificateSource | Iterable[CertificateSource] | None
+    certificate_verifier: Verifier
+    trusted_certificates: CertificateSource | Iterable[CertificateSource] | None
+    sni: str | Iterable[str] | None
+    alpn: str | Iterable[str] | None
+    minimum_version: Version
+    maximum_version: Version | None
+    handshake_timeout: timedelta | None
+    close_timeout: timedelta
+    keylog_file: Path | None
+
+
+class ServerTLSSocketOptionFields(TLSSocketOptionFields, total=False):
+    """What `ServerTLSSocketOptions` takes, for type checkers."""
+
+    client_certificate_required: bool
+
+
+def _field(
+    default: Any,
+    converter: Callable[[Any, str], Any],
+    kind: str | None,
+    *,
+    secret: bool = False,
+) -> Any:
+    """
+    Declare one option: its default, its check, and the kind of its text form.
+
+    *kind* is what endpoint strings go by (`twisted_netsock.strings`); `None`
+    keeps the option out of them. *secret* keeps its value out of every text.
+    """
+    return attrs.field(
+        default=default,
+        converter=attrs.Converter(  # type: ignore[misc]
+            lambda value, field: converter(value, field.name), takes_field=True
+        ),
+        metadata={"kind": kind, "secret": secret},
+    )
+
+
+@cache
+def _defaults(cls: type[SocketOptions]) -> dict[str, object]:
+    """Return the default of each field of *cls*, as a record stores it."""
+    record = cls()
+    return {field.name: getattr(record, field.name) for field in attrs.fields(cls)}
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class SocketOptions:
+    """
+    How a plain socket is made (``socket-options-builder``).
+
+    Args:
+        ai_family: ``AF_UNSPEC`` (IPv4 and IPv6), ``AF_INET``, ``AF_INET6`` or
+            ``AF_UNIX``.
+        ai_socktype: ``SOCK_STREAM``, ``SOCK_DGRAM`` or ``SOCK_RAW``.
+        ai_flags: ``AI_…`` flags of the look-up.
+        ai_protocol: A protocol number (262 is Multipath TCP), or 0.
+        non_blocking: On the reactor a socket never blocks: only `True` is taken
+            there. `twisted_netsock.blocking` takes both and always waits.
+        connection_timeout: Time for look-up, every attempt and the TLS
+            handshake together, on clients: a `timedelta`, an `int` of
+            *microseconds* (at least 100,000), or `None` for no limit.
+        read_timeout: How long a receive waits for its first byte, or `None` for
+            no limit. On a server it holds for accepted sockets.
+        write_timeout: How long a send waits until the kernel takes another
+            byte, or `None` for no limit.
+        local_address: What to bind before connecting: a host, or a host and a
+            port.
+        socket_options: Level, name and value of each option to set before
+            connect or bind. ``TCP_NODELAY`` is on unless it is turned off here.
+        backlog: How many connections the kernel queues for a server.
+        reuse_port: Set ``SO_REUSEPORT``: several processes share a port.
+        v6_only: Listen on IPv6 only where a server listens on every interface.
+    """
+
+    ai_family: AddressFamily = _field(AF_UNSPEC, check.family, "family")
+    ai_socktype: SocketKind = _field(SOCK_STREAM, check.socket_kind, "socktype")
+    ai_flags: int = _field(0, check.non_negative, "flags")
+    ai_protocol: int = _field(0, check.non_negative, "integer")
+    non_blocking: bool = _field(True, check.boolean, "boolean")
+    connection_timeout: timedelta | None = _field(None, check.connection_timeout, "duration")
+    read_timeout: timedelta | None = _field(None, check.optional_duration, "duration")
+    write_timeout: timedelta | None = _field(None, check.optional_duration, "duration")
+    local_address: LocalAddress | None = _field(None, check.local_address, "local_address")
+    socket_options: tuple[SocketOption, ...] = _field((), check.socket_options, None)
+    backlog: int = _field(128, check.non_negative, "integer")
+    reuse_port: bool = _field(False, check.boolean, "boolean")
+    v6_only: bool = _field(False, check.boolean, "boolean")
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[SocketOptionFields]) -> None: ...
+
+    def replace(self, **changes: Unpack[SocketOptionFields]) -> Self:
+        """
+        Return a copy with *changes* made (the ``(from options)`` of the builders).
+
+        Raises:
+            TypeError: A field is unknown, or its value of the wrong type.
+            ValueError: A value is not allowed.
+        """
+        return attrs.evolve(self, **changes)  # type: ignore[misc]
+
+    @classmethod
+    def from_options(cls, options: SocketOptions, **changes: Unpack[SocketOptionFields]) -> Self:
+        """
+        Return a record of this class with the fields that *options* shares with it.
+
+        Works up the tree (a plain record becomes a TLS one) and down (what
+        only the richer record has is left out). A field that *options* has left
+        at its default takes the default of this class.
+
+        Raises:
+            TypeError: *options* is no record, or a field of *changes* unknown.
+            ValueError: A value is not allowed.
+        """
+        if not isinstance(options, SocketOptions):
+            raise TypeError(f"options must be a SocketOptions record, not {options!r}")
+        theirs = _defaults(type(options))
+        ours = {field.name for field in attrs.fields(cls)}
+        shared = {
+            name: getattr(options, name)
+            for name, default in theirs.items()
+            if name in ours and getattr(options, name) != default
+        }
+        return cls(**{**shared, **changes})
+
+    def __repr__(self) -> str:
+        """Show what differs from the defaults, and nothing that is secret."""
+        shown = []
+        for field in attrs.fields(type(self)):
+            value = getattr(self, field.name)
+            if value != _defaults(type(self))[field.name]:
+                secret = field.metadata["secret"]
+                shown.append(f"{field.name}={check.redacted(value) if secret else repr(value)}")
+        if getattr(self, "certificate_verifier", None) is False:
+            shown.append("UNVERIFIED")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class TLSSocketOptions(SocketOptions):
+    """
+    How a TLS socket is made (``tls-socket-options-builder``), beside `SocketOptions`.
+
+    Args:
+        handshake: Shake hands before the socket is handed over. With `False`
+            `TLSSocket.handshake` is the caller's to call.
+        private_key: A path, content as `bytes` (PEM, DER, PKCS#12) or a
+            ``cryptography`` key. Needs *certificates*.
+        private_key_password: What decrypts *private_key* or a PKCS#12.
+        certificates: Our certificate and those that lead to its authority, leaf
+            first: one or several paths, contents or ``cryptography``
+            certificates. A source that holds a key as well brings it.
+        certificate_verifier: `None` verifies; `False` verifies nothing and
+            says so; a callable is asked about each verdict and returns `None`
+            to keep it, `False` to refuse, `True` to accept that one error.
+        trusted_certificates: The authorities to believe; the platform's list if
+            `None`.
+        sni: The name to send and to verify instead of the node; ``()`` sends
+            none and verifies the node.
+        alpn: Application protocols to offer, the preferred first.
+        minimum_version: The oldest TLS version to speak: TLS 1.2 or 1.3.
+        maximum_version: The newest, or `None` for the newest there is.
+        handshake_timeout: Time for the handshake, or `None` for no limit.
+        close_timeout: Time for the peer's half of the goodbye.
+        keylog_file: A file to append session secrets to, for debugging.
+    """
+
+    handshake: bool = _field(True, check.boolean, None)
+    private_key: KeySource | None = _field(None, check.key_source, "path", secret=True)
+    private_key_password: bytes | None = _field(None, check.password, None, secret=True)
+    certificates: tuple[CertificateSource, ...] | None = _field(
+        None, check.certificate_sources, "paths", secret=True
+    )
+    certificate_verifier: Verifier = _field(None, check.verifier, "verifier")
+    trusted_certificates: tuple[CertificateSource, ...] | None = _field(
+        None, check.certificate_sources, "paths", secret=True
+    )
+    sni: tuple[str, ...] | None = _field(None, check.server_names, "names")
+    alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "names")
+    minimum_version: _ssl.TLSVersion = _field(
+        _ssl.TLSVersion.TLSv1_2, check.tls_version, "version"
+    )
+    maximum_version: _ssl.TLSVersion | None = _field(None, check.optional_tls_version, "version")
+    handshake_timeout: timedelta | None = _field(
+        timedelta(seconds=30), check.optional_duration, "duration"
+    )
+    close_timeout: timedelta = _field(timedelta(seconds=5), check.duration, "duration")
+    keylog_file: str | None = _field(None, check.optional_path, "path")
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[TLSSocketOptionFields]) -> None: ...
+
+        def replace(self, **changes: Unpack[TLSSocketOptionFields]) -> Self: ...
+
+        @classmethod
+        def from_options(
+            cls, options: SocketOptions, **changes: Unpack[TLSSocketOptionFields]
+        ) -> Self: ...
+
+    def __attrs_post_init__(self) -> None:
+        """Check what concerns more than one field."""
+        if self.private_key is not None and self.certificates is None:
+            raise ValueError("private_key needs certificates: it proves nothing without one")
+        if self.maximum_version is not None and self.maximum_version < self.minimum_version:
+            raise ValueError(
+                f"maximum_version ({self.maximum_version.name}) must not be older than "
+                f"minimum_version ({self.minimum_version.name})"
+            )
+        self._check_role()
+
+    def _check_role(self) -> None:
+        """Check what holds for one side of a connection only: here, the client's."""
+        if self.sni is not None and len(self.sni) > 1:
+            raise ValueError(f"sni={self.sni!r}: a client sends one name, not {len(self.sni)}")
+        if self.sni and self.sni[0].startswith("*"):
+            raise ValueError(f"sni={self.sni!r}: a client cannot ask for a wildcard")
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ServerTLSSocketOptions(TLSSocketOptions):
+    """
+    How a TLS server's socket is made (``server-tls-socket-options-builder``).
+
+    Beside what `TLSSocketOptions` takes, where *sni* is the names that this
+    record answers (``*.example.com`` too), `None` for all that no other record
+    lists, and *trusted_certificates* has no default.
+
+    Args:
+        client_certificate_required: Refuse clients without a certificate that
+            verifies against *trusted_certificates*.
+    """
+
+    client_certificate_required: bool = _field(False, check.boolean, "boolean")
+    handshake_timeout: timedelta | None = _field(
+        timedelta(seconds=10), check.optional_duration, "duration"
+    )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[ServerTLSSocketOptionFields]) -> None: ...
+
+        def replace(self, **changes: Unpack[ServerTLSSocketOptionFields]) -> Self: ...
+
+        @classmethod
+        def from_options(
+            cls, options: SocketOptions, **changes: Unpack[ServerTLSSocketOptionFields]
+        ) -> Self: ...
+
+    def _check_role(self) -> None:
+        if self.sni == ():
+            raise ValueError("sni=() must list at least one name on a server, or be None")
+        if self.sni is not None and any(is_ip_address(name) for name in self.sni):
+            raise ValueError(f"sni={self.sni!r}: clients never send an address as server name")
+        if not self.client_certificate_required:
+            return
+        if self.certificate_verifier is False:
+            raise ValueError(
+                "client_certificate_required=True with certificate_verifier=False "
+                "would accept anybody's certificate"
+            )
+        if self.trusted_certificates is None and self.certificate_verifier is None:
+            raise ValueError(
+                "client_certificate_required=True needs trusted_certificates (a server never "
+                "trusts the platform's list for clients) or a certificate_verifier"
+            )
+
+
+def is_socket_options(o: object) -> bool:
+    """Tell whether *o* is an option record of any of the three classes (``socket-options?``)."""
+    return isinstance(o, SocketOptions)
+
+
+def is_tls_socket_options(o: object) -> bool:
+    """Tell whether *o* is a record for TLS, a server's too (``tls-socket-options?``)."""
+    return isinstance(o, TLSSocketOptions)
+
+
+def is_server_tls_socket_options(o: object) -> bool:
+    """Tell whether *o* is a record for a TLS server (``server-tls-socket-options?``)."""
+    return isinstance(o, ServerTLSSocketOptions)
+
+
+def require_record(
+    options: object, expected: type[AnyOptions], refused: type[SocketOptions] | None, use: str
+) -> AnyOptions:
+    """
+    Return *options* if it is an *expected* and no *refused* record.
+
+    A TLS record must never end in plain text, nor a client's on a server.
+
+    Raises:
+        TypeError: It is another; *use* says which function takes it.
+    """
+    if isinstance(options, expected) and not (refused and isinstance(options, refused)):
+        return options
+    raise TypeError(f"options must be a {expected.__name__}, not {options!r}; {use}")
+
+
+def require_client_flags(options: SocketOptions) -> None:
+    """
+    Refuse what only makes sense for a server.
+
+    Raises:
+        ValueError: ``AI_PASSIVE`` is among the flags.
+    """
+    if options.ai_flags & AI_PASSIVE:
+        raise ValueError(f"ai_flags={options.ai_flags}: AI_PASSIVE is for servers")
+
+
+def require_reactor_mode(options: SocketOptions) -> None:
+    """
+    Refuse a record that asks for a blocking socket.
+
+    Raises:
+        ValueError: *non_blocking* is `False`.
+    """
+    if not options.non_blocking:
+        raise ValueError(
+            "non_blocking=False: a socket on the reactor never blocks; "
+            "for calls that wait, use twisted_netsock.blocking"
+        )
+
+
+def is_unix(options: SocketOptions) -> bool:
+    """Tell whether *options* is about UNIX sockets, whose node is a path."""
+    return options.ai_family == AF_UNIX

@@ -1,0 +1,325 @@
+"""
+Name look-up: `socket.getaddrinfo` as a Deferred, in daemon threads of our own.
+
+Not in the reactor's thread pool: there a look-up that hangs holds up the exit
+of the process, and ten of them starve everything else that uses the pool.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as _socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from socket import AF_INET, AF_INET6, AF_UNSPEC, SOCK_STREAM, AddressFamily, SocketKind
+from typing import Any, cast
+
+from twisted.internet._resolver import GAIResolver
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IHostnameResolver,
+    IHostResolution,
+    IReactorFromThreads,
+    IResolutionReceiver,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .addresses import AddressInfo, SocketAddress
+from .errors import HostNotFoundError
+from .names import host_to_ascii, is_ip_address, strip_zone
+
+__all__ = ["look_up", "look_up_system", "numeric_service"]
+
+_MOST_THREADS = 32
+_IDLE_SECONDS = 10.0
+_PORT_LIMIT = 65536
+
+Job = Callable[[], None]
+
+
+class _LookUpThreads:
+    """
+    At most 32 daemon threads that run jobs, oldest first; they end when idle.
+
+    One pool for the process: a look-up does not belong to a reactor until its
+    result is delivered.
+    """
+
+    def __init__(self, most: int = _MOST_THREADS, idle_seconds: float = _IDLE_SECONDS) -> None:
+        self._most = most
+        self._idle_seconds = idle_seconds
+        self._condition = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, job: Job) -> None:
+        """Run *job*, which must not raise, as soon as a thread is free."""
+        with self._condition:
+            self._jobs.append(job)
+            if self._idle >= len(self._jobs):
+                self._condition.notify()
+                return
+            if self._threads >= self._most:
+                return
+            self._threads += 1
+        threading.Thread(target=self._work, name="netsock-look-up", daemon=True).start()
+
+    def discard(self, job: Job) -> None:
+        """Forget *job* if it has not begun."""
+        with self._condition:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._jobs:
+                    self._idle += 1
+                    told = self._condition.wait(self._idle_seconds)
+                    self._idle -= 1
+                    if not told and not self._jobs:
+                        self._threads -= 1
+                        return
+                job = self._jobs.popleft()
+            job()
+
+
+_threads = _LookUpThreads()
+
+
+def _forget_threads() -> None:
+    """Start afresh in a forked child, where the threads are not."""
+    global _threads  # noqa: PLW0603: one pool for the process
+    _threads = _LookUpThreads()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+def numeric_service(service: str | int | None) -> int | None:
+    """
+    Return *service* as a port if it is a number, and `None` if it is a name.
+
+    Raises:
+        TypeError: *service* is no str, int or `None`.
+        ValueError: The number is no port.
+    """
+    if service is None:
+        return 0
+    if isinstance(service, bool) or not isinstance(service, int | str):
+        raise TypeError(f"service must be a name or a port, not {service!r}")
+    if isinstance(service, str):
+        if not (service.isascii() and service.isdigit()):
+            if not service or "\0" in service:
+                raise ValueError(f"service={service!r} must be a name or a port")
+            return None
+        service = int(service)
+    if not 0 <= service < _PORT_LIMIT:
+        raise ValueError(f"service={service} must be a port from 0 to {_PORT_LIMIT - 1}")
+    return service
+
+
+def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
+    """Turn what `socket.getaddrinfo` gave into values, each address once."""
+    infos = {
+        (family, kind, protocol, address): AddressInfo(
+            AddressFamily(family),
+            SocketKind(kind),
+            protocol,
+            SocketAddress(address),
+            canonname,
+            flags,
+        )
+        for family, kind, protocol, canonname, address in results
+        if family in (AF_INET, AF_INET6)
+    }
+    return list(infos.values())
+
+
+def _numeric_infos(
+    node: str | None, port: int, family: int, kind: int, protocol: int, flags: int
+) -> list[AddressInfo]:
+    """Answer a look-up of a numeric node, or of `None`, without asking anybody."""
+    try:
+        results = _socket.getaddrinfo(
+            node, port, family, kind, protocol, flags | _socket.AI_NUMERICHOST
+        )
+    except _socket.gaierror as error:
+        raise HostNotFoundError(
+            node, port, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+        ) from None
+    return _infos(results, flags)
+
+
+def look_up_system(
+    reactor: IReactorFromThreads,
+    node: str | None,
+    service: str | int | None,
+    *,
+    family: int = AF_UNSPEC,
+    kind: int = SOCK_STREAM,
+    protocol: int = 0,
+    flags: int = 0,
+) -> Deferred[list[AddressInfo]]:
+    """
+    Look *node* and *service* up with the system's `socket.getaddrinfo`.
+
+    Args:
+        reactor: Where the result is delivered.
+        node: A name, a numeric address, or `None` (with ``AI_PASSIVE``: any).
+        service: A name, a port, or `None`.
+        family: ``AF_UNSPEC`` for IPv4 and IPv6.
+        kind: The type of socket, or 0 for any.
+        protocol: A protocol number, or 0 for any.
+        flags: ``AI_…`` flags.
+
+    Returns:
+        The results in the system's order, at least one, each once. Fired
+        already where node and service are numeric.
+
+    Raises:
+        TypeError: *node* or *service* is of another type.
+        ValueError: *node* is no host name, or *service* no port.
+
+    Errors:
+        HostNotFoundError: There is no such name or service.
+
+    Cancelling:
+        Fails with `CancelledError` at once; the thread's result is dropped.
+    """
+    if node is not None and not isinstance(node, str):
+        raise TypeError(f"node must be a str or None, not {node!r}")
+    port = numeric_service(service)
+    name = node if node is None or is_ip_address(node) else host_to_ascii(node)
+    if name is not None and ("\0" in name or not name):
+        raise ValueError(f"node={node!r} must be a host name")
+    if port is not None and (name is None or is_ip_address(name)):
+        try:
+            return succeed(_numeric_infos(name, port, family, kind, protocol, flags))
+        except HostNotFoundError:
+            return fail(Failure())
+
+    def job() -> None:
+        try:
+            outcome: Any = _infos(
+                _socket.getaddrinfo(name, service, family, kind, protocol, flags), flags
+            )
+            if not outcome:
+                outcome = HostNotFoundError(node, service)
+        except _socket.gaierror as error:
+            outcome = HostNotFoundError(
+                node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+            )
+        except (OSError, UnicodeError) as error:
+            # A name too long for the codec, or the resolver out of descriptors.
+            outcome = HostNotFoundError(node, service, errno=_socket.EAI_FAIL, strerror=str(error))
+        except BaseException as error:  # noqa: BLE001: whoever waits must hear of it
+            outcome = error
+        reactor.callFromThread(deliver, outcome)
+
+    def deliver(outcome: Any) -> None:
+        if not result.called:
+            if isinstance(outcome, BaseException):
+                result.errback(Failure(outcome))
+            else:
+                result.callback(outcome)
+
+    result: Deferred[list[AddressInfo]] = Deferred(lambda _: _threads.discard(job))
+    _threads.submit(job)
+    return result
+
+
+@implementer(IResolutionReceiver)
+class _Receiver:
+    """Collects what a resolver of the application's finds."""
+
+    def __init__(self, done: Callable[[list[IAddress]], None]) -> None:
+        self._done = done
+        self._found: list[IAddress] = []
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        self.resolution = resolutionInProgress
+
+    def addressResolved(self, address: IAddress) -> None:
+        self._found.append(address)
+
+    def resolutionComplete(self) -> None:
+        self._done(self._found)
+
+
+def look_up(
+    reactor: Any,
+    node: str | None,
+    service: str | int | None,
+    *,
+    family: int = AF_UNSPEC,
+    kind: int = SOCK_STREAM,
+    protocol: int = 0,
+    flags: int = 0,
+) -> Deferred[list[AddressInfo]]:
+    """
+    Look up whom to connect to: as `look_up_system`, unless the application decides.
+
+    Where the application has installed a resolver (``reactor.installNameResolver``),
+    names of hosts are looked up there; services and numeric addresses never are.
+    """
+    resolver: IHostnameResolver | None = getattr(reactor, "nameResolver", None)
+    port = numeric_service(service)
+    if (
+        resolver is None
+        or type(resolver) is GAIResolver
+        or not isinstance(node, str)
+        or is_ip_address(node)
+        or port is None
+        or flags & _socket.AI_NUMERICHOST
+    ):
+        return look_up_system(
+            reactor, node, service, family=family, kind=kind, protocol=protocol, flags=flags
+        )
+    return _look_up_installed(resolver, node, port, family, kind, protocol)
+
+
+def _look_up_installed(
+    resolver: IHostnameResolver, node: str, port: int, family: int, kind: int, protocol: int
+) -> Deferred[list[AddressInfo]]:
+    def done(found: list[IAddress]) -> None:
+        if result.called:
+            return
+        infos = [
+            AddressInfo(
+                AF_INET if isinstance(address, IPv4Address) else AF_INET6,
+                SocketKind(kind),
+                protocol,
+                SocketAddress((address.host, port))
+                if isinstance(address, IPv4Address)
+                else SocketAddress((strip_zone(address.host), port, 0, address.scopeID or 0)),
+            )
+            for address in found
+            if isinstance(address, IPv4Address | IPv6Address)
+        ]
+        if infos:
+            result.callback(infos)
+        else:
+            result.errback(Failure(HostNotFoundError(node, port)))
+
+    def cancel(_: object) -> None:
+        resolution = getattr(receiver, "resolution", None)
+        if resolution is not None:
+            try:
+                resolution.cancel()
+            except NotImplementedError:
+                # Twisted's own wrappers of simple resolvers cannot: drop the result.
+                pass
+
+    types = {AF_INET: [IPv4Address], AF_INET6: [IPv6Address]}.get(cast(AddressFamily, family))
+    receiver = _Receiver(done)
+    result: Deferred[list[AddressInfo]] = Deferred(cancel)
+    resolver.resolveHostName(
+        receiver, host_to_ascii(node), port, types or [IPv4Address, IPv6Address], "TCP"
+    )
+    return result

@@ -1,0 +1,400 @@
+"""
+Endpoint strings: ``netsock:`` and ``netsock-tls:``, to options, to endpoints.
+
+The keys are the fields of the option records in camelCase, plus socket options
+by their C names. The parsers raise a `ValueError` of one line that names the
+key, the value, what is allowed, and what was probably meant.
+"""
+
+from __future__ import annotations
+
+import re
+import socket as _socket
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any, Final
+
+import attrs
+from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
+from .options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
+
+__all__ = ["parse_client", "parse_server"]
+
+_UNITS: Final = {"us": "microseconds", "ms": "milliseconds", "s": "seconds", "m": "minutes",
+                 "h": "hours"}  # fmt: skip
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
+_TRUE: Final = frozenset({"yes", "true", "on", "1"})
+_FALSE: Final = frozenset({"no", "false", "off", "0"})
+_FAMILIES: Final = {
+    "unspec": _socket.AF_UNSPEC,
+    "inet": _socket.AF_INET,
+    "inet6": _socket.AF_INET6,
+    "unix": _socket.AF_UNIX,
+}
+_SOCKET_TYPES: Final = {"stream": _socket.SOCK_STREAM}
+_OPTION_NAME: Final = re.compile(r"(SO|TCP|IP|IPV6|UDP)_[A-Z0-9_]+")
+_LEVELS: Final = {
+    "SO": _socket.SOL_SOCKET,
+    "TCP": _socket.IPPROTO_TCP,
+    "IP": _socket.IPPROTO_IP,
+    "IPV6": _socket.IPPROTO_IPV6,
+    "UDP": _socket.IPPROTO_UDP,
+}
+_PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105: a key's name
+_RELOAD_EVERY: Final = "reloadEvery"
+_PASSWORD_LIMIT: Final = 4096
+
+_TWISTED_KEYS: Final = {
+    "interface": "node",
+    "host": "node",
+    "port": "service",
+    "timeout": "connectionTimeout",
+    "bindAddress": "localAddress",
+    "certKey": "certificates",
+    "certificate": "certificates",
+    "extraCertChain": "certificates",
+    "trustRoots": "trustedCertificates",
+    "caCertsDir": "trustedCertificates",
+    "sslmethod": "minimumVersion",
+    "hostname": "sni",
+}
+"""What keys of Twisted's own endpoint strings are called here: hints, not aliases."""
+
+
+def _bad(key: str, value: str, allowed: str) -> ValueError:
+    return ValueError(f"{key}={value!r} must be {allowed}")
+
+
+def _boolean(key: str, value: str) -> bool:
+    if value.lower() in _TRUE:
+        return True
+    if value.lower() in _FALSE:
+        return False
+    raise _bad(key, value, "yes or no (also true/false, on/off, 1/0)")
+
+
+def _integer(key: str, value: str) -> int:
+    if not re.fullmatch(r"-?\d+", value, re.ASCII):
+        raise _bad(key, value, "an integer")
+    return int(value)
+
+
+def _duration(key: str, value: str) -> timedelta:
+    matched = _DURATION.fullmatch(value)
+    if matched is None:
+        hint = f"; {value}s for seconds" if re.fullmatch(r"\d+(\.\d+)?", value) else ""
+        raise _bad(key, value, f"a number with a unit, us, ms, s, m or h{hint}")
+    try:
+        return timedelta(**{_UNITS[matched[2]]: float(matched[1])})
+    except OverflowError:
+        raise _bad(key, value, "at most 365 days") from None
+
+
+def _choice(choices: dict[str, Any], prefix: str) -> Callable[[str, str], Any]:
+    def parse(key: str, value: str) -> Any:
+        chosen = choices.get(value.lower().removeprefix(prefix))
+        if chosen is None:
+            raise _bad(key, value, f"one of {', '.join(choices)}")
+        return chosen
+
+    return parse
+
+
+def _items(key: str, value: str) -> tuple[str, ...]:
+    """Split at commas, except those behind a backslash."""
+    items = [item.replace("\\,", ",") for item in re.split(r"(?<!\\),", value)]
+    if value == "":
+        return ()
+    if "" in items:
+        raise _bad(key, value, "a list separated by commas, without empty items")
+    return tuple(items)
+
+
+def _flags(key: str, value: str) -> int:
+    flags = 0
+    for item in _items(key, value):
+        name = item.upper() if item.upper().startswith("AI_") else f"AI_{item.upper()}"
+        flag = getattr(_socket, name, None)
+        if not isinstance(flag, int):
+            raise _bad(key, value, "names of look-up flags, such as AI_NUMERICHOST")
+        flags |= flag
+    return flags
+
+
+def _verifier(key: str, value: str) -> bool:
+    if value.lower() != "no":
+        raise _bad(key, value, "no (do not verify), or left out (verify)")
+    return False
+
+
+def _text(key: str, value: str) -> str:
+    if not value:
+        raise _bad(key, value, "given a value")
+    return value
+
+
+def _paths(key: str, value: str) -> tuple[str, ...]:
+    paths = _items(key, value)
+    if not paths:
+        raise _bad(key, value, "a path, or several separated by commas")
+    return paths
+
+
+def _local_address(key: str, value: str) -> tuple[str, int]:
+    matched = re.fullmatch(r"\[(?P<v6>[^]]*)\](?::(?P<p6>\d+))?", value) or re.fullmatch(
+        r"(?P<v4>[^:]+):(?P<p4>\d+)", value
+    )
+    if matched is None:
+        return _text(key, value), 0
+    groups = matched.groupdict()
+    host = groups.get("v6") or groups.get("v4") or ""
+    return host, int(groups.get("p6") or groups.get("p4") or 0)
+
+
+_PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
+    "boolean": _boolean,
+    "duration": _duration,
+    "family": _choice(_FAMILIES, "af_"),
+    "flags": _flags,
+    "integer": _integer,
+    "local_address": _local_address,
+    "names": _items,
+    "path": _text,
+    "paths": _paths,
+    "socktype": _choice(_SOCKET_TYPES, "sock_"),
+    "verifier": _verifier,
+    "version": _text,
+}
+"""How the text of each kind of field is read; `twisted_netsock.options` has the kinds."""
+
+
+def camel_case(field: str) -> str:
+    """Return the key of a field: ``connection_timeout`` is ``connectionTimeout``."""
+    first, *rest = field.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _keys(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, str], Any]]]:
+    """Return the keys of a class of records, each with its field and its parser."""
+    return {
+        camel_case(field.name): (field.name, _PARSERS[field.metadata["kind"]])
+        for field in attrs.fields(record)
+        if field.metadata["kind"] is not None
+    }
+
+
+_ALL_FIELDS: Final = {
+    field.name: camel_case(field.name) for field in attrs.fields(ServerTLSSocketOptions)
+}
+_FIELD_NAME: Final = re.compile(
+    r"\b(" + "|".join(name for name in _ALL_FIELDS if "_" in name) + r")\b"
+)
+
+
+def _in_keys(message: str) -> str:
+    """Rewrite a record's error in terms of keys."""
+    return _FIELD_NAME.sub(lambda matched: _ALL_FIELDS[matched[1]], message)
+
+
+def _unknown(
+    key: str, value: str, record: type[SocketOptions], others: Iterable[str]
+) -> ValueError:
+    """Say that there is no such key, and which was probably meant."""
+    if key in _TWISTED_KEYS:
+        meant = f"here it is called {_TWISTED_KEYS[key]}"
+    elif key in _keys(ServerTLSSocketOptions) and not issubclass(record, TLSSocketOptions):
+        meant = "it is for netsock-tls"
+    elif key in _keys(ServerTLSSocketOptions) or key == _RELOAD_EVERY:
+        meant = "it is for servers"
+    elif _OPTION_NAME.fullmatch(key):
+        meant = "this system has no such socket option"
+    else:
+        known = {name.lower(): name for name in others}
+        near = get_close_matches(key.lower(), known, n=1, cutoff=0.7)
+        if near:
+            meant = f"did you mean {known[near[0]]}?"
+        else:
+            meant = f"known are {', '.join(sorted(known.values()))}"
+    return ValueError(f"unknown key {key}={value!r}: {meant}")
+
+
+def _socket_option(key: str, value: str) -> tuple[int, int, int] | None:
+    """Return a socket option by its C name, or `None` if *key* is none."""
+    matched = _OPTION_NAME.fullmatch(key)
+    number = getattr(_socket, key, None)
+    if matched is None or not isinstance(number, int):
+        return None
+    return _LEVELS[matched[1]], number, _integer(key, value)
+
+
+def _read_password(key: str, path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            password = file.read(_PASSWORD_LIMIT + 1).rstrip(b"\r\n")
+    except OSError as error:
+        raise ValueError(f"{key}={path!r} cannot be read: {error.strerror}") from None
+    if not 0 < len(password) <= _PASSWORD_LIMIT:
+        raise ValueError(f"{key}={path!r} must hold a password of 1 to {_PASSWORD_LIMIT} bytes")
+    return password
+
+
+def _options(
+    record: type[SocketOptions], given: dict[str, str], extra: Sequence[str]
+) -> SocketOptions:
+    """Build a record from keys and values."""
+    keys = _keys(record)
+    tls = issubclass(record, TLSSocketOptions)
+    fields: dict[str, Any] = {}
+    socket_options: list[tuple[int, int, int]] = []
+    for key, value in given.items():
+        if key in keys:
+            field, parse = keys[key]
+            fields[field] = parse(key, value)
+        elif tls and key == _PASSWORD_FILE:
+            fields["private_key_password"] = _read_password(key, value)
+        else:
+            option = _socket_option(key, value)
+            if option is None:
+                others = (*keys, *extra, *((_PASSWORD_FILE,) if tls else ()))
+                raise _unknown(key, value, record, others)
+            socket_options.append(option)
+    return record(**fields, socket_options=socket_options)
+
+
+def _join_brackets(args: Sequence[str]) -> list[str]:
+    """Put an IPv6 literal in brackets, which the tokenizer took apart, together again."""
+    joined: list[str] = []
+    open_literal = False
+    for arg in args:
+        if open_literal:
+            joined[-1] += ":" + arg
+        else:
+            joined.append(arg)
+        open_literal = joined[-1].startswith("[") and not joined[-1].endswith("]")
+    if open_literal:
+        raise ValueError(f"{joined[-1]!r}: a bracket is opened and never closed")
+    return [
+        arg[1:-1] if arg.startswith("[") and arg.endswith("]") else arg for arg in joined
+    ]
+
+
+def _check_stray_bracket(key: str, value: str, args: Sequence[str]) -> None:
+    """An IPv6 literal with brackets behind a key was cut at its first colon."""
+    if value.startswith("["):
+        literal = ":".join((value, *args)).strip("[]") if not value.endswith("]") else value[1:-1]
+        escaped = literal.replace(":", "\\:")
+        raise ValueError(
+            f"{key}={value!r}: behind a key an IPv6 address is written without brackets and "
+            f"with its colons escaped, such as {key}={escaped}"
+        )
+
+
+def _place(
+    args: Sequence[str], kwargs: dict[str, str], names: Sequence[str], form: str
+) -> dict[str, str]:
+    """Take node and service, positional or spelled out, off *kwargs*."""
+    for key in ("node", "service", "localAddress"):
+        if key in kwargs and not (key == "localAddress" and "]" in kwargs[key]):
+            _check_stray_bracket(key, kwargs[key], args)
+    positional = _join_brackets(args)
+    if len(positional) > len(names):
+        raise ValueError(f"{':'.join(positional)!r}: too many parts without a key; {form}")
+    place: dict[str, str] = {}
+    for name, value in zip(names, positional, strict=False):
+        if name in kwargs:
+            raise ValueError(f"{name} is given twice: {value!r} and {kwargs[name]!r}")
+        place[name] = value
+    for name in ("node", "service"):
+        if name in kwargs:
+            place[name] = kwargs.pop(name)
+    return place
+
+
+def _is_unix(kwargs: dict[str, str]) -> bool:
+    return kwargs.get("aiFamily", "").lower().removeprefix("af_") == "unix"
+
+
+def parse_client(
+    reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
+) -> ClientEndpoint:
+    """
+    Make a client endpoint of the parts of a string.
+
+    Args:
+        reactor: For the endpoint.
+        tls: Whether the prefix was ``netsock-tls``.
+        args: The positional parts: node and service.
+        kwargs: The others.
+
+    Raises:
+        ValueError: Something is wrong; one line that says what.
+    """
+    given = dict(kwargs)
+    prefix = "netsock-tls" if tls else "netsock"
+    unix = _is_unix(given)
+    names = ("node",) if unix else ("node", "service")
+    form = f"write {prefix}:PATH:aiFamily=unix" if unix else f"write {prefix}:NODE:SERVICE:KEY=…"
+    place = _place(args, given, names, form)
+    for name in names:
+        if not place.get(name):
+            raise ValueError(f"{name} is missing: {form}")
+    record = TLSSocketOptions if tls else SocketOptions
+    return _build(
+        lambda: client_endpoint(
+            reactor,
+            place["node"],
+            place.get("service"),
+            _options(record, given, ("node", "service")),
+        )
+    )
+
+
+def parse_server(
+    reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
+) -> ServerEndpoint:
+    """
+    Make a server endpoint of the parts of a string.
+
+    Args:
+        reactor: For the endpoint.
+        tls: Whether the prefix was ``netsock-tls``.
+        args: The positional part: the service, or the path of a UNIX socket.
+        kwargs: The others.
+
+    Raises:
+        ValueError: Something is wrong; one line that says what.
+    """
+    given = dict(kwargs)
+    prefix = "netsock-tls" if tls else "netsock"
+    unix = _is_unix(given)
+    form = (
+        f"write {prefix}:PATH:aiFamily=unix"
+        if unix
+        else f"write {prefix}:SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
+    )
+    place = _place(args, given, ("node",) if unix else ("service",), form)
+    missing = "node" if unix else "service"
+    if not place.get(missing):
+        raise ValueError(f"{missing} is missing: {form}")
+    reload_every = None
+    if tls and _RELOAD_EVERY in given:
+        reload_every = _duration(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
+    record = ServerTLSSocketOptions if tls else SocketOptions
+    extra = ("node", "service", *((_RELOAD_EVERY,) if tls else ()))
+    return _build(
+        lambda: server_endpoint(
+            reactor,
+            place.get("node"),
+            place.get("service"),
+            _options(record, given, extra),
+            reload_every=reload_every,
+        )
+    )
+
+
+def _build(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise ValueError(_in_keys(str(error))) from None

@@ -1,0 +1,458 @@
+"""
+TLS on a descriptor: the try layer over ``SSL.Connection``, and its errors.
+
+OpenSSL reads and writes the non-blocking descriptor itself. `TLSDescriptor` has
+the methods of `twisted_netsock.descriptors.PlainDescriptor`, plus the handshake
+and the goodbye.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import socket as _socket
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+
+from .contexts import ClientContextFactory, ConnectionState, ServerContextFactory, quiet_context
+from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
+from .errors import (
+    SocketClosedError,
+    SocketConnectionLostError,
+    SocketConnectionTimeoutError,
+    SocketError,
+    TLSError,
+    TLSHandshakeError,
+    TLSTruncatedError,
+)
+from .options import TLSSocketOptions
+from .readiness import Watch
+from .waiting import drive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography import x509
+    from typing_extensions import Buffer
+
+__all__ = ["TLSDescriptor", "handshake", "say_goodbye"]
+
+_RECORD: Final = 16384
+"""The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
+
+_DISCARD_LIMIT: Final = 1024 * 1024
+"""How many bytes to read and drop while waiting for the peer's close_notify."""
+
+_ALERT: Final = re.compile(r"(?:sslv3|tlsv1|tlsv13|ssl/tls) alert (?P<alert>.+)")
+
+
+class TLSDescriptor:
+    """
+    A non-blocking socket that speaks TLS; owns it.
+
+    A method raises `TLSError` or a kin of `SocketConnectionLostError`. The first
+    fatal error is kept, and every later call raises it again.
+
+    Attributes:
+        sock: The socket beneath.
+        connection: OpenSSL's connection.
+        options: The record of this side.
+        handshaken: The handshake is done; no data passes before.
+        unflushed: A taken piece waits for the kernel; see `try_flush`.
+    """
+
+    __slots__ = (
+        "_close_sent",
+        "_discarded",
+        "_ended",
+        "_failure",
+        "_kept",
+        "_read_shut",
+        "connection",
+        "handshaken",
+        "is_client",
+        "options",
+        "sock",
+        "unflushed",
+    )
+
+    def __init__(
+        self,
+        sock: _socket.socket,
+        factory: ClientContextFactory | ServerContextFactory,
+        protocols: Sequence[bytes] = (),
+    ) -> None:
+        self.sock = sock
+        self.options: TLSSocketOptions = factory.options
+        self.is_client = isinstance(factory, ClientContextFactory)
+        self.connection = factory.connection(sock, protocols)
+        self.handshaken = False
+        self.unflushed = False
+        self._kept = b""
+        self._failure: SocketError | None = None
+        self._ended = False
+        self._read_shut = False
+        self._close_sent = False
+        self._discarded = 0
+
+    # The handshake
+
+    def try_handshake(self) -> Want | None:
+        """Carry the handshake on; `None` when it is done and the peer verified."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self.handshaken:
+            return None
+        try:
+            self.connection.do_handshake()
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._handshake_error(error)) from None
+        try:
+            self._conclude_handshake()
+        except TLSError as error:
+            raise self._fail(error) from None
+        return None
+
+    def _conclude_handshake(self) -> None:
+        state: ConnectionState = self.connection.get_app_data()
+        if self.is_client:
+            state.verification.conclude()
+        else:
+            self.connection.set_context(quiet_context())
+        self.handshaken = True
+
+    def _handshake_error(self, error: Exception) -> SocketError:
+        """Say why the handshake failed: first of all, if it was our verification."""
+        verification = self.connection.get_app_data().verification
+        if verification.failure is not None:
+            failure: SocketError = verification.failure
+            return failure
+        if isinstance(error, SSL.SysCallError):
+            if error.args[0] == -1:
+                return SocketConnectionLostError(
+                    strerror="The peer closed the connection during the TLS handshake"
+                )
+            return from_os_error(OSError(*error.args))
+        if isinstance(error, OSError):
+            return from_os_error(error)
+        alert, reason = _explain(error)
+        return TLSHandshakeError(alert, reason)
+
+    def _fail(self, error: SocketError) -> SocketError:
+        self._failure = error
+        return error
+
+    # Data
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if not self.handshaken:
+            raise TLSError(reason="the handshake is not done: call handshake() first")
+
+    @property
+    def buffered(self) -> bool:
+        """Decrypted bytes wait here, where the poller cannot see them."""
+        return self.connection.pending() > 0
+
+    def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
+        """Return up to *n* bytes, from one record; ``b""`` is the peer's close_notify."""
+        if self._failure is not None or not self.handshaken:
+            self._check()
+        if self._ended or self._read_shut or n == 0:
+            return b""
+        try:
+            return self.connection.recv(n if n < _RECORD else _RECORD)
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except SSL.ZeroReturnError:
+            self._ended = True
+            return b""
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+
+    def try_recv_into(self, view: memoryview | bytearray, flags: int = 0) -> int | Want:
+        """
+        Fill *view* from its start and return the count; 0 is the peer's close_notify.
+
+        Takes several records while there are more to be had.
+        """
+        if self._failure is not None or not self.handshaken:
+            self._check()
+        size = len(view)
+        if self._ended or self._read_shut or size == 0:
+            return 0
+        connection = self.connection
+        filled = 0
+        target = memoryview(view)
+        try:
+            while filled < size:
+                count = connection.recv_into(target[filled:], _RECORD)
+                filled += count
+                if count < _RECORD and not connection.pending():
+                    break
+        except SSL.WantReadError:
+            return filled or WANT_READ
+        except SSL.WantWriteError:
+            return filled or WANT_WRITE
+        except SSL.ZeroReturnError:
+            self._ended = True
+        except (SSL.Error, OSError) as error:
+            self._fail(self._data_error(error))
+            if not filled:
+                assert self._failure is not None
+                raise self._failure from None
+        return filled
+
+    def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
+        """
+        Take some of *view*, at most one record, and return how many bytes.
+
+        What is taken and does not fit into the kernel stays here
+        (`unflushed`), and is sent first by the next `try_send`, `try_flush` or
+        `try_shutdown`: OpenSSL insists on being given the same bytes again.
+        """
+        if self._failure is not None or not self.handshaken:
+            self._check()
+        if self._close_sent:
+            raise SocketClosedError(
+                errno=errno.EPIPE, strerror="This side has been shut down for writing"
+            )
+        if self._kept:
+            want = self.try_flush()
+            if want is not None:
+                return want
+        piece = memoryview(view)
+        if piece.format != "B":
+            piece = piece.cast("B")
+        piece = piece[:_RECORD]
+        if not piece:
+            return 0
+        try:
+            return self.connection.send(piece)
+        except (SSL.WantReadError, SSL.WantWriteError):
+            self._kept = bytes(piece)
+            self.unflushed = True
+            return len(self._kept)
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._send_error(error)) from None
+
+    def try_flush(self) -> Want | None:
+        """Send the piece that was taken and is not with the kernel yet."""
+        if not self._kept:
+            return None
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        try:
+            self.connection.send(self._kept)
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._send_error(error)) from None
+        self._kept = b""
+        self.unflushed = False
+        return None
+
+    def _data_error(self, error: Exception) -> SocketError:
+        if isinstance(error, SSL.SysCallError):
+            if error.args[0] == -1:
+                return TLSTruncatedError(errno=errno.ECONNRESET)
+            return from_os_error(OSError(*error.args))
+        if isinstance(error, SSL.ZeroReturnError):
+            return SocketConnectionLostError(strerror="The peer has finished the connection")
+        if isinstance(error, OSError):
+            return from_os_error(error)
+        alert, reason = _explain(error)
+        return TLSError(alert, reason)
+
+    def _send_error(self, error: Exception) -> SocketError:
+        """Explain a failed send, by the alert that came before the peer went if there is one."""
+        sent = self._data_error(error)
+        if isinstance(sent, SocketConnectionLostError):
+            try:
+                self.connection.recv(1)
+            except SSL.SysCallError:
+                pass
+            except SSL.Error as received:
+                found = self._data_error(received)
+                if isinstance(found, TLSError) and found.alert:
+                    return found
+        return sent
+
+    # The end
+
+    def try_shutdown(self, how: int) -> Want | None:
+        """
+        Shut down one direction or both.
+
+        Writing ends with close_notify, after the kept piece; reading ends here
+        alone: TLS has no message for it.
+        """
+        if how != _socket.SHUT_WR:
+            self._read_shut = True
+        if how == _socket.SHUT_RD or self._close_sent:
+            return None
+        self._check()
+        want = self.try_flush()
+        if want is not None:
+            return want
+        try:
+            self.connection.shutdown()
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._send_error(error)) from None
+        self._close_sent = True
+        return None
+
+    def try_goodbye(self) -> Want | None:
+        """
+        Close in order: our close_notify, then the peer's, dropping what comes before it.
+
+        Closing at once would make the kernel reset the connection while the
+        peer is still sending, and the peer lose what it has not read.
+        """
+        if self._failure is not None or not self.handshaken:
+            return None
+        if not self._close_sent:
+            want = self.try_shutdown(_socket.SHUT_WR)
+            if want is not None:
+                return want
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(_socket.SHUT_WR)
+        self._read_shut = False
+        while not self._ended and self._discarded < _DISCARD_LIMIT:
+            data = self.try_recv(_RECORD)
+            if isinstance(data, Want):
+                return data
+            self._discarded += len(data)
+        return None
+
+    def close(self) -> None:
+        """Close the descriptor, without a goodbye."""
+        if self._failure is None:
+            self._failure = SocketClosedError()
+        self.sock.close()
+
+    # What was negotiated
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The peer's certificate, or `None`."""
+        found = self.connection.get_peer_certificate(as_cryptography=True)
+        return found
+
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer sent, its own first."""
+        return tuple(self.connection.get_peer_cert_chain(as_cryptography=True) or ())
+
+    @property
+    def group(self) -> str | None:
+        """OpenSSL's name of the key exchange group, where it tells."""
+        return self.connection.get_group_name() if self.handshaken else None
+
+    @property
+    def selected_alpn(self) -> str | None:
+        """The negotiated application protocol, or `None`."""
+        return self.connection.get_alpn_proto_negotiated().decode("ascii") or None
+
+    @property
+    def tls_version(self) -> str | None:
+        """``"TLSv1.2"`` or ``"TLSv1.3"``, or `None` before the handshake."""
+        return self.connection.get_protocol_version_name() if self.handshaken else None
+
+    @property
+    def cipher(self) -> str | None:
+        """OpenSSL's name of the cipher suite, or `None` before the handshake."""
+        return self.connection.get_cipher_name()
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the client asked for, or `None`."""
+        raw = self.connection.get_servername()
+        return None if raw is None else raw.decode("ascii", "backslashreplace")
+
+
+def _explain(error: Exception) -> tuple[str | None, str]:
+    """Return the alert, if the peer sent one, and the reason of an OpenSSL error."""
+    entries: Any = error.args[0] if error.args else []
+    if not isinstance(entries, list) or not entries:
+        return None, str(error) or type(error).__name__
+    reason = str(entries[-1][-1])
+    matched = _ALERT.match(reason)
+    return (matched["alert"] if matched else None), reason
+
+
+def handshake(
+    reactor: Any, watch: Watch, descriptor: TLSDescriptor, timeout: float | None
+) -> Deferred[None]:
+    """
+    Shake hands on *descriptor*.
+
+    Args:
+        reactor: For the time-out.
+        watch: The descriptor's, unused by others meanwhile.
+        descriptor: Stays open whatever happens; on failure it is the caller's to close.
+        timeout: Seconds, or `None` for no limit.
+
+    Returns:
+        `None`, when the handshake is done and the peer verified.
+
+    Errors:
+        CertificateVerificationError: We refused the peer's certificate.
+        TLSHandshakeError: Anything else that TLS did not like.
+        SocketConnectionLostError: The peer went away.
+        SocketConnectionTimeoutError: *timeout* passed; its stage is ``"handshake"``.
+
+    Cancelling:
+        Fails with `CancelledError`; the descriptor is good for nothing but closing.
+    """
+    # drive() reports a value that is no Want: None is the end of the handshake.
+    return drive(
+        reactor,
+        watch,
+        descriptor.try_handshake,
+        timeout=timeout,
+        timed_out=lambda: SocketConnectionTimeoutError("handshake"),
+    )
+
+
+def say_goodbye(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
+    """
+    End the connection in order and close *descriptor*.
+
+    Takes watch and descriptor over. Gives up after the `close_timeout` of the
+    descriptor's options.
+
+    Returns:
+        `None`, when the descriptor is closed; never fails.
+
+    Cancelling:
+        Closes at once.
+    """
+
+    def close(_: object) -> None:
+        watch.close()
+        descriptor.close()
+
+    return drive(
+        reactor,
+        watch,
+        descriptor.try_goodbye,
+        timeout=descriptor.options.close_timeout.total_seconds(),
+        timed_out=lambda: SocketConnectionTimeoutError("goodbye"),
+    ).addBoth(close)

@@ -1,0 +1,276 @@
+"""`TLSSocket`: a `Socket` that speaks TLS."""
+
+from __future__ import annotations
+
+import socket as _socket
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cryptography import x509
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from .addresses import SocketAddress
+from .contexts import ServerContextFactory
+from .descriptors import WANT_READ, PlainDescriptor, Want
+from .errors import SocketError
+from .handshakes import ServerHandshakes
+from .options import SocketOptions, TLSSocketOptions
+from .readiness import Watch, poller_for
+from .sockets import Socket, _Operation
+from .tls import TLSDescriptor, handshake, say_goodbye
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["TLSSocket"]
+
+
+class TLSSocket(Socket):
+    """
+    A TLS socket on the reactor: connected, or listening.
+
+    Made by `make_client_tls_socket`, `make_server_tls_socket` and `start_tls`.
+    It has the methods of `Socket`, except that TLS knows no flags and no
+    datagrams. Its peer is verified before it is handed over, unless the
+    options say ``handshake=False``.
+
+    Attributes:
+        node: The host, address or path that it was made for, or `None`.
+        service: The service that it was made for, or `None`.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        watch: Watch,
+        descriptor: TLSDescriptor | PlainDescriptor,
+        *,
+        node: str | None = None,
+        service: str | int | None = None,
+        options: SocketOptions | None = None,
+        factory: ServerContextFactory | None = None,
+    ) -> None:
+        """Take *watch* and *descriptor* over; *factory* makes it listening."""
+        super().__init__(
+            reactor, watch, descriptor, node=node, service=service, options=options
+        )
+        self._factory = factory
+        self._ready: deque[TLSSocket] = deque()
+        self._handshakes: ServerHandshakes | None = None
+        self._goodbye: Deferred[None] | None = None
+        if factory is not None:
+            self._handshakes = ServerHandshakes(
+                reactor, factory, self._on_handshake, self._on_room
+            )
+
+    # Accepting
+
+    def accept(self) -> Deferred[Socket]:
+        """
+        Take the next connection whose handshake is done and whose client is verified.
+
+        A handshake that fails is closed, counted (`failed_handshakes`) and
+        logged, and never fails this call. With ``handshake=False`` the
+        connection comes at once, and the handshake is the caller's.
+
+        Returns:
+            A `TLSSocket`, which is the caller's to close.
+
+        Errors:
+            As `Socket.accept`.
+
+        Cancelling:
+            Fails with `CancelledError`; the next accept gets the connection.
+        """
+        if self._handshakes is None:
+            return super().accept()
+        if self._closed or self._reader is not None:
+            return self._refuse()
+        if self._ready:
+            return succeed(self._ready.popleft())
+        operation: _Operation[Socket] = _Operation(self, lambda: WANT_READ, WANT_READ)
+        operation.deferred = Deferred(lambda _: self._stop_accepting())
+        self._reader = operation
+        if not self._handshakes.full:
+            (self._acceptor or self._make_acceptor()).start()
+        return operation.deferred
+
+    def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
+        assert self._handshakes is not None and self._factory is not None
+        if not self._factory.options.handshake:
+            descriptor = TLSDescriptor(connection, self._factory)
+            watch = poller_for(self._reactor).watch(connection.fileno())
+            self._on_handshake(descriptor, watch, peer)
+            return
+        self._handshakes.begin(connection, peer)
+        if self._handshakes.full and self._acceptor is not None:
+            self._acceptor.stop()
+
+    def _on_handshake(self, descriptor: TLSDescriptor, watch: Watch, peer: SocketAddress) -> None:
+        connection = TLSSocket(
+            self._reactor,
+            watch,
+            descriptor,
+            node=peer.host,
+            service=peer.port or None,
+            options=self._options,
+        )
+        operation = self._reader
+        if operation is None:
+            self._ready.append(connection)
+            return
+        self._stop_accepting()
+        operation.deferred.callback(connection)
+
+    def _on_room(self) -> None:
+        if self._reader is not None and self._acceptor is not None:
+            self._acceptor.start()
+
+    @property
+    def failed_handshakes(self) -> int:
+        """How many handshakes have failed on this listening socket."""
+        return 0 if self._handshakes is None else self._handshakes.failed
+
+    if TYPE_CHECKING:
+
+        def __aiter__(self) -> AsyncIterator[Socket]: ...
+
+    # The handshake
+
+    def handshake(self) -> Deferred[None]:
+        """
+        Shake hands and verify the peer (``tls-client-handshake``, ``tls-server-handshake``).
+
+        For sockets made with ``handshake=False``; until it is done nothing can
+        be sent or received. Once it is done, this does nothing.
+
+        Returns:
+            `None`, when it is done and the peer verified.
+
+        Errors:
+            CertificateVerificationError: We refused the peer's certificate.
+            TLSHandshakeError: Anything else that TLS did not like.
+            SocketConnectionLostError: The peer went away.
+            SocketConnectionTimeoutError: `handshake_timeout` passed.
+            SocketBusyError: Another operation is waiting.
+            SocketClosedError: The socket is closed, or was while this waited.
+
+        Cancelling:
+            Fails with `CancelledError`; the socket is good for nothing but closing.
+        """
+        if self._closed or self._reader is not None or self._writer is not None:
+            return self._refuse()
+        descriptor = self._tls()
+        timeout = descriptor.options.handshake_timeout
+        seconds = None if timeout is None else timeout.total_seconds()
+        operation: _Operation[None] = _Operation(self, lambda: WANT_READ, WANT_READ)
+        # The handshake needs both directions, so both are taken while it runs.
+        self._reader = self._writer = operation
+        running = handshake(self._reactor, self._watch, descriptor, seconds)
+        outer: Deferred[None] = Deferred(lambda _: running.cancel())
+        operation.deferred = outer
+
+        def finished(result: None | Failure) -> None:
+            if self._reader is operation:
+                self._reader = self._writer = None
+            if isinstance(result, Failure) and isinstance(result.value, SocketError):
+                result.value.socket = self
+            if not outer.called:
+                outer.callback(result)  # type: ignore[arg-type]
+
+        running.addBoth(finished)
+        return outer
+
+    def _tls(self) -> TLSDescriptor:
+        if not isinstance(self._descriptor, TLSDescriptor):
+            raise SocketError(self, strerror="This is a listening socket: it has no peer")
+        return self._descriptor
+
+    # Data
+
+    def _check_flags(self, flags: int) -> None:
+        raise ValueError(f"flags={flags}: TLS has no flags")
+
+    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
+        descriptor = self._tls()
+        taken: int | None = None
+
+        def attempt() -> int | Want:
+            # What OpenSSL has taken counts as sent only when the kernel has it.
+            nonlocal taken
+            if taken is None:
+                count = descriptor.try_send(view)
+                if isinstance(count, Want):
+                    return count
+                taken = count
+            want = descriptor.try_flush()
+            return taken if want is None else want
+
+        return attempt
+
+    # Closing
+
+    def _dispose(self, *, abort: bool) -> None:
+        if self._handshakes is not None:
+            self._handshakes.close()
+            while self._ready:
+                self._ready.popleft().close()
+        descriptor = self._descriptor
+        if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken and not abort:
+            self._goodbye = say_goodbye(self._reactor, self._watch, descriptor)
+            self._goodbye.addBoth(self._on_gone)
+        else:
+            super()._dispose(abort=abort)
+
+    def abort(self) -> None:
+        """Close at once and reset the connection; may be called again, and after `close`."""
+        if self._goodbye is not None:
+            self._goodbye.cancel()
+        super().abort()
+
+    # What was negotiated
+
+    @property
+    def options(self) -> TLSSocketOptions:
+        """The record that it was made with; of several, the first."""
+        assert isinstance(self._options, TLSSocketOptions)
+        return self._options
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The peer's certificate, or `None` (``tls-socket-peer-certificate``)."""
+        return self._tls().peer_certificate
+
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer sent, its own first."""
+        return self._tls().peer_chain
+
+    @property
+    def selected_alpn(self) -> str | None:
+        """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
+        return self._tls().selected_alpn
+
+    @property
+    def tls_version(self) -> str | None:
+        """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
+        return self._tls().tls_version
+
+    @property
+    def cipher(self) -> str | None:
+        """OpenSSL's name of the cipher suite; `None` before the handshake."""
+        return self._tls().cipher
+
+    @property
+    def group(self) -> str | None:
+        """OpenSSL's name of the key exchange group, where it tells."""
+        return self._tls().group
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the client asked for, or `None`."""
+        return self._tls().server_name
+
+

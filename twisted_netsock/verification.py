@@ -1,0 +1,160 @@
+"""
+Deciding about a peer's certificate, inside OpenSSL's verify callback.
+
+The chain is OpenSSL's business, the identity that of service-identity, and the
+`certificate_verifier` of the options may overrule either. It all happens in the
+callback, while the handshake can still be refused, and every exception is a
+refusal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL import SSL, crypto
+from service_identity import CertificateError, VerificationError
+from service_identity.cryptography import (
+    verify_certificate_hostname,
+    verify_certificate_ip_address,
+)
+from twisted.logger import Logger
+
+from .errors import CertificateVerificationError
+from .names import is_ip_address, reference_identity
+from .options import VerifyResult
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from .options import Verifier
+
+__all__ = ["Verification", "verify_callback"]
+
+X509_V_OK: Final = 0
+X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
+X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
+
+_log = Logger()
+
+
+class Verification:
+    """
+    What is to be verified of one connection's peer, and what came of it.
+
+    Attributes:
+        failure: The error to fail the handshake with, once there is one.
+        checked: The peer's own certificate has been accepted, identity included.
+    """
+
+    __slots__ = ("_identity", "_verifier", "checked", "failure")
+
+    def __init__(self, host: str | None, verifier: Verifier) -> None:
+        """
+        Verify the identity *host* (a name or an address), or none if `None`.
+
+        A server that asks for client certificates has no identity to compare.
+        """
+        self._identity = None if host is None else reference_identity(host)
+        self._verifier = verifier
+        self.failure: CertificateVerificationError | None = None
+        self.checked = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether the peer is verified at all."""
+        return self._verifier is not False
+
+    def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
+        """Answer one call of OpenSSL's: accept this verdict on this certificate, or not."""
+        if self.failure is not None:
+            return False
+        try:
+            subject = certificate.to_cryptography()
+            text = _describe(code)
+            accepted = self._ask(depth, VerifyResult(code, text), subject)
+            if accepted and depth == 0 and not self.checked:
+                code, text = self._compare_identity(subject)
+                if code != X509_V_OK:
+                    accepted = self._ask(depth, VerifyResult(code, text), subject)
+                self.checked = accepted
+        except BaseException as error:  # noqa: BLE001: whatever it is, it is a refusal
+            _log.failure("verifying a certificate failed, so it is refused")
+            text = f"verification failed with {type(error).__name__}"
+            self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
+            return False
+        if not accepted:
+            if code == X509_V_OK:
+                code, text = 1, "certificate_verifier refused it"
+            self.failure = CertificateVerificationError(depth, text, subject, code=code)
+        return accepted
+
+    def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
+        """Decide one verdict: the verifier's word if it has one, else the verdict itself."""
+        verdict = result.code == X509_V_OK
+        if not callable(self._verifier):
+            return verdict
+        answer: Any = self._verifier(depth, result, certificate)
+        if answer is None:
+            return verdict
+        # Anything but an explicit True refuses.
+        return answer is True
+
+    def _compare_identity(self, certificate: x509.Certificate) -> tuple[int, str]:
+        """Return code 0 if *certificate* is for the identity, else 62 or 64 and why."""
+        if self._identity is None:
+            return X509_V_OK, "ok"
+        by_address = is_ip_address(self._identity)
+        compare = verify_certificate_ip_address if by_address else verify_certificate_hostname
+        try:
+            compare(certificate, self._identity)
+        except VerificationError:
+            why = f"the certificate is not for {self._identity!r}"
+        except (CertificateError, ValueError) as error:
+            # ValueError: the subjectAltName cannot be parsed.
+            why = f"the certificate cannot be matched with {self._identity!r}: {error}"
+        else:
+            return X509_V_OK, "ok"
+        return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
+
+    def conclude(self) -> None:
+        """
+        Make sure, after a handshake, that the peer really was verified.
+
+        Raises:
+            CertificateVerificationError: It was to be, and was not.
+        """
+        if self.failure is None and self.needed and not self.checked:
+            self.failure = CertificateVerificationError(0, "it was never verified", None)
+        if self.failure is not None:
+            raise self.failure
+
+
+def _texts() -> dict[int, str]:
+    """Name OpenSSL's verdicts in words, from the names of their constants."""
+    codes = vars(SSL.X509VerificationCodes)
+    return {
+        code: name.removeprefix("ERR_").lower().replace("_", " ").replace("cert ", "certificate ")
+        for name, code in codes.items()
+        if isinstance(code, int)
+    }
+
+
+_TEXTS: Final = _texts()
+
+
+def _describe(code: int) -> str:
+    return _TEXTS.get(code, f"error {code}")
+
+
+def verify_callback(
+    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
+) -> bool:
+    """
+    Pass OpenSSL's question on to the `Verification` of the connection's app data.
+
+    Never raises: pyOpenSSL would keep the exception for a later, innocent call.
+    """
+    verification = getattr(connection.get_app_data(), "verification", None)
+    if not isinstance(verification, Verification):
+        return False
+    return verification.judge(certificate, X509_V_OK if ok else code, depth)
