@@ -90,7 +90,7 @@ _HOMES = {
     "socket_options_to_client_socket": "makers",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605: a list, which a test compares with the imports above
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, which a test compares with the imports above
 
 
 def __getattr__(name: str) -> Any:

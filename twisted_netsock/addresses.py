@@ -210,9 +210,7 @@ def address_info_list(infos: Sequence[AddressInfo]) -> AddressInfo | None:
     return head
 
 
-def make_address_info(
-    family: int, socket_type: int, protocol: int, hints: int = 0
-) -> AddressInfo:
+def make_address_info(family: int, socket_type: int, protocol: int, hints: int = 0) -> AddressInfo:
     """
     Make a record of hints for a look-up (``make-address-info``).
 
@@ -258,7 +256,7 @@ def make_sockaddr(family: int = AF_UNSPEC, host: str = "", port: int = 0) -> Soc
     if family == AF_UNSPEC and not host:
         return SocketAddress(())
     if not host:
-        host = "::" if family == AF_INET6 else "0.0.0.0"  # noqa: S104: INADDR_ANY
+        host = "::" if family == AF_INET6 else "0.0.0.0"  # noqa: S104 - INADDR_ANY
     address = as_socket_address((host, port))
     if family not in (AF_UNSPEC, address.family):
         raise ValueError(f"host={host!r} is no address of {AddressFamily(family).name}")
@@ -301,7 +299,7 @@ def _numeric(address: tuple[Any, ...]) -> SocketAddress:
         raise ValueError(
             f"address={address!r}: the host must be numeric; look names up with get_address_info"
         ) from None
-    if parsed.version == 4:  # noqa: PLR2004: the IP version
+    if parsed.version == 4:  # noqa: PLR2004 - the IP version
         return SocketAddress((host, port))
     flowinfo, scope_id = (*rest, 0, 0)[:2]
     zone = host.partition("%")[2]

@@ -166,9 +166,7 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     certificates: list[x509.Certificate] = []
     key: Any = None
     for source in options.certificates:
-        found = _load(
-            "certificates", source, password, want_key=not apart and key is None
-        )
+        found = _load("certificates", source, password, want_key=not apart and key is None)
         certificates += found.certificates
         key = key or found.key
         if not found.certificates and found.key is None:

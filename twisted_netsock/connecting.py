@@ -196,12 +196,10 @@ class _Race:
 
     def _begin(self, candidate: Established, address: SocketAddress) -> None:
         sock = candidate.descriptor.sock
-        attempt = drive(
-            self._reactor, candidate.watch, Connect(sock, address.native(sock.family))
-        )
+        attempt = drive(self._reactor, candidate.watch, Connect(sock, address.native(sock.family)))
         self._running[attempt] = candidate
 
-        def finished(result: None | Failure) -> None:
+        def finished(result: Failure | None) -> None:
             del self._running[attempt]
             if not isinstance(result, Failure):
                 self._stop()
@@ -302,9 +300,7 @@ def _reachable_from(options: SocketOptions, infos: list[AddressInfo]) -> list[Ad
 
 def unix_info(path: str, options: SocketOptions) -> AddressInfo:
     """Return the way to the UNIX socket at *path*."""
-    return AddressInfo(
-        AF_UNIX, options.ai_socktype, options.ai_protocol, SocketAddress((path,))
-    )
+    return AddressInfo(AF_UNIX, options.ai_socktype, options.ai_protocol, SocketAddress((path,)))
 
 
 def check_target(node: str | None, service: str | int | None, options: SocketOptions) -> None:

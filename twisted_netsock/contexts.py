@@ -44,9 +44,7 @@ __all__ = [
 _CIPHERS_1_2: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and AEAD only (RFC 9325, section 4.2)."""
 
-_OPTIONS: Final = (
-    SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
-)
+_OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
 _VERSIONS: Final = {
     _ssl.TLSVersion.TLSv1_2: SSL.TLS1_2_VERSION,
     _ssl.TLSVersion.TLSv1_3: SSL.TLS1_3_VERSION,
@@ -372,7 +370,7 @@ class _Sites:
         """Switch *connection* to the record for the name it asks for; never raises."""
         try:
             self._switch(connection)
-        except BaseException:  # noqa: BLE001: pyOpenSSL would go on with the first certificate
+        except BaseException:  # noqa: BLE001 - pyOpenSSL would go on with the first certificate
             _log.failure("choosing a certificate by server name failed")
             connection.set_context(self._refusing)
 
@@ -541,7 +539,7 @@ def quiet_context() -> SSL.Context:
     An exception of the ALPN callback is kept on the *context*, where any
     connection that reads next would raise it and lose its own data.
     """
-    global _quiet_context  # noqa: PLW0603: one is enough for the process
+    global _quiet_context  # noqa: PLW0603 - one is enough for the process
     if _quiet_context is None:
         _quiet_context = SSL.Context(SSL.TLS_METHOD)
     return _quiet_context

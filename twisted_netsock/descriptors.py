@@ -121,7 +121,7 @@ class PlainDescriptor:
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes; at most 64 KiB are allocated."""
         try:
-            return self.sock.recv(n if n < RECEIVE_LIMIT else RECEIVE_LIMIT, flags)
+            return self.sock.recv(min(RECEIVE_LIMIT, n), flags)
         except BlockingIOError:
             return WANT_READ
         except OSError as error:

@@ -265,7 +265,7 @@ class _Port:
             transport = _transport(
                 self._reactor, watch, descriptor, self._options, address, is_client=False
             )
-        except Exception:  # noqa: BLE001: it costs this connection and no other
+        except Exception:  # noqa: BLE001 - it costs this connection and no other
             _log.failure("a new connection could not be served")
             established.close()
             return

@@ -79,7 +79,7 @@ class ServerHandshakes:
         running = handshake(self._reactor, watch, descriptor, seconds)
         self._running[descriptor] = running
 
-        def finished(result: None | Failure) -> None:
+        def finished(result: Failure | None) -> None:
             was_full = self.full
             self._running.pop(descriptor, None)
             if isinstance(result, Failure):

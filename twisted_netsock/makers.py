@@ -123,9 +123,7 @@ def make_client_tls_socket(
         "for a server use make_server_tls_socket",
     )
     checked = (
-        record
-        if isinstance(record, TLSSocketOptions)
-        else TLSSocketOptions.from_options(record)
+        record if isinstance(record, TLSSocketOptions) else TLSSocketOptions.from_options(record)
     )
     _check_client(node, service, checked)
     reactor = current_reactor(reactor)

@@ -94,7 +94,7 @@ _threads = _LookUpThreads()
 
 def _forget_threads() -> None:
     """Start afresh in a forked child, where the threads are not."""
-    global _threads  # noqa: PLW0603: one pool for the process
+    global _threads  # noqa: PLW0603 - one pool for the process
     _threads = _LookUpThreads()
 
 
@@ -218,7 +218,7 @@ def look_up_system(
         except (OSError, UnicodeError) as error:
             # A name too long for the codec, or the resolver out of descriptors.
             outcome = HostNotFoundError(node, service, errno=_socket.EAI_FAIL, strerror=str(error))
-        except BaseException as error:  # noqa: BLE001: whoever waits must hear of it
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             outcome = error
         reactor.callFromThread(deliver, outcome)
 
@@ -316,7 +316,7 @@ def _look_up_installed(
                 # Twisted's own wrappers of simple resolvers cannot: drop the result.
                 pass
 
-    types = {AF_INET: [IPv4Address], AF_INET6: [IPv6Address]}.get(cast(AddressFamily, family))
+    types = {AF_INET: [IPv4Address], AF_INET6: [IPv6Address]}.get(cast("AddressFamily", family))
     receiver = _Receiver(done)
     result: Deferred[list[AddressInfo]] = Deferred(cancel)
     resolver.resolveHostName(

@@ -238,7 +238,7 @@ class Socket:
     def _retry(self, operation: _Operation[Any]) -> None:
         try:
             result = operation.attempt()
-        except Exception as error:  # noqa: BLE001: whoever waits hears of it
+        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
             if isinstance(error, SocketError):
                 error.socket = self
             self._complete(operation, Failure(error))
@@ -798,5 +798,3 @@ def _check_size(n: int) -> None:
         raise TypeError(f"n must be a number of bytes, not {n!r}")
     if n < 0:
         raise ValueError(f"n={n} must not be negative")
-
-

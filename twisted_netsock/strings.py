@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 import attrs
+
 from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
 from .options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 
@@ -41,7 +42,7 @@ _LEVELS: Final = {
     "IPV6": _socket.IPPROTO_IPV6,
     "UDP": _socket.IPPROTO_UDP,
 }
-_PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105: a key's name
+_PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105 - a key's name
 _RELOAD_EVERY: Final = "reloadEvery"
 _PASSWORD_LIMIT: Final = 4096
 
@@ -274,9 +275,7 @@ def _join_brackets(args: Sequence[str]) -> list[str]:
         open_literal = joined[-1].startswith("[") and not joined[-1].endswith("]")
     if open_literal:
         raise ValueError(f"{joined[-1]!r}: a bracket is opened and never closed")
-    return [
-        arg[1:-1] if arg.startswith("[") and arg.endswith("]") else arg for arg in joined
-    ]
+    return [arg[1:-1] if arg.startswith("[") and arg.endswith("]") else arg for arg in joined]
 
 
 def _check_stray_bracket(key: str, value: str, args: Sequence[str]) -> None:

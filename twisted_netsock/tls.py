@@ -169,7 +169,7 @@ class TLSDescriptor:
         if self._ended or self._read_shut or n == 0:
             return b""
         try:
-            return self.connection.recv(n if n < _RECORD else _RECORD)
+            return self.connection.recv(min(_RECORD, n))
         except SSL.WantReadError:
             return WANT_READ
         except SSL.WantWriteError:

@@ -53,9 +53,7 @@ class TLSSocket(Socket):
         factory: ServerContextFactory | None = None,
     ) -> None:
         """Take *watch* and *descriptor* over; *factory* makes it listening."""
-        super().__init__(
-            reactor, watch, descriptor, node=node, service=service, options=options
-        )
+        super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
         self._factory = factory
         self._ready: deque[TLSSocket] = deque()
         self._handshakes: ServerHandshakes | None = None
@@ -172,7 +170,7 @@ class TLSSocket(Socket):
         outer: Deferred[None] = Deferred(lambda _: running.cancel())
         operation.deferred = outer
 
-        def finished(result: None | Failure) -> None:
+        def finished(result: Failure | None) -> None:
             if self._reader is operation:
                 self._reader = self._writer = None
             if isinstance(result, Failure) and isinstance(result.value, SocketError):
@@ -272,5 +270,3 @@ class TLSSocket(Socket):
     def server_name(self) -> str | None:
         """The name that the client asked for, or `None`."""
         return self._tls().server_name
-
-

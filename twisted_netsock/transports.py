@@ -65,7 +65,7 @@ _log = Logger()
 class IViewProtocol(Interface):
     """A protocol that takes what arrives as a view of the shared buffer, without a copy."""
 
-    def view_received(view: memoryview) -> None:  # noqa: N805: zope interfaces have no self
+    def view_received(view: memoryview) -> None:  # noqa: N805 - zope interfaces have no self
         """Handle *view*, which is valid during this call only."""
 
 
@@ -277,7 +277,7 @@ class Transport:
                 deliver(target[:count])
             else:
                 self.protocol.dataReceived(bytes(target[:count]))
-        except Exception:  # noqa: BLE001: see _protocol_failed
+        except Exception:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
         self._continue_if_buffered()
@@ -302,7 +302,7 @@ class Transport:
             return
         try:
             listener.readConnectionLost()
-        except Exception:  # noqa: BLE001: see _protocol_failed
+        except Exception:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
         if self._write_closed and self.connected:
@@ -369,9 +369,7 @@ class Transport:
             return
         if sent < size:
             self._enqueue(memoryview(data)[sent:])
-        elif self._descriptor.unflushed:
-            self._want_flush()
-        elif self.producer is not None and not self.streamingProducer:
+        elif self._descriptor.unflushed or (self.producer is not None and not self.streamingProducer):
             self._want_flush()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
@@ -480,7 +478,7 @@ class Transport:
                 self._want_flush()
             try:
                 self.producer.resumeProducing()
-            except Exception:  # noqa: BLE001: see _protocol_failed
+            except Exception:  # noqa: BLE001 - see _protocol_failed
                 self._protocol_failed()
         elif self.producer is not None:
             return
@@ -552,7 +550,7 @@ class Transport:
         if listener is not None:
             try:
                 listener.writeConnectionLost()
-            except Exception:  # noqa: BLE001: see _protocol_failed
+            except Exception:  # noqa: BLE001 - see _protocol_failed
                 self._protocol_failed()
                 return
         if self._read_closed and self.connected:
@@ -660,7 +658,7 @@ class Transport:
             self.reactor, self._watch, descriptor, _seconds(factory.options.handshake_timeout)
         ).addBoth(self._shaken)
 
-    def _shaken(self, result: None | Failure) -> None:
+    def _shaken(self, result: Failure | None) -> None:
         if self.disconnected:
             return
         self._watch.owner = self
@@ -775,7 +773,5 @@ def _guard(function: Callable[..., object], *args: object) -> None:
     """Call a protocol's or producer's method; what it raises is logged."""
     try:
         function(*args)
-    except Exception:  # noqa: BLE001: nothing else may be lost for it
+    except Exception:  # noqa: BLE001 - nothing else may be lost for it
         _log.failure("a protocol or producer raised an exception")
-
-

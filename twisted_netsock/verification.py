@@ -77,7 +77,7 @@ class Verification:
                 if code != X509_V_OK:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
-        except BaseException as error:  # noqa: BLE001: whatever it is, it is a refusal
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
             _log.failure("verifying a certificate failed, so it is refused")
             text = f"verification failed with {type(error).__name__}"
             self.failure = CertificateVerificationError(depth, text, None, code=code or 1)

@@ -99,7 +99,7 @@ class _Drive(Generic[T]):
     def _try(self) -> None:
         try:
             result = self._attempt()
-        except Exception:  # noqa: BLE001: the caller hears of it
+        except Exception:  # noqa: BLE001 - the caller hears of it
             self._finish(Failure())
             return
         if isinstance(result, Want):

@@ -60,9 +60,7 @@ class _Demonstration(Service):
     def _start_relay(self, port: Any) -> None:
         self._backend = port
         options = ServerTLSSocketOptions(certificates=self._issued.pem)
-        to: IStreamClientEndpoint = client_endpoint(
-            self._reactor, _LOOPBACK, port.getHost().port
-        )
+        to: IStreamClientEndpoint = client_endpoint(self._reactor, _LOOPBACK, port.getHost().port)
         chosen = _free_port(_PORT)
         listen = server_endpoint(self._reactor, _LOOPBACK, chosen, options)
         self._relay = RelayService(self._reactor, listen, to, self._announce)

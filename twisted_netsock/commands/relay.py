@@ -255,7 +255,7 @@ def _endpoint(make: Any, reactor: Any, option: str, text: str) -> Any:
     """Make an endpoint of what the user wrote, or say what is wrong with it."""
     try:
         return make(reactor, text)
-    except Exception as error:  # noqa: BLE001: parsers of others raise what they like
+    except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
         raise usage.UsageError(f"--{option} {text}: {error}") from None
 
 

@@ -1,0 +1,139 @@
+"""
+How the tests run: on the reactor that ``NETSOCK_REACTOR`` names, each one clean.
+
+Coroutine tests run on that reactor. A test fails if it leaves anything in it,
+or if anything was logged as an error that it does not flush.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+def _install_reactor(name: str) -> None:
+    if name == "uvloop":
+        import asyncio
+
+        import uvloop
+        from twisted.internet import asyncioreactor
+
+        asyncioreactor.install(uvloop.new_event_loop())
+        asyncio.set_event_loop(None)
+        return
+    if name == "asyncio":
+        import asyncio
+
+        from twisted.internet import asyncioreactor
+
+        asyncioreactor.install(asyncio.new_event_loop())
+        return
+    from importlib import import_module
+
+    import_module(f"twisted.internet.{name}reactor").install()
+
+
+_install_reactor(os.environ.get("NETSOCK_REACTOR", "epoll"))
+
+from twisted.internet import defer, reactor  # noqa: E402
+from twisted.internet.defer import Deferred  # noqa: E402
+from twisted.logger import LogEvent, globalLogPublisher  # noqa: E402
+from twisted.python.failure import Failure  # noqa: E402
+
+from twisted_netsock.testing import CertificateAuthority, clean_reactor  # noqa: E402
+
+assert clean_reactor
+
+TEST_SECONDS = 30.0
+
+
+def run_on_reactor(make: Any) -> Any:
+    """Run the coroutine that *make* returns on the reactor, and return its result."""
+    results: list[Any] = []
+
+    def begin() -> None:
+        deferred = Deferred.fromCoroutine(make())
+        deferred.addTimeout(TEST_SECONDS, reactor)
+        deferred.addBoth(results.append)
+        deferred.addBoth(lambda _: reactor.callLater(0, reactor.crash))
+
+    reactor.callWhenRunning(begin)
+    reactor.run(installSignalHandlers=False)
+    if not results:
+        pytest.fail("the reactor ended before the test did")
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run coroutine functions on the reactor."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    run_on_reactor(lambda: pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _clean(clean_reactor: None, logged_errors: list[LogEvent]) -> Iterator[None]:
+    """Every test leaves the reactor as it found it."""
+    yield
+
+
+@pytest.fixture
+def logged_errors() -> Iterator[list[LogEvent]]:
+    """What was logged as an error; a test that expects some clears the list."""
+    found: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event.get("isError") or event.get("log_failure") is not None:
+            found.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield found
+    globalLogPublisher.removeObserver(observe)
+    if found:
+        told = "\n".join(
+            f"{event.get('log_format') or event.get('why')}: {event.get('log_failure')}"
+            for event in found
+        )
+        pytest.fail(f"errors were logged: {told}")
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """Every log line of the test, formatted."""
+    from twisted.logger import formatEvent
+
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture(scope="session")
+def authority() -> CertificateAuthority:
+    """An authority that the tests' clients trust."""
+    return CertificateAuthority()
+
+
+@pytest.fixture(scope="session")
+def other_authority() -> CertificateAuthority:
+    """An authority that nobody trusts."""
+    return CertificateAuthority("another authority")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _debug_deferreds() -> None:
+    defer.setDebugging(False)
