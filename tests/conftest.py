@@ -82,9 +82,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture(autouse=True)
-def _clean(clean_reactor: None, logged_errors: list[LogEvent]) -> Iterator[None]:
+def _clean(clean_reactor: None, logged_errors: list[LogEvent]) -> None:
     """Every test leaves the reactor as it found it."""
-    yield
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ _LONGEST = timedelta(days=365)
 _PORT_LIMIT = 65536
 _ALPN_LIMIT = 256
 _HOST_LIMIT = 253
+_HOST_AND_PORT = 2
+_LEVEL_NAME_VALUE = 3
 
 
 def redacted(value: object) -> str:
@@ -121,7 +123,7 @@ def local_address(value: Any, name: str) -> tuple[str, int] | None:
     expected = "a host, or a tuple of host and port"
     if isinstance(value, str):
         host, port = value, 0
-    elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+    elif isinstance(value, tuple) and len(value) == _HOST_AND_PORT and isinstance(value[0], str):
         host, port = value[0], _integer(value[1], name, expected)
     else:
         raise _wrong_type(value, name, expected)
@@ -141,7 +143,7 @@ def socket_options(value: Any, name: str) -> tuple[tuple[int, int, int | bytes],
     if items and isinstance(items[0], int):
         items = (items,)
     for item in items:
-        if not isinstance(item, tuple | list) or len(item) != 3:
+        if not isinstance(item, tuple | list) or len(item) != _LEVEL_NAME_VALUE:
             raise _wrong_type(item, name, expected)
         if not (
             isinstance(item[0], int)

@@ -160,6 +160,7 @@ class Acceptor:
             self._listen()
 
     def on_readable(self) -> None:
+        """Take what has come; for the poller."""
         for _ in range(_BATCH):
             if not self._running:
                 return
@@ -177,5 +178,6 @@ class Acceptor:
         """Do nothing: a listening descriptor is never written."""
 
     def on_poller_lost(self, reason: Exception) -> None:
+        """Report that nothing more can be accepted; for the poller."""
         self.stop()
         self._lost(reason)

@@ -14,7 +14,7 @@ import socket as _socket
 import struct
 from collections.abc import Iterator, Sequence
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -328,7 +328,7 @@ def interleave_families(infos: Sequence[AddressInfo]) -> list[AddressInfo]:
 
 def to_twisted_address(address: SocketAddress, kind: int = SocketKind.SOCK_STREAM) -> IAddress:
     """Return *address* as Twisted's ``IPv4Address``, ``IPv6Address`` or ``UNIXAddress``."""
-    protocol = "UDP" if kind == SocketKind.SOCK_DGRAM else "TCP"
+    protocol: Literal["TCP", "UDP"] = "UDP" if kind == SocketKind.SOCK_DGRAM else "TCP"
     match address.family:
         case _socket.AF_INET:
             return IPv4Address(protocol, address.host, address.port)

@@ -85,7 +85,7 @@ class _Deadline:
         """Return the seconds left, at most *limit*; `None` for no end."""
         if self._end is None:
             return limit
-        left = max(0.0, self._end - self._reactor.seconds())
+        left: float = max(0.0, self._end - self._reactor.seconds())
         return left if limit is None else min(left, limit)
 
     def bound(self, deferred: Deferred[T], stage: str) -> Deferred[T]:
@@ -209,7 +209,8 @@ class _Race:
             if self._over:
                 # Cancelled, or another attempt has won.
                 return
-            self._failures.append((address, result.value))
+            if isinstance(result.value, Exception):
+                self._failures.append((address, result.value))
             if not beginning:
                 self._next()
 

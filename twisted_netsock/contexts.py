@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-import attrs
 from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import (
@@ -30,7 +29,7 @@ from zope.interface import implementer
 
 from .certificates import Identity, file_paths, file_signature, load_identity, load_trusted
 from .names import is_ip_address, reference_identity
-from .options import ServerTLSSocketOptions, TLSSocketOptions, require_record
+from .options import ServerTLSSocketOptions, TLSSocketOptions, record_fields, require_record
 from .verification import Verification, verify_callback
 
 __all__ = [
@@ -94,7 +93,7 @@ def negotiated_protocols(factory: object) -> tuple[bytes, ...]:
     """Return the ``acceptableProtocols`` of *factory*, if it negotiates any."""
     if not IProtocolNegotiationFactory.providedBy(factory):
         return ()
-    return tuple(factory.acceptableProtocols())  # type: ignore[attr-defined]
+    return tuple(factory.acceptableProtocols())
 
 
 def _base_context(options: TLSSocketOptions, identity: Identity | None) -> SSL.Context:
@@ -289,7 +288,9 @@ class _Site:
         if self.verify_mode != SSL.VERIFY_NONE:
             trusted = load_trusted(options) or ()
             _trust(context, trusted)
-            context.set_client_ca_list([authority.subject for authority in trusted])
+            for certificate in trusted:
+                # The names of the authorities that a client may choose from.
+                context.add_client_ca(certificate)
             context.set_verify(self.verify_mode, verify_callback)
         context.set_alpn_select_callback(_select_protocol)
         self.context = context
@@ -416,7 +417,7 @@ def _check_records(records: tuple[ServerTLSSocketOptions, ...]) -> None:
         raise ValueError("two records without sni: each would answer every name")
     first, *others = records
     for other in others:
-        for field in (attribute.name for attribute in attrs.fields(type(first))):
+        for field in (attribute.name for attribute in record_fields(type(first))):
             if field not in _PER_SITE and getattr(first, field) != getattr(other, field):
                 raise ValueError(
                     f"{field} must be the same in all records of one server, "

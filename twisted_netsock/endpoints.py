@@ -147,7 +147,7 @@ class ClientEndpoint:
             peer = to_twisted_address(SocketAddress.of(sock.family, sock.getpeername()))
             protocol = factory.buildProtocol(peer)
             if protocol is None:
-                raise NoProtocol()
+                raise NoProtocol  # noqa: TRY301 - the clean-up below is for it, too
             transport = _transport(
                 self._reactor,
                 established.watch,

@@ -145,21 +145,43 @@ def _field(
     """
     return attrs.field(
         default=default,
-        converter=attrs.Converter(  # type: ignore[misc]
+        converter=attrs.Converter(
             lambda value, field: converter(value, field.name), takes_field=True
         ),
         metadata={"kind": kind, "secret": secret},
     )
 
 
+def _record(cls: type[AnyOptions]) -> type[AnyOptions]:
+    """
+    Make *cls* a frozen attrs class.
+
+    Behind a name of its own, because the constructor takes more than the fields
+    hold: type checkers go by the signatures that the classes declare.
+    """
+    return attrs.frozen(kw_only=True, repr=False)(cls)
+
+
+def record_fields(cls: type[SocketOptions]) -> tuple[attrs.Attribute[Any], ...]:
+    """Return the fields of a class of records, in order."""
+    # attrs makes the class what its own types call an AttrsInstance.
+    made: Any = cls
+    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(made)
+    return fields
+
+
 @cache
-def _defaults(cls: type[SocketOptions]) -> dict[str, object]:
-    """Return the default of each field of *cls*, as a record stores it."""
+def _defaults_of(cls: Callable[[], SocketOptions]) -> dict[str, object]:
     record = cls()
-    return {field.name: getattr(record, field.name) for field in attrs.fields(cls)}
+    return {field.name: getattr(record, field.name) for field in record_fields(type(record))}
 
 
-@attrs.frozen(kw_only=True, repr=False)
+def _defaults(cls: Callable[[], SocketOptions]) -> dict[str, object]:
+    """Return the default of each field of a class of records, as a record stores it."""
+    return _defaults_of(cls)
+
+
+@_record
 class SocketOptions:
     """
     How a plain socket is made (``socket-options-builder``).
@@ -214,7 +236,9 @@ class SocketOptions:
             TypeError: A field is unknown, or its value of the wrong type.
             ValueError: A value is not allowed.
         """
-        return attrs.evolve(self, **changes)  # type: ignore[misc]
+        record: Any = self
+        replaced: Self = attrs.evolve(record, **changes)
+        return replaced
 
     @classmethod
     def from_options(cls, options: SocketOptions, **changes: Unpack[SocketOptionFields]) -> Self:
@@ -232,7 +256,7 @@ class SocketOptions:
         if not isinstance(options, SocketOptions):
             raise TypeError(f"options must be a SocketOptions record, not {options!r}")
         theirs = _defaults(type(options))
-        ours = {field.name for field in attrs.fields(cls)}
+        ours = {field.name for field in record_fields(cls)}
         shared = {
             name: getattr(options, name)
             for name, default in theirs.items()
@@ -243,7 +267,7 @@ class SocketOptions:
     def __repr__(self) -> str:
         """Show what differs from the defaults, and nothing that is secret."""
         shown = []
-        for field in attrs.fields(type(self)):
+        for field in record_fields(type(self)):
             value = getattr(self, field.name)
             if value != _defaults(type(self))[field.name]:
                 secret = field.metadata["secret"]
@@ -253,7 +277,7 @@ class SocketOptions:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@attrs.frozen(kw_only=True, repr=False)
+@_record
 class TLSSocketOptions(SocketOptions):
     """
     How a TLS socket is made (``tls-socket-options-builder``), beside `SocketOptions`.
@@ -308,10 +332,11 @@ class TLSSocketOptions(SocketOptions):
 
         def __init__(self, **fields: Unpack[TLSSocketOptionFields]) -> None: ...
 
-        def replace(self, **changes: Unpack[TLSSocketOptionFields]) -> Self: ...
+        # What they do is written once, in the base; here they take more.
+        def replace(self, **changes: Unpack[TLSSocketOptionFields]) -> Self: ...  # noqa: D102
 
         @classmethod
-        def from_options(
+        def from_options(  # noqa: D102
             cls, options: SocketOptions, **changes: Unpack[TLSSocketOptionFields]
         ) -> Self: ...
 
@@ -334,7 +359,7 @@ class TLSSocketOptions(SocketOptions):
             raise ValueError(f"sni={self.sni!r}: a client cannot ask for a wildcard")
 
 
-@attrs.frozen(kw_only=True, repr=False)
+@_record
 class ServerTLSSocketOptions(TLSSocketOptions):
     """
     How a TLS server's socket is made (``server-tls-socket-options-builder``).
@@ -357,10 +382,10 @@ class ServerTLSSocketOptions(TLSSocketOptions):
 
         def __init__(self, **fields: Unpack[ServerTLSSocketOptionFields]) -> None: ...
 
-        def replace(self, **changes: Unpack[ServerTLSSocketOptionFields]) -> Self: ...
+        def replace(self, **changes: Unpack[ServerTLSSocketOptionFields]) -> Self: ...  # noqa: D102
 
         @classmethod
-        def from_options(
+        def from_options(  # noqa: D102
             cls, options: SocketOptions, **changes: Unpack[ServerTLSSocketOptionFields]
         ) -> Self: ...
 

@@ -37,13 +37,18 @@ class EndpointParser:
         self.prefix = prefix
         self._tls = tls
 
-    def parseStreamClient(self, reactor: Any, /, *args: str, **kwargs: str) -> ClientEndpoint:
+    # Positional alone, or the key "reactor=" of a string would be taken for it.
+    def parseStreamClient(  # type: ignore[override]
+        self, reactor: Any, /, *args: str, **kwargs: str
+    ) -> ClientEndpoint:
         """Return the client endpoint that a string describes."""
         from .strings import parse_client
 
         return parse_client(reactor, self._tls, args, kwargs)
 
-    def parseStreamServer(self, reactor: Any, /, *args: str, **kwargs: str) -> ServerEndpoint:
+    def parseStreamServer(  # type: ignore[override]
+        self, reactor: Any, /, *args: str, **kwargs: str
+    ) -> ServerEndpoint:
         """Return the server endpoint that a string describes."""
         from .strings import parse_server
 

@@ -189,7 +189,7 @@ def _call(method: Callable[..., None], *args: object) -> None:
     """Call an owner; what it raises is logged and touches nobody else."""
     try:
         method(*args)
-    except Exception:
+    except Exception:  # noqa: BLE001 - one owner's mistake must not reach the others
         _log.failure("a socket's handler failed")
 
 
@@ -253,27 +253,27 @@ class EpollPoller(Poller):
         registered = self._registered
         for fd, events in self._epoll.poll(0, _MOST_EVENTS):
             watch = registered.get(fd)
-            if watch is None:
-                continue
-            unwanted = False
-            if events & ~select.EPOLLOUT:
-                if watch.reading and watch.owner is not None:
-                    try:
-                        watch.owner.on_readable()
-                    except Exception:
-                        _log.failure("a socket's handler failed")
-                else:
-                    unwanted = True
-            if events & ~select.EPOLLIN:
-                if watch.writing and watch.owner is not None:
-                    try:
-                        watch.owner.on_writable()
-                    except Exception:
-                        _log.failure("a socket's handler failed")
-                elif not watch.reading or events == select.EPOLLOUT:
-                    unwanted = True
-            if unwanted and watch._mask:
-                self._shrink(watch)
+            if watch is not None:
+                try:
+                    self._report(watch, events)
+                except Exception:  # noqa: BLE001 - see _call
+                    _log.failure("a socket's handler failed")
+
+    def _report(self, watch: Watch, events: int) -> None:
+        """Tell the owner what it waits for, and the kernel what nobody waits for."""
+        unwanted = False
+        if events & ~select.EPOLLOUT:
+            if watch.reading and watch.owner is not None:
+                watch.owner.on_readable()
+            else:
+                unwanted = True
+        if events & ~select.EPOLLIN:
+            if watch.writing and watch.owner is not None:
+                watch.owner.on_writable()
+            elif not watch.reading or events == select.EPOLLOUT:
+                unwanted = True
+        if unwanted and watch._mask:
+            self._shrink(watch)
 
     def _shrink(self, watch: Watch) -> None:
         """Ask the kernel only for what the owner waits for, after an unwanted report."""

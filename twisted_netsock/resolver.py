@@ -156,6 +156,44 @@ def _numeric_infos(
     return _infos(results, flags)
 
 
+def _wire_name(node: str | None) -> str | None:
+    """Return *node* as resolvers take it."""
+    if node is None:
+        return None
+    if not isinstance(node, str):
+        raise TypeError(f"node must be a str or None, not {node!r}")
+    name = node if is_ip_address(node) else host_to_ascii(node)
+    if "\0" in name or not name:
+        raise ValueError(f"node={node!r} must be a host name")
+    return name
+
+
+def _ask_system(
+    node: str | None,
+    name: str | None,
+    service: str | int | None,
+    family: int,
+    kind: int,
+    protocol: int,
+    flags: int,
+) -> list[AddressInfo]:
+    """Ask `socket.getaddrinfo`, which may take its time, for *name*, written *node*."""
+    try:
+        found = _infos(_socket.getaddrinfo(name, service, family, kind, protocol, flags), flags)
+    except _socket.gaierror as error:
+        raise HostNotFoundError(
+            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+        ) from None
+    except (OSError, UnicodeError) as error:
+        # A name too long for the codec, or the resolver out of descriptors.
+        raise HostNotFoundError(
+            node, service, errno=_socket.EAI_FAIL, strerror=str(error)
+        ) from None
+    if not found:
+        raise HostNotFoundError(node, service)
+    return found
+
+
 def look_up_system(
     reactor: IReactorFromThreads,
     node: str | None,
@@ -192,12 +230,8 @@ def look_up_system(
     Cancelling:
         Fails with `CancelledError` at once; the thread's result is dropped.
     """
-    if node is not None and not isinstance(node, str):
-        raise TypeError(f"node must be a str or None, not {node!r}")
+    name = _wire_name(node)
     port = numeric_service(service)
-    name = node if node is None or is_ip_address(node) else host_to_ascii(node)
-    if name is not None and ("\0" in name or not name):
-        raise ValueError(f"node={node!r} must be a host name")
     if port is not None and (name is None or is_ip_address(name)):
         try:
             return succeed(_numeric_infos(name, port, family, kind, protocol, flags))
@@ -205,19 +239,9 @@ def look_up_system(
             return fail(Failure())
 
     def job() -> None:
+        outcome: Any
         try:
-            outcome: Any = _infos(
-                _socket.getaddrinfo(name, service, family, kind, protocol, flags), flags
-            )
-            if not outcome:
-                outcome = HostNotFoundError(node, service)
-        except _socket.gaierror as error:
-            outcome = HostNotFoundError(
-                node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
-            )
-        except (OSError, UnicodeError) as error:
-            # A name too long for the codec, or the resolver out of descriptors.
-            outcome = HostNotFoundError(node, service, errno=_socket.EAI_FAIL, strerror=str(error))
+            outcome = _ask_system(node, name, service, family, kind, protocol, flags)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             outcome = error
         reactor.callFromThread(deliver, outcome)
@@ -316,10 +340,9 @@ def _look_up_installed(
                 # Twisted's own wrappers of simple resolvers cannot: drop the result.
                 pass
 
-    types = {AF_INET: [IPv4Address], AF_INET6: [IPv6Address]}.get(cast("AddressFamily", family))
+    both: list[type[IAddress]] = [IPv4Address, IPv6Address]
+    types = {AF_INET: both[:1], AF_INET6: both[1:]}.get(cast("AddressFamily", family), both)
     receiver = _Receiver(done)
     result: Deferred[list[AddressInfo]] = Deferred(cancel)
-    resolver.resolveHostName(
-        receiver, host_to_ascii(node), port, types or [IPv4Address, IPv6Address], "TCP"
-    )
+    resolver.resolveHostName(receiver, host_to_ascii(node), port, types, "TCP")
     return result

@@ -407,7 +407,7 @@ class Socket:
         return self._write(self._send_once(view, flags))
 
     def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
-        return lambda: self._descriptor.try_send(view, flags)  # type: ignore[no-any-return]
+        return lambda: self._descriptor.try_send(view, flags)
 
     def sendall(self, data: Buffer) -> Deferred[None]:
         """
@@ -639,7 +639,7 @@ class Socket:
             self._release(abort=False)
         if self._gone:
             return succeed(None)
-        farewell: Deferred[None] = Deferred(lambda ours: self._farewells.remove(ours))
+        farewell: Deferred[None] = Deferred(self._farewells.remove)
         self._farewells.append(farewell)
         return farewell
 

@@ -13,14 +13,19 @@ import socket as _socket
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import Any, Final
-
-import attrs
+from typing import Any, Final, TypeVar
 
 from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
-from .options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
+from .options import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    record_fields,
+)
 
 __all__ = ["parse_client", "parse_server"]
+
+T = TypeVar("T")
 
 _UNITS: Final = {"us": "microseconds", "ms": "milliseconds", "s": "seconds", "m": "minutes",
                  "h": "hours"}  # fmt: skip
@@ -180,13 +185,13 @@ def _keys(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, st
     """Return the keys of a class of records, each with its field and its parser."""
     return {
         camel_case(field.name): (field.name, _PARSERS[field.metadata["kind"]])
-        for field in attrs.fields(record)
+        for field in record_fields(record)
         if field.metadata["kind"] is not None
     }
 
 
 _ALL_FIELDS: Final = {
-    field.name: camel_case(field.name) for field in attrs.fields(ServerTLSSocketOptions)
+    field.name: camel_case(field.name) for field in record_fields(ServerTLSSocketOptions)
 }
 _FIELD_NAME: Final = re.compile(
     r"\b(" + "|".join(name for name in _ALL_FIELDS if "_" in name) + r")\b"
@@ -279,7 +284,7 @@ def _join_brackets(args: Sequence[str]) -> list[str]:
 
 
 def _check_stray_bracket(key: str, value: str, args: Sequence[str]) -> None:
-    """An IPv6 literal with brackets behind a key was cut at its first colon."""
+    """Refuse an IPv6 literal with brackets behind a key: it was cut at its first colon."""
     if value.startswith("["):
         literal = ":".join((value, *args)).strip("[]") if not value.endswith("]") else value[1:-1]
         escaped = literal.replace(":", "\\:")
@@ -392,7 +397,7 @@ def parse_server(
     )
 
 
-def _build(make: Callable[[], Any]) -> Any:
+def _build(make: Callable[[], T]) -> T:
     try:
         return make()
     except (TypeError, ValueError) as error:

@@ -352,8 +352,7 @@ class TLSDescriptor:
     @property
     def peer_certificate(self) -> x509.Certificate | None:
         """The peer's certificate, or `None`."""
-        found = self.connection.get_peer_certificate(as_cryptography=True)
-        return found
+        return self.connection.get_peer_certificate(as_cryptography=True)
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:

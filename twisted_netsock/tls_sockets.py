@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from .addresses import SocketAddress
 from .contexts import ServerContextFactory
-from .descriptors import WANT_READ, PlainDescriptor, Want
+from .descriptors import WANT_READ, Descriptor, Want
 from .errors import SocketError
 from .handshakes import ServerHandshakes
 from .options import SocketOptions, TLSSocketOptions
@@ -45,7 +45,7 @@ class TLSSocket(Socket):
         self,
         reactor: Any,
         watch: Watch,
-        descriptor: TLSDescriptor | PlainDescriptor,
+        descriptor: Descriptor,
         *,
         node: str | None = None,
         service: str | int | None = None,
@@ -96,7 +96,8 @@ class TLSSocket(Socket):
         return operation.deferred
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        assert self._handshakes is not None and self._factory is not None
+        assert self._handshakes is not None
+        assert self._factory is not None
         if not self._factory.options.handshake:
             descriptor = TLSDescriptor(connection, self._factory)
             watch = poller_for(self._reactor).watch(connection.fileno())
@@ -176,7 +177,7 @@ class TLSSocket(Socket):
             if isinstance(result, Failure) and isinstance(result.value, SocketError):
                 result.value.socket = self
             if not outer.called:
-                outer.callback(result)  # type: ignore[arg-type]
+                outer.callback(result)
 
         running.addBoth(finished)
         return outer

@@ -179,7 +179,7 @@ class Transport:
         self._calls.add(call)
 
     def _lose(self, reason: Failure) -> None:
-        """The connection is lost: let go of everything, and tell the protocol."""
+        """Note that the connection is lost: let go of everything, and tell the protocol."""
         if self.disconnected:
             return
         self.connected = False
@@ -369,7 +369,9 @@ class Transport:
             return
         if sent < size:
             self._enqueue(memoryview(data)[sent:])
-        elif self._descriptor.unflushed or (self.producer is not None and not self.streamingProducer):
+        elif self._descriptor.unflushed or (
+            self.producer is not None and not self.streamingProducer
+        ):
             self._want_flush()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:

@@ -109,7 +109,7 @@ class _Drive(Generic[T]):
 
     def _finish(self, result: T | Failure) -> None:
         self._stop()
-        self._deferred.callback(result)  # type: ignore[arg-type]
+        self._deferred.callback(result)
 
     def _stop(self) -> None:
         timer, self._timer = self._timer, None

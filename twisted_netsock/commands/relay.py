@@ -214,14 +214,14 @@ class RelayService(Service):
             _log.critical("cannot listen: {error}", error=str(failure.value))
             self._reactor.callWhenRunning(self._reactor.stop)
 
-    def stopService(self) -> Deferred[None] | None:
+    def stopService(self) -> Any:
         """Stop listening, and end the connections that there are."""
         super().stopService()
         if self._listening is not None:
             self._listening.cancel()
         port, self._port = self._port, None
         self._factory.abort()
-        return None if port is None else port.stopListening()  # type: ignore[return-value]
+        return None if port is None else port.stopListening()
 
 
 class RelayOptions(usage.Options):

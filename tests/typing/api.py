@@ -1,0 +1,60 @@
+"""What a user's program looks like to a type checker; never run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import assert_type
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
+
+import twisted_netsock as netsock
+
+
+def records() -> None:
+    plain = netsock.SocketOptions(
+        connection_timeout=timedelta(seconds=10), socket_options=[(1, 2, 3)], backlog=5
+    )
+    assert_type(plain.replace(backlog=7), netsock.SocketOptions)
+    tls = netsock.TLSSocketOptions.from_options(plain, alpn="h2", sni="example.com")
+    assert_type(tls, netsock.TLSSocketOptions)
+    assert_type(tls.alpn, tuple[str, ...] | None)
+    server = netsock.ServerTLSSocketOptions(
+        certificates=["chain.pem", b"..."], client_certificate_required=False
+    )
+    assert_type(server.replace(private_key="key.pem"), netsock.ServerTLSSocketOptions)
+    assert_type(netsock.SocketOptions.from_options(server), netsock.SocketOptions)
+    plain.replace(no_such_field=1)  # type: ignore[call-arg]
+
+
+async def sockets() -> None:
+    sock = await netsock.make_client_socket("localhost", 80)
+    assert_type(sock, netsock.Socket)
+    assert_type(sock.recv(10), Deferred[bytes])
+    assert_type(await sock.recv_into(bytearray(10)), int)
+    await sock.sendall(memoryview(b"data"))
+    assert_type(sock.getpeername(), netsock.SocketAddress)
+    tls = await netsock.make_client_tls_socket("localhost", "https", netsock.SocketOptions())
+    assert_type(tls, netsock.TLSSocket)
+    assert_type(tls.selected_alpn, str | None)
+    async with await netsock.make_server_socket(None, 0) as server:
+        async for connection in server:
+            assert_type(connection, netsock.Socket)
+    await netsock.make_server_tls_socket(None, 0, [netsock.ServerTLSSocketOptions()])
+
+
+def endpoints(reactor: object) -> None:
+    client: IStreamClientEndpoint = netsock.client_endpoint(reactor, "localhost", 80)
+    server: IStreamServerEndpoint = netsock.server_endpoint(reactor, None, 0)
+    for_client: IOpenSSLClientConnectionCreator = netsock.client_context_factory(
+        netsock.TLSSocketOptions(), "example.com"
+    )
+    for_server: IOpenSSLServerConnectionCreator = netsock.server_context_factory(
+        netsock.ServerTLSSocketOptions()
+    )
+    print(client, server, for_client, for_server)
