@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket as _socket
+import sys
 from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -109,7 +110,7 @@ class PlainDescriptor:
     Every method raises what `from_os_error` makes of an error.
     """
 
-    __slots__ = ("_write_shut", "sock")
+    __slots__ = ("_receive_limit", "_write_shut", "sock")
 
     unflushed = False
     buffered = False
@@ -117,6 +118,9 @@ class PlainDescriptor:
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
         self._write_shut = False
+        # A datagram comes whole or cut, so what was asked for is asked for.
+        stream = sock.type == _socket.SOCK_STREAM
+        self._receive_limit = RECEIVE_LIMIT if stream else sys.maxsize
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes; at most 64 KiB are allocated."""

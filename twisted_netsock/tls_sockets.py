@@ -16,9 +16,10 @@ from .contexts import ServerContextFactory
 from .descriptors import WANT_READ, Descriptor, Want
 from .errors import SocketError
 from .handshakes import ServerHandshakes
+from .operations import Operation
 from .options import SocketOptions, TLSSocketOptions
 from .readiness import Watch, poller_for
-from .sockets import Socket, _Operation
+from .sockets import Socket
 from .tls import TLSDescriptor, handshake, say_goodbye
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ class TLSSocket(Socket):
         self._factory = factory
         self._ready: deque[TLSSocket] = deque()
         self._handshakes: ServerHandshakes | None = None
-        self._goodbye: Deferred[None] | None = None
         if factory is not None:
             self._handshakes = ServerHandshakes(
                 reactor, factory, self._on_handshake, self._on_room
@@ -88,7 +88,7 @@ class TLSSocket(Socket):
             return self._refuse()
         if self._ready:
             return succeed(self._ready.popleft())
-        operation: _Operation[Socket] = _Operation(self, lambda: WANT_READ, WANT_READ)
+        operation: Operation[Socket] = Operation(self, lambda: WANT_READ, WANT_READ)
         operation.deferred = Deferred(lambda _: self._stop_accepting())
         self._reader = operation
         if not self._handshakes.full:
@@ -164,7 +164,7 @@ class TLSSocket(Socket):
         descriptor = self._tls()
         timeout = descriptor.options.handshake_timeout
         seconds = None if timeout is None else timeout.total_seconds()
-        operation: _Operation[None] = _Operation(self, lambda: WANT_READ, WANT_READ)
+        operation: Operation[None] = Operation(self, lambda: WANT_READ, WANT_READ)
         # The handshake needs both directions, so both are taken while it runs.
         self._reader = self._writer = operation
         running = handshake(self._reactor, self._watch, descriptor, seconds)
@@ -190,7 +190,8 @@ class TLSSocket(Socket):
     # Data
 
     def _check_flags(self, flags: int) -> None:
-        raise ValueError(f"flags={flags}: TLS has no flags")
+        if flags:
+            raise ValueError(f"flags={flags}: TLS has no flags")
 
     def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
         descriptor = self._tls()
@@ -211,23 +212,17 @@ class TLSSocket(Socket):
 
     # Closing
 
-    def _dispose(self, *, abort: bool) -> None:
+    def _let_go(self, *, abort: bool) -> None:
         if self._handshakes is not None:
             self._handshakes.close()
             while self._ready:
                 self._ready.popleft().close()
         descriptor = self._descriptor
         if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken and not abort:
-            self._goodbye = say_goodbye(self._reactor, self._watch, descriptor)
-            self._goodbye.addBoth(self._on_gone)
+            self._ending = say_goodbye(self._reactor, self._watch, descriptor)
+            self._ending.addBoth(self._on_gone)
         else:
-            super()._dispose(abort=abort)
-
-    def abort(self) -> None:
-        """Close at once and reset the connection; may be called again, and after `close`."""
-        if self._goodbye is not None:
-            self._goodbye.cancel()
-        super().abort()
+            super()._let_go(abort=abort)
 
     # What was negotiated
 

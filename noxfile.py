@@ -1,0 +1,95 @@
+"""One command each for tests, types, lint, docs, examples and benchmarks."""
+
+import os
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "typing", "docs"]
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+
+REACTORS = ("epoll", "asyncio")
+EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
+
+
+def run_tests(session: nox.Session, reactors: tuple[str, ...]) -> None:
+    """Run the tests once for each reactor."""
+    arguments = session.posargs or ["-q"]
+    for reactor in reactors:
+        session.log(f"the tests on the {reactor} reactor")
+        session.run("pytest", *arguments, env={"NETSOCK_REACTOR": reactor})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on the reactors that most applications use."""
+    session.install("-q", "-e", ".[test]")
+    run_tests(session, REACTORS)
+
+
+@nox.session(name="tests-reactors")
+def tests_reactors(session: nox.Session) -> None:
+    """Run the tests on every reactor."""
+    session.install("-q", "-e", ".[test]", "uvloop")
+    run_tests(session, EVERY_REACTOR)
+
+
+@nox.session(name="tests-pythons", python=["3.11", "3.12", "3.13"])
+def tests_pythons(session: nox.Session) -> None:
+    """Run the tests on every supported Python."""
+    session.install("-q", "-e", ".[test]")
+    run_tests(session, ("epoll",))
+
+
+@nox.session(name="tests-oldest")
+def tests_oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that are supported."""
+    session.install("-q", "-e", ".[test]", "-c", "tests/oldest.txt")
+    run_tests(session, REACTORS)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure what the tests reach, branches too."""
+    session.install("-q", "-e", ".[test]")
+    session.run("coverage", "erase")
+    for reactor in REACTORS:
+        session.run("coverage", "run", "-m", "pytest", "-q", env={"NETSOCK_REACTOR": reactor})
+    session.run("coverage", "combine")
+    session.run("coverage", "report", "--show-missing", "--skip-covered")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types, of the package and of a user's program."""
+    session.install("-q", "-e", ".[test]", "mypy>=2", "mypy-zope>=1.0.14")
+    session.run("mypy")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("-q", "ruff>=0.15")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; every warning is an error."""
+    session.install("-q", "-e", ".[docs,test]")
+    session.run("sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every code block of README and docs."""
+    session.install("-q", "-e", ".[test]")
+    session.run("pytest", "-q", "tests/test_documentation.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare with peers; name scenarios to run only those."""
+    session.install("-q", "-e", ".", "uvloop")
+    session.run("python", "-m", "tests.benchmarks", *session.posargs, env=dict(os.environ))

@@ -1,0 +1,423 @@
+"""`DataSocket`: receiving and sending, of streams, datagrams and messages, and ports."""
+
+from __future__ import annotations
+
+import errno
+import socket as _socket
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+
+from .addresses import Address, SocketAddress, as_socket_address
+from .base_sockets import BaseSocket
+from .descriptors import Descriptor, PlainDescriptor, Want
+from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
+from .operations import Operation
+from .options import SocketOptions
+from .ports import InputPort, OutputPort
+from .readiness import Watch
+from .waiting import drive
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["DataSocket"]
+
+T = TypeVar("T")
+
+_FLUSH_LIMIT: Final = timedelta(seconds=5)
+"""How long `Socket.close` goes on sending what the output port holds."""
+
+
+def byte_view(data: Buffer) -> memoryview:
+    """Return *data* as a view of its bytes, without a copy."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    return view.cast("B")
+
+
+def writable_view(buffer: Buffer) -> memoryview:
+    """
+    Return *buffer* as a view of its bytes, to be written.
+
+    Raises:
+        TypeError: It cannot be written.
+    """
+    view = byte_view(buffer)
+    if view.readonly:
+        raise TypeError(f"buffer must be writable, not {type(buffer).__name__}")
+    return view
+
+
+class DataSocket(BaseSocket):
+    """The data calls of a socket, and the ports over them."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        watch: Watch,
+        descriptor: Descriptor,
+        *,
+        node: str | None = None,
+        service: str | int | None = None,
+        options: SocketOptions | None = None,
+    ) -> None:
+        """Take *watch* and *descriptor* over."""
+        super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
+        self._input: InputPort | None = None
+        self._output: OutputPort | None = None
+
+    # Receiving
+
+    def recv(self, n: int, flags: int = 0) -> Deferred[bytes]:
+        """
+        Receive up to *n* bytes.
+
+        Args:
+            n: The most bytes wanted; more than 64 KiB never come at once, except
+                of a datagram (for bulk use `recv_into`).
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            What has arrived, as soon as there is something; ``b""`` once the
+            peer has finished sending (a datagram may be empty, too).
+
+        Errors:
+            SocketReadTimeoutError: `read_timeout` passed without a byte.
+            SocketConnectionLostError: The peer or the network broke the connection.
+            SocketBusyError: Another receive is waiting on this socket.
+            SocketClosedError: The socket is closed, or was while this waited.
+
+        Cancelling:
+            Fails with `CancelledError`, consumes nothing, keeps the socket open.
+        """
+        _check_size(n)
+        if flags:
+            self._check_flags(flags)
+            return self._receive(lambda: self._descriptor.try_recv(n, flags))
+        # The way of most receives, written out: no closure unless it has to wait.
+        if self._closed or self._reader is not None or self._input is not None:
+            return self._receive(lambda: self._descriptor.try_recv(n))
+        descriptor = self._descriptor
+        try:
+            result: bytes | Want = descriptor.try_recv(n)
+        except SocketError as error:
+            return self._failed(error)
+        if isinstance(result, Want):
+            operation: Operation[bytes]
+            operation = self._reader = Operation(self, lambda: descriptor.try_recv(n), result)
+            return self._park(operation, self._read_timeout)
+        return succeed(result)
+
+    def recv_into(self, buffer: Buffer, flags: int = 0) -> Deferred[int]:
+        """
+        Fill *buffer* with what has arrived.
+
+        Args:
+            buffer: Written from its start; bytes past the count stay untouched.
+                Stays its caller's, who leaves it alone until the Deferred fires.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            The number of bytes, as soon as there is one; 0 once the peer has
+            finished sending.
+
+        Raises:
+            TypeError: *buffer* cannot be written.
+
+        Errors:
+            As `recv`.
+
+        Cancelling:
+            Fails with `CancelledError`, consumes nothing, keeps the socket open.
+        """
+        view = writable_view(buffer)
+        if flags & ~_socket.MSG_TRUNC:
+            self._check_flags(flags & ~_socket.MSG_TRUNC)
+        return self._receive(lambda: self._descriptor.try_recv_into(view, flags))
+
+    def recvfrom(self, n: int, flags: int = 0) -> Deferred[tuple[bytes, SocketAddress]]:
+        """
+        Receive one datagram of up to *n* bytes, and learn who sent it.
+
+        A longer one is cut; `recvmsg` tells so by ``MSG_TRUNC``.
+
+        Args:
+            n: The most bytes wanted.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            The data and the sender's address; ``b""`` is an empty datagram.
+
+        Errors:
+            As `recv`.
+
+        Cancelling:
+            Fails with `CancelledError`, consumes nothing, keeps the socket open.
+        """
+        _check_size(n)
+        self._check_flags(flags)
+        return self._receive(lambda: self._datagrams().try_recvfrom(n, flags))
+
+    def recvfrom_into(self, buffer: Buffer, flags: int = 0) -> Deferred[tuple[int, SocketAddress]]:
+        """
+        Fill *buffer* with one datagram, and learn who sent it.
+
+        Args:
+            buffer: As for `recv_into`.
+            flags: ``MSG_…`` flags; with ``MSG_TRUNC`` the count is the datagram's.
+
+        Returns:
+            The number of bytes and the sender's address.
+
+        Raises:
+            TypeError: *buffer* cannot be written.
+
+        Errors:
+            As `recv`.
+
+        Cancelling:
+            Fails with `CancelledError`, consumes nothing, keeps the socket open.
+        """
+        view = writable_view(buffer)
+        return self._receive(lambda: self._datagrams().try_recvfrom_into(view, flags))
+
+    def recvmsg(
+        self, n: int, ancillary_size: int = 0, flags: int = 0
+    ) -> Deferred[tuple[bytes, list[tuple[int, int, bytes]], int, SocketAddress]]:
+        """
+        Receive data and ancillary data, as `socket.socket.recvmsg`.
+
+        Args:
+            n: The most bytes wanted.
+            ancillary_size: The most bytes of ancillary data wanted
+                (`socket.CMSG_SPACE`).
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            Data, ancillary data, flags (``MSG_TRUNC``: the datagram was cut;
+            ``MSG_CTRUNC``: the ancillary data was) and the sender's address.
+            Descriptors among the ancillary data are the caller's to close.
+
+        Errors:
+            As `recv`.
+
+        Cancelling:
+            Fails with `CancelledError`, consumes nothing, keeps the socket open.
+        """
+        _check_size(n)
+        _check_size(ancillary_size)
+        return self._receive(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
+
+    def _receive(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
+        """Run a receive, unless it would overtake what the input port holds."""
+        if self._input is not None and self._input.pending:
+            return self._failed(
+                SocketPortError(
+                    self._input,
+                    strerror="input_port holds unread bytes: read them there first",
+                )
+            )
+        return self._read(attempt)
+
+    def _datagrams(self) -> PlainDescriptor:
+        """Return the descriptor for what TLS does not have."""
+        if not isinstance(self._descriptor, PlainDescriptor):
+            raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
+        return self._descriptor
+
+    def _check_flags(self, flags: int) -> None:
+        """
+        Refuse flags that cannot be honoured.
+
+        With ``MSG_TRUNC`` the kernel counts more bytes than there is room for,
+        which only a caller's buffer survives.
+        """
+        if flags & _socket.MSG_TRUNC:
+            raise ValueError(
+                f"flags={flags}: MSG_TRUNC needs a buffer: use recv_into, recvfrom_into or recvmsg"
+            )
+
+    # Sending
+
+    def send(self, data: Buffer, flags: int = 0) -> Deferred[int]:
+        """
+        Send some of *data*.
+
+        Args:
+            data: Left alone by its owner until the Deferred fires.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            How many bytes, from the start, the kernel has taken: at least one
+            if there is one.
+
+        Errors:
+            SocketWriteTimeoutError: `write_timeout` passed, nothing was sent.
+            SocketConnectionLostError: The peer or the network broke the connection.
+            SocketBusyError: Another send is waiting on this socket.
+            SocketClosedError: The socket is closed or shut down for writing.
+
+        Cancelling:
+            Fails with `CancelledError`; nothing has been sent, the socket stays
+            open. On TLS up to 16 KiB of it may still go out.
+        """
+        view = byte_view(data)
+        if flags:
+            self._check_flags(flags)
+        return self._write(self._send_once(view, flags))
+
+    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
+        return lambda: self._descriptor.try_send(view, flags)
+
+    def sendall(self, data: Buffer) -> Deferred[None]:
+        """
+        Send all of *data*.
+
+        Args:
+            data: Left alone by its owner until the Deferred fires.
+
+        Returns:
+            `None`, when the kernel has taken every byte.
+
+        Errors:
+            As `send`; a `SocketWriteTimeoutError` when nothing more was taken for
+            as long as `write_timeout`. A part may have been sent.
+
+        Cancelling:
+            Fails with `CancelledError`; a part may have been sent, the socket
+            stays open. On TLS up to 16 KiB more may still go out.
+        """
+        return self._write(self._send_everything(byte_view(data)))
+
+    def _send_everything(self, view: memoryview) -> Callable[[], Want | None]:
+        descriptor = self._descriptor
+        offset = 0
+        size = len(view)
+
+        def attempt() -> Want | None:
+            nonlocal offset
+            while offset < size:
+                count: int | Want = descriptor.try_send(view[offset:] if offset else view)
+                if isinstance(count, Want):
+                    return count
+                offset += count
+                self._moved()
+            want: Want | None = descriptor.try_flush()
+            return want
+
+        return attempt
+
+    def sendto(self, data: Buffer, address: Address, flags: int = 0) -> Deferred[int]:
+        """
+        Send *data* as one datagram to *address*.
+
+        Args:
+            data: Left alone by its owner until the Deferred fires.
+            address: Numeric: no call looks a name up behind its caller's back.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            How many bytes the kernel has taken: all, of a datagram.
+
+        Raises:
+            ValueError: *address* is a name, or of another family.
+
+        Errors:
+            As `send`.
+
+        Cancelling:
+            Fails with `CancelledError`; nothing has been sent, the socket stays open.
+        """
+        native = as_socket_address(address).native(self._family)
+        view = byte_view(data)
+        return self._write(lambda: self._datagrams().try_sendto(view, flags, native))
+
+    def sendmsg(
+        self,
+        buffers: Iterable[Buffer],
+        ancillary: Iterable[tuple[int, int, Buffer]] = (),
+        flags: int = 0,
+        address: Address | None = None,
+    ) -> Deferred[int]:
+        """
+        Send *buffers*, joined, with ancillary data, as `socket.socket.sendmsg`.
+
+        Args:
+            buffers: Left alone by their owner until the Deferred fires.
+            ancillary: Level, type and data of each; descriptors to pass
+                (``SCM_RIGHTS``) stay open here.
+            flags: ``MSG_…`` flags.
+            address: Whom to send to, numeric; the peer if `None`.
+
+        Returns:
+            How many bytes the kernel has taken.
+
+        Raises:
+            ValueError: *address* is a name, or of another family.
+
+        Errors:
+            As `send`.
+
+        Cancelling:
+            Fails with `CancelledError`; nothing has been sent, the socket stays open.
+        """
+        native = None if address is None else as_socket_address(address).native(self._family)
+        views = [byte_view(buffer) for buffer in buffers]
+        items = list(ancillary)
+        return self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
+
+    # Ports
+
+    @property
+    def input_port(self) -> InputPort:
+        """The buffered reader of this stream; always the same object."""
+        if self._input is None:
+            self._check_open()
+            self._input = InputPort(self)
+        return self._input
+
+    @property
+    def output_port(self) -> OutputPort:
+        """The buffered writer of this stream; always the same object."""
+        if self._output is None:
+            self._check_open()
+            self._output = OutputPort(self)
+        return self._output
+
+    def _close_ports(self) -> None:
+        for port in (self._input, self._output):
+            if port is not None:
+                port._closed = True
+
+    def _dispose(self, *, abort: bool) -> None:
+        self._close_ports()
+        if self._output is not None and self._output.pending and not abort:
+            self._flush_then_dispose(self._output)
+        else:
+            self._let_go(abort=abort)
+
+    def _flush_then_dispose(self, port: OutputPort) -> None:
+        """Send what the port holds, within a limit, and close then."""
+        limit = self._write_timeout or _FLUSH_LIMIT
+        self._ending = drive(
+            self._reactor,
+            self._watch,
+            port._send_queue,
+            timeout=limit.total_seconds(),
+            timed_out=SocketWriteTimeoutError,
+        ).addBoth(lambda _: self._let_go(abort=self._aborted))
+
+    def _let_go(self, *, abort: bool) -> None:
+        """Close the descriptor, now that nothing waits to be sent."""
+        super()._dispose(abort=abort)
+
+
+def _check_size(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n must be a number of bytes, not {n!r}")
+    if n < 0:
+        raise ValueError(f"n={n} must not be negative")

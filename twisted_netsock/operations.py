@@ -1,0 +1,228 @@
+"""
+Running operations of the try layer on the reactor, one in each direction.
+
+`Operating` is what every socket on the reactor is underneath: it tries an
+operation at once, parks it in the poller if it has to wait, and tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.python.failure import Failure
+
+from .descriptors import WANT_READ, WANT_WRITE, Descriptor, Want, from_os_error
+from .errors import (
+    SocketBusyError,
+    SocketClosedError,
+    SocketError,
+    SocketReadTimeoutError,
+    SocketWriteTimeoutError,
+)
+from .options import SocketOptions
+from .readiness import Watch
+
+__all__ = ["Operating", "Operation"]
+
+T = TypeVar("T")
+
+
+class Operation(Generic[T]):
+    """One operation that waits: what to try, for what it waits, and who wants to know."""
+
+    __slots__ = ("attempt", "deferred", "moved", "socket", "timed_out", "timer", "want")
+
+    def __init__(self, socket: Operating, attempt: Callable[[], T | Want], want: Want) -> None:
+        self.socket = socket
+        self.attempt = attempt
+        self.want = want
+        self.deferred: Deferred[T] = Deferred(self.cancelled)
+        self.timer: Any = None
+        self.timed_out: Callable[[], SocketError] = SocketReadTimeoutError
+        self.moved = False
+        """Part of the operation was done since its time-out began."""
+
+    def cancelled(self, _: Deferred[T]) -> None:
+        """Wait no more; the Deferred's canceller."""
+        self.socket._drop(self)
+
+
+class Operating:
+    """A descriptor on the reactor, with at most one operation waiting in each direction."""
+
+    def __init__(
+        self, reactor: Any, watch: Watch, descriptor: Descriptor, options: SocketOptions
+    ) -> None:
+        self._reactor = reactor
+        self._watch = watch
+        self._descriptor: Any = descriptor
+        self._family = descriptor.sock.family
+        self._options = options
+        self._read_timeout = options.read_timeout
+        self._write_timeout = options.write_timeout
+        self._reader: Operation[Any] | None = None
+        self._writer: Operation[Any] | None = None
+        self._closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SocketClosedError(self)
+
+    def _failed(self, error: BaseException) -> Deferred[Any]:
+        if isinstance(error, SocketError):
+            error.socket = self
+        return fail(Failure(error))
+
+    def _read(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
+        """Run an operation in the receiving direction."""
+        if self._closed or self._reader is not None:
+            return self._refuse()
+        try:
+            result = attempt()
+        except SocketError as error:
+            return self._failed(error)
+        if isinstance(result, Want):
+            operation = self._reader = Operation(self, attempt, result)
+            return self._park(operation, self._read_timeout)
+        return succeed(result)
+
+    def _write(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
+        """Run an operation in the sending direction."""
+        if self._closed or self._writer is not None:
+            return self._refuse()
+        try:
+            result = attempt()
+        except SocketError as error:
+            return self._failed(error)
+        if isinstance(result, Want):
+            operation = self._writer = Operation(self, attempt, result)
+            operation.timed_out = SocketWriteTimeoutError
+            return self._park(operation, self._write_timeout)
+        return succeed(result)
+
+    def _refuse(self) -> Deferred[Any]:
+        return self._failed(SocketClosedError() if self._closed else SocketBusyError())
+
+    def _park(self, operation: Operation[T], timeout: timedelta | None) -> Deferred[T]:
+        deferred = operation.deferred
+        if timeout is not None:
+            self._arm(operation, timeout.total_seconds())
+        try:
+            self._watch.owner = self
+            if operation.want is WANT_READ:
+                self._watch.want_read()
+            else:
+                self._watch.want_write()
+        except OSError as error:
+            self._complete(operation, Failure(from_os_error(error)))
+        return deferred
+
+    def _arm(self, operation: Operation[Any], seconds: float) -> None:
+        """Fail *operation* when *seconds* have passed in which nothing moved."""
+
+        def expire() -> None:
+            operation.timer = None
+            if operation.moved:
+                operation.moved = False
+                self._arm(operation, seconds)
+            else:
+                error = operation.timed_out()
+                error.socket = self
+                self._complete(operation, Failure(error))
+
+        operation.timer = self._reactor.callLater(seconds, expire)
+
+    def _retry(self, operation: Operation[Any]) -> None:
+        if operation is not self._reader and operation is not self._writer:
+            # It ended in a callback of the other direction's.
+            return
+        try:
+            result = operation.attempt()
+        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
+            if isinstance(error, SocketError):
+                error.socket = self
+            self._complete(operation, Failure(error))
+            return
+        if isinstance(result, Want):
+            if result is not operation.want:
+                operation.want = result
+                self._adjust()
+        else:
+            self._complete(operation, result)
+
+    def _complete(self, operation: Operation[Any], result: object) -> None:
+        self._drop(operation)
+        operation.deferred.callback(result)
+
+    def _drop(self, operation: Operation[Any]) -> None:
+        """Wait for *operation* no more."""
+        if operation.timer is not None:
+            operation.timer.cancel()
+            operation.timer = None
+        if self._reader is operation:
+            self._reader = None
+        elif self._writer is operation:
+            self._writer = None
+        else:
+            return
+        self._adjust()
+
+    def _adjust(self) -> None:
+        """Wait for exactly what the parked operations want."""
+        watch = self._watch
+        wants = {parked.want for parked in (self._reader, self._writer) if parked is not None}
+        if self._descriptor.unflushed and not self._closed:
+            # What an abandoned send has left goes out by itself.
+            wants.add(WANT_WRITE)
+        if not wants:
+            watch.reading = watch.writing = False
+            watch.owner = None
+            return
+        if WANT_READ not in wants:
+            watch.stop_read()
+        elif not watch.reading:
+            watch.want_read()
+        if WANT_WRITE not in wants:
+            watch.stop_write()
+        elif not watch.writing:
+            watch.want_write()
+
+    def on_readable(self) -> None:
+        """Go on with what waited for the descriptor to be readable; for the poller."""
+        for operation in (self._reader, self._writer):
+            if operation is not None and operation.want is WANT_READ:
+                self._retry(operation)
+
+    def on_writable(self) -> None:
+        """Go on with what waited for the descriptor to be writable; for the poller."""
+        if self._writer is None and self._descriptor.unflushed:
+            self._flush_abandoned()
+        for operation in (self._writer, self._reader):
+            if operation is not None and operation.want is WANT_WRITE:
+                self._retry(operation)
+
+    def _flush_abandoned(self) -> None:
+        try:
+            self._descriptor.try_flush()
+        except SocketError:
+            # The descriptor keeps it, and whoever sends or receives next gets it.
+            self._watch.stop_write()
+        self._adjust()
+
+    def on_poller_lost(self, reason: Exception) -> None:
+        """Fail what waits; for the poller."""
+        self._fail_waiting(reason)
+
+    def _moved(self) -> None:
+        """Note that part of what runs was done: its time-out begins anew."""
+        for operation in (self._reader, self._writer):
+            if operation is not None:
+                operation.moved = True
+
+    def _fail_waiting(self, reason: Exception) -> None:
+        for operation in (self._reader, self._writer):
+            if operation is not None:
+                self._complete(operation, Failure(reason))
