@@ -281,7 +281,7 @@ def with_net_io(
             if isawaitable(result) or isinstance(result, Deferred):
                 result = await result
             await opened.output_port.flush()
-            return result  # type: ignore[return-value]
+            return result
         finally:
             await opened.socket.close()
 

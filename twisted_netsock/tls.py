@@ -147,6 +147,9 @@ class TLSDescriptor:
 
     def _fail(self, error: SocketError) -> SocketError:
         self._failure = error
+        # Nothing that was taken can be sent any more.
+        self._kept = b""
+        self.unflushed = False
         return error
 
     # Data
