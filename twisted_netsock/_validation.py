@@ -16,7 +16,7 @@ from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
 from typing import Any
 
-from .names import host_to_ascii
+from .names import host_to_ascii, is_ip_address
 
 _FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
@@ -26,19 +26,25 @@ _LONGEST = timedelta(days=365)
 _PORT_LIMIT = 65536
 _ALPN_LIMIT = 256
 _HOST_LIMIT = 253
+_LABEL_LIMIT = 63
 _HOST_AND_PORT = 2
 _LEVEL_NAME_VALUE = 3
 
 
 def redacted(value: object) -> str:
-    """Describe *value* so that nothing secret shows: paths as they are, the rest by type."""
+    """Describe *value* so that nothing secret shows: a checked path as it is, the rest by type."""
     if isinstance(value, tuple):
         return "(" + ", ".join(redacted(item) for item in value) + ")"
-    if isinstance(value, str | os.PathLike):
+    if isinstance(value, str):
         return repr(value)
     if isinstance(value, bytes):
         return "<bytes>"
     return f"<{type(value).__name__.lstrip('_')}>"
+
+
+def _kind(value: object) -> str:
+    """Describe *value* by its type alone."""
+    return f"<{type(value).__name__}>"
 
 
 def _wrong_type(value: object, name: str, expected: str) -> TypeError:
@@ -196,7 +202,7 @@ def key_source(value: Any, name: str) -> Any:
     if _is_cryptography_object(value) and hasattr(value, "private_bytes"):
         return value
     raise TypeError(
-        f"{name} must be a path, bytes or a private key of cryptography, not {redacted(value)}"
+        f"{name} must be a path, bytes or a private key of cryptography, not {_kind(value)}"
     )
 
 
@@ -205,10 +211,10 @@ def _certificate_source(value: Any, name: str) -> Any:
         return _path(value, name)
     if isinstance(value, bytes | bytearray | memoryview):
         return _content(value, name)
-    if _is_cryptography_object(value) and hasattr(value, "public_bytes"):
+    if _is_cryptography_object(value) and hasattr(value, "not_valid_after_utc"):
         return value
     raise TypeError(
-        f"{name} must be paths, bytes or certificates of cryptography, not {redacted(value)}"
+        f"{name} must be paths, bytes or certificates of cryptography, not {_kind(value)}"
     )
 
 
@@ -230,10 +236,13 @@ def certificate_sources(value: Any, name: str) -> tuple[Any, ...] | None:
 def password(value: Any, name: str) -> bytes | None:
     """Take text or bytes, or `None`; no error shows any of it."""
     if isinstance(value, str):
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} cannot be encoded as UTF-8") from None
     if value is None or isinstance(value, bytes):
         return value
-    raise TypeError(f"{name} must be str or bytes, not {redacted(value)}")
+    raise TypeError(f"{name} must be str or bytes, not {_kind(value)}")
 
 
 def verifier(value: Any, name: str) -> Any:
@@ -264,15 +273,26 @@ def server_names(value: Any, name: str) -> tuple[str, ...] | None:
     """Take host names, the leftmost label possibly ``*``; ``()`` is kept."""
     names = _names(value, name)
     for item in names or ():
-        bare = item.removeprefix("*.").removesuffix(".")
-        plain = host_to_ascii(bare)
-        if not plain or "*" in plain or len(plain) > _HOST_LIMIT or any(map(_unfit, plain)):
+        if not _is_host_name(item.removeprefix("*.").removesuffix(".")):
             raise ValueError(f"{name}={item!r} must be a host name")
     return names
 
 
-def _unfit(character: str) -> bool:
-    return character.isspace() or not character.isprintable()
+def _is_host_name(text: str) -> bool:
+    """Tell whether *text* has the form of a host name or an address, without ``*``."""
+    if is_ip_address(text):
+        return True
+    try:
+        name = host_to_ascii(text)
+    except ValueError:
+        return False
+    return len(name) <= _HOST_LIMIT and all(
+        0 < len(label) <= _LABEL_LIMIT and all(map(_fits, label)) for label in name.split(".")
+    )
+
+
+def _fits(character: str) -> bool:
+    return character.isprintable() and not character.isspace() and character != "*"
 
 
 def alpn_names(value: Any, name: str) -> tuple[str, ...] | None:
@@ -288,10 +308,12 @@ def alpn_names(value: Any, name: str) -> tuple[str, ...] | None:
 
 def tls_version(value: Any, name: str) -> ssl.TLSVersion:
     """Take TLS 1.2 or 1.3, as text or of the standard library."""
+    if not isinstance(value, str | ssl.TLSVersion):
+        raise _wrong_type(value, name, f"one of {', '.join(_VERSIONS)}")
     version = _VERSIONS.get(value) if isinstance(value, str) else value
-    if version not in _VERSIONS.values() or not isinstance(version, int):
+    if version is None or version not in _VERSIONS.values():
         raise ValueError(f"{name}={value!r} must be one of {', '.join(_VERSIONS)}")
-    return ssl.TLSVersion(version)
+    return version
 
 
 def optional_tls_version(value: Any, name: str) -> ssl.TLSVersion | None:

@@ -12,9 +12,9 @@ import ipaddress
 import os
 import socket as _socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -39,12 +39,64 @@ _V4_MAPPED = "::ffff:"
 _HOST_AND_PORT = 2
 _HOST_PORT_FLOW_SCOPE = 4
 _PORT_LIMIT = 65536
+_FLOWINFO_LIMIT = 2**20
+_SCOPE_LIMIT = 2**32
 
 # The C structures, for `AddressInfo.address_length`: sockaddr_in, sockaddr_in6, and
 # the offset of sun_path in sockaddr_un.
 _INET_LENGTH = 16
 _INET6_LENGTH = 28
 _UNIX_PATH_OFFSET = struct.calcsize("H")
+
+
+def _checked(address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the parts of an address as the standard library has them, or raise."""
+    match address:
+        case ():
+            return ()
+        case (str() | bytes() as path,):
+            return (os.fsdecode(path),)
+        case (str() as host, port):
+            flowinfo = scope_id = 0
+        case (str() as host, port, flowinfo) if ":" in host:
+            scope_id = 0
+        case (str() as host, port, flowinfo, scope_id) if ":" in host:
+            pass
+        case _:
+            raise TypeError(
+                f"address={address!r} must be a path, or a numeric host (text) and a port, "
+                "for IPv6 also flowinfo and scope_id"
+            )
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        raise ValueError(
+            f"address={address!r}: the host must be numeric; look names up with get_address_info"
+        ) from None
+    _check_number(address, "port", port, _PORT_LIMIT)
+    if version == 4:  # noqa: PLR2004 - the IP version
+        return host, port
+    _check_number(address, "flowinfo", flowinfo, _FLOWINFO_LIMIT)
+    _check_number(address, "scope_id", scope_id, _SCOPE_LIMIT)
+    zone = host.partition("%")[2]
+    if zone and not scope_id:
+        scope_id = _scope_id(address, zone)
+    return strip_zone(host), port, flowinfo, scope_id
+
+
+def _check_number(address: tuple[Any, ...], name: str, value: object, limit: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"address={address!r}: the {name} must be an int from 0 to {limit - 1}")
+
+
+def _scope_id(address: tuple[Any, ...], zone: str) -> int:
+    """Return the number of a zone, which may be an interface's name."""
+    if zone.isdigit():
+        return int(zone)
+    try:
+        return _socket.if_nametoindex(zone)
+    except OSError:
+        raise ValueError(f"address={address!r}: there is no interface {zone!r}") from None
 
 
 class SocketAddress(tuple[Any, ...]):
@@ -57,6 +109,17 @@ class SocketAddress(tuple[Any, ...]):
     """
 
     __slots__ = ()
+
+    def __new__(cls, parts: Iterable[Any] = ()) -> Self:
+        """
+        Name *parts*: a path, a numeric host and a port, or nothing.
+
+        Raises:
+            TypeError: A part is of another type.
+            ValueError: The host is a name, the port out of range, or the parts
+                are no address.
+        """
+        return tuple.__new__(cls, _checked(tuple(parts)))
 
     @property
     def family(self) -> AddressFamily:
@@ -120,11 +183,11 @@ class SocketAddress(tuple[Any, ...]):
                 and native[0].startswith(_V4_MAPPED)
                 and "." in native[0]
             ):
-                return cls((native[0][len(_V4_MAPPED) :], native[1]))
-            return cls(native)
+                return tuple.__new__(cls, (native[0][len(_V4_MAPPED) :], native[1]))
+            return tuple.__new__(cls, native)
         if isinstance(native, bytes):
-            return cls((os.fsdecode(native),))
-        return cls((native,)) if native else cls(("",))
+            native = os.fsdecode(native)
+        return tuple.__new__(cls, (native or "",))
 
     def native(self, family: int) -> Any:
         """
@@ -254,6 +317,7 @@ def make_sockaddr(family: int = AF_UNSPEC, host: str = "", port: int = 0) -> Soc
     if family == AF_UNIX:
         return SocketAddress((host,))
     if family == AF_UNSPEC and not host:
+        _check_number((host, port), "port", port, _PORT_LIMIT)
         return SocketAddress(())
     if not host:
         host = "::" if family == AF_INET6 else "0.0.0.0"  # noqa: S104 - INADDR_ANY
@@ -281,31 +345,10 @@ def as_socket_address(address: Address) -> SocketAddress:
             raise ValueError(f"address={address!r} is a record of hints, without an address")
         return address.address
     if isinstance(address, str | bytes):
-        return SocketAddress((os.fsdecode(address),))
+        return SocketAddress((address,))
     if not isinstance(address, tuple) or not address:
         raise TypeError(f"address must be a SocketAddress, AddressInfo or tuple, not {address!r}")
-    if len(address) == 1:
-        return SocketAddress((os.fsdecode(address[0]),))
-    return _numeric(address)
-
-
-def _numeric(address: tuple[Any, ...]) -> SocketAddress:
-    host, port, *rest = address
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < _PORT_LIMIT:
-        raise ValueError(f"address={address!r}: the port must be an int from 0 to 65535")
-    try:
-        parsed = ipaddress.ip_address(strip_zone(host))
-    except ValueError:
-        raise ValueError(
-            f"address={address!r}: the host must be numeric; look names up with get_address_info"
-        ) from None
-    if parsed.version == 4:  # noqa: PLR2004 - the IP version
-        return SocketAddress((host, port))
-    flowinfo, scope_id = (*rest, 0, 0)[:2]
-    zone = host.partition("%")[2]
-    if zone and not scope_id:
-        scope_id = int(zone) if zone.isdigit() else _socket.if_nametoindex(zone)
-    return SocketAddress((strip_zone(host), port, flowinfo, scope_id))
+    return SocketAddress(address)
 
 
 def interleave_families(infos: Sequence[AddressInfo]) -> list[AddressInfo]:

@@ -46,8 +46,8 @@ __all__ = [
     "TLSTruncatedError",
 ]
 
-_LEFT_BEHIND = frozenset({"socket"})
-"""Attributes that a copy or a pickle of an error does not carry."""
+_LEFT_BEHIND = frozenset({"certificate", "socket"})
+"""Attributes that are `None` in a copy or a pickle of an error: they cannot be copied."""
 
 
 def _restore(
@@ -70,7 +70,7 @@ class NetsockError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep class, arguments and attributes, whatever the constructors take."""
-        state = {k: v for k, v in self.__dict__.items() if k not in _LEFT_BEHIND}
+        state = {k: None if k in _LEFT_BEHIND else v for k, v in self.__dict__.items()}
         return _restore, (type(self), self.args, state)
 
 
@@ -400,11 +400,6 @@ class CertificateVerificationError(TLSError, _ssl.SSLCertVerificationError):
             socket=socket,
             strerror=f"{self.default_strerror} (depth {depth}): {reason}",
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the certificate behind: it cannot be pickled."""
-        rebuild, (cls, args, state) = super().__reduce__()
-        return rebuild, (cls, args, {**state, "certificate": None})
 
 
 class TLSTruncatedError(TLSError, _error.ConnectionLost):

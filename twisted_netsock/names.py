@@ -17,7 +17,7 @@ def strip_zone(host: str) -> str:
 def is_ip_address(host: str) -> bool:
     """Tell whether *host* is a numeric IPv4 or IPv6 address, with or without a zone."""
     try:
-        ipaddress.ip_address(strip_zone(host))
+        ipaddress.ip_address(host)
     except ValueError:
         return False
     return True
