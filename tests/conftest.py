@@ -7,6 +7,7 @@ or if anything was logged as an error that it does not flush.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -68,6 +69,12 @@ def run_on_reactor(make: Any) -> Any:
     if isinstance(results[0], Failure):
         results[0].raiseException()
     return results[0]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of the collections that follow each test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
