@@ -55,7 +55,7 @@ _log = Logger()
 
 class ConnectionState:
     """
-    What our callbacks need to know of a connection; its app data.
+    What our callbacks need to know of a connection.
 
     Attributes:
         verification: Judges the peer's certificate.
@@ -77,6 +77,16 @@ class ConnectionState:
     def set_protocols(self, protocols: Sequence[bytes]) -> None:
         """Speak the factory's protocols, then these, each once."""
         self.protocols = tuple(dict.fromkeys((*self.extra_protocols, *protocols)))
+
+
+class StatefulConnection(SSL.Connection):
+    """
+    OpenSSL's connection, with what our callbacks need to know of it.
+
+    Not as its app data, which Twisted sets to an object of its own.
+    """
+
+    state: ConnectionState
 
 
 def _alpn(options: TLSSocketOptions) -> tuple[bytes, ...]:
@@ -189,7 +199,7 @@ class ClientContextFactory:
 
     def connection(
         self, sock: _socket.socket | None, protocols: Sequence[bytes] = ()
-    ) -> SSL.Connection:
+    ) -> StatefulConnection:
         """
         Return a new connection on *sock*, or on memory buffers if `None`.
 
@@ -197,13 +207,12 @@ class ClientContextFactory:
             sock: Stays its caller's, who keeps it open as long as the connection.
             protocols: Offered through ALPN, before those of the record.
         """
-        connection = SSL.Connection(self._context, sock)
-        state = ConnectionState(
+        connection = StatefulConnection(self._context, sock)
+        state = connection.state = ConnectionState(
             Verification(self._identity, self.options.certificate_verifier),
             _alpn(self.options),
             protocols,
         )
-        connection.set_app_data(state)
         if self._server_name is not None:
             connection.set_tlsext_host_name(self._server_name)
         if state.protocols:
@@ -304,9 +313,9 @@ def _server_verify_mode(options: ServerTLSSocketOptions) -> int:
     return SSL.VERIFY_PEER
 
 
-def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
+def _select_protocol(connection: Any, offered: list[bytes]) -> Any:
     """Choose the server's first protocol that the client offers (RFC 7301, section 3.2)."""
-    state = connection.get_app_data()
+    state: ConnectionState = connection.state
     if not state.protocols:
         return SSL.NO_OVERLAPPING_PROTOCOLS
     for protocol in state.protocols:
@@ -367,7 +376,7 @@ class _Sites:
         wildcard = "*." + name.partition(".")[2]
         return self._by_name.get(name) or self._by_name.get(wildcard) or self._default
 
-    def _choose(self, connection: SSL.Connection) -> None:
+    def _choose(self, connection: Any) -> None:
         """Switch *connection* to the record for the name it asks for; never raises."""
         try:
             self._switch(connection)
@@ -375,7 +384,7 @@ class _Sites:
             _log.failure("choosing a certificate by server name failed")
             connection.set_context(self._refusing)
 
-    def _switch(self, connection: SSL.Connection) -> None:
+    def _switch(self, connection: StatefulConnection) -> None:
         raw = connection.get_servername()
         name = None if raw is None else raw.decode("ascii").lower().removesuffix(".")
         site = self._find(name)
@@ -387,7 +396,7 @@ class _Sites:
         connection.set_context(site.context)
         callback = verify_callback if site.verify_mode != SSL.VERIFY_NONE else _accept_none
         connection.set_verify(site.verify_mode, callback)
-        state = connection.get_app_data()
+        state = connection.state
         state.verification = Verification(None, site.options.certificate_verifier)
         state.set_protocols(site.alpn)
 
@@ -482,7 +491,7 @@ class ServerContextFactory:
 
     def connection(
         self, sock: _socket.socket | None, protocols: Sequence[bytes] = ()
-    ) -> SSL.Connection:
+    ) -> StatefulConnection:
         """
         Return a new connection on *sock*, or on memory buffers if `None`.
 
@@ -491,9 +500,9 @@ class ServerContextFactory:
             protocols: Spoken in preference to those of the records.
         """
         site = self._sites.first
-        connection = SSL.Connection(site.context, sock)
+        connection = StatefulConnection(site.context, sock)
         verification = Verification(None, site.options.certificate_verifier)
-        connection.set_app_data(ConnectionState(verification, site.alpn, protocols))
+        connection.state = ConnectionState(verification, site.alpn, protocols)
         connection.set_accept_state()
         return connection
 

@@ -136,18 +136,21 @@ def _field(
     kind: str | None,
     *,
     secret: bool = False,
+    hashed: bool = True,
 ) -> Any:
     """
     Declare one option: its default, its check, and the kind of its text form.
 
     *kind* is what endpoint strings go by (`twisted_netsock.strings`); `None`
-    keeps the option out of them. *secret* keeps its value out of every text.
+    keeps the option out of them. *secret* keeps its value out of every text, and
+    *hashed* is `False` for values that need not be hashable.
     """
     return attrs.field(
         default=default,
         converter=attrs.Converter(
             lambda value, field: converter(value, field.name), takes_field=True
         ),
+        hash=hashed,
         metadata={"kind": kind, "secret": secret},
     )
 
@@ -307,12 +310,14 @@ class TLSSocketOptions(SocketOptions):
     """
 
     handshake: bool = _field(True, check.boolean, None)
-    private_key: KeySource | None = _field(None, check.key_source, "path", secret=True)
+    private_key: KeySource | None = _field(
+        None, check.key_source, "path", secret=True, hashed=False
+    )
     private_key_password: bytes | None = _field(None, check.password, None, secret=True)
     certificates: tuple[CertificateSource, ...] | None = _field(
         None, check.certificate_sources, "paths", secret=True
     )
-    certificate_verifier: Verifier = _field(None, check.verifier, "verifier")
+    certificate_verifier: Verifier = _field(None, check.verifier, "verifier", hashed=False)
     trusted_certificates: tuple[CertificateSource, ...] | None = _field(
         None, check.certificate_sources, "paths", secret=True
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 
-from .contexts import ClientContextFactory, ConnectionState, ServerContextFactory, quiet_context
+from .contexts import ClientContextFactory, ServerContextFactory, quiet_context
 from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
 from .errors import (
     SocketClosedError,
@@ -121,7 +121,7 @@ class TLSDescriptor:
         return None
 
     def _conclude_handshake(self) -> None:
-        state: ConnectionState = self.connection.get_app_data()
+        state = self.connection.state
         if self.is_client:
             state.verification.conclude()
         else:
@@ -130,7 +130,7 @@ class TLSDescriptor:
 
     def _handshake_error(self, error: Exception) -> SocketError:
         """Say why the handshake failed: first of all, if it was our verification."""
-        verification = self.connection.get_app_data().verification
+        verification = self.connection.state.verification
         if verification.failure is not None:
             failure: SocketError = verification.failure
             return failure

@@ -150,11 +150,11 @@ def verify_callback(
     connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
 ) -> bool:
     """
-    Pass OpenSSL's question on to the `Verification` of the connection's app data.
+    Pass OpenSSL's question on to the `Verification` in the connection's state.
 
     Never raises: pyOpenSSL would keep the exception for a later, innocent call.
     """
-    verification = getattr(connection.get_app_data(), "verification", None)
+    verification = getattr(getattr(connection, "state", None), "verification", None)
     if not isinstance(verification, Verification):
         return False
     return verification.judge(certificate, X509_V_OK if ok else code, depth)
