@@ -125,6 +125,40 @@ def test_an_address_survives_copying_and_pickling(native):
         assert twin == address
 
 
+@pytest.mark.parametrize(
+    ("parts", "address"),
+    [
+        (("::1", 80), ("::1", 80, 0, 0)),
+        (("::1", 80, 7), ("::1", 80, 7, 0)),
+        (["192.0.2.1", 80], ("192.0.2.1", 80)),
+        ((b"/run/x.sock",), ("/run/x.sock",)),
+        ((b"\0\xff",), ("\0\udcff",)),
+        (V6, V6),
+    ],
+)
+def test_an_address_is_filled_up_when_it_is_made(parts, address):
+    assert tuple(SocketAddress(parts)) == address
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("localhost", 80),
+        ("192.0.2.1", 65536),
+        ("192.0.2.1", 80, 0, 0),
+        ("::1", 80, 2**20, 0),
+        ("::1", 80, 0, 2**32),
+        ("::1", 80, 0, -1),
+        (None, 80),
+        (80,),
+    ],
+)
+def test_nothing_else_becomes_an_address(parts):
+    with pytest.raises((TypeError, ValueError), match="address") as caught:
+        SocketAddress(parts)
+    assert repr(parts) in str(caught.value)
+
+
 def test_an_address_cannot_be_changed():
     with pytest.raises(TypeError):
         V4[1] = 8080
@@ -277,6 +311,11 @@ def test_a_unix_path_in_a_tuple_is_taken(path):
     assert as_socket_address((path,)) == UNIX
 
 
+@pytest.mark.parametrize("native", ["/run/x.sock", b"/run/x.sock"])
+def test_a_unix_path_is_taken_as_the_standard_library_has_it(native):
+    assert as_socket_address(native) == UNIX
+
+
 def test_an_abstract_name_in_a_tuple_is_taken():
     assert as_socket_address((b"\0netsock",)) == as_socket_address(("\0netsock",)) == ABSTRACT
 
@@ -296,9 +335,10 @@ def test_a_scope_id_wins_over_a_zone():
     assert as_socket_address(("fe80::1%7", 80, 0, 9)) == ("fe80::1", 80, 0, 9)
 
 
-def test_a_zone_of_no_interface_is_a_value_error_that_shows_it():
-    with pytest.raises(ValueError, match="nosuchzone"):
-        as_socket_address(("fe80::1%nosuchzone", 80))
+@pytest.mark.parametrize("zone", ["nosuchzone", str(2**32), "\u00b2"])
+def test_a_zone_of_no_interface_is_a_value_error_that_shows_it(zone):
+    with pytest.raises(ValueError, match=f"address.*{zone}"):
+        as_socket_address((f"fe80::1%{zone}", 80))
 
 
 @pytest.mark.parametrize("host", ["localhost", "example.com", "127.1", "", "1", "[::1]", "::1%"])

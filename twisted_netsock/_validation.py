@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
 from typing import Any
@@ -143,7 +143,7 @@ def local_address(value: Any, name: str) -> tuple[str, int] | None:
 def socket_options(value: Any, name: str) -> tuple[tuple[int, int, int | bytes], ...]:
     """Take one triple of level, name and value, or an iterable of them."""
     expected = "(level, name, value), an int or bytes as value, or an iterable of such"
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray):
         raise _wrong_type(value, name, expected)
     items = tuple(value)
     if items and isinstance(items[0], int):
@@ -222,6 +222,8 @@ def certificate_sources(value: Any, name: str) -> tuple[Any, ...] | None:
     """Take one source of certificates or an iterable of them, or `None`."""
     if value is None:
         return None
+    if isinstance(value, Mapping):
+        raise TypeError(f"{name} must be paths, bytes or certificates, not {_kind(value)}")
     if isinstance(value, Iterable) and not isinstance(
         value, str | bytes | bytearray | memoryview | os.PathLike
     ):

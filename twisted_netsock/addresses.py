@@ -91,8 +91,10 @@ def _check_number(address: tuple[Any, ...], name: str, value: object, limit: int
 
 def _scope_id(address: tuple[Any, ...], zone: str) -> int:
     """Return the number of a zone, which may be an interface's name."""
-    if zone.isdigit():
-        return int(zone)
+    if zone.isascii() and zone.isdigit():
+        number = int(zone)
+        _check_number(address, "scope_id", number, _SCOPE_LIMIT)
+        return number
     try:
         return _socket.if_nametoindex(zone)
     except OSError:
@@ -286,6 +288,9 @@ def make_address_info(family: int, socket_type: int, protocol: int, hints: int =
     Raises:
         ValueError: A number is none of those.
     """
+    for name, number in (("protocol", protocol), ("hints", hints)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"{name}={number!r} must be an int of 0 or more")
     # SocketKind has no member for "any", yet the C structure has.
     kind = SocketKind(socket_type) if socket_type else 0
     return AddressInfo(AddressFamily(family), kind, protocol, flags=hints)
@@ -317,7 +322,8 @@ def make_sockaddr(family: int = AF_UNSPEC, host: str = "", port: int = 0) -> Soc
     if family == AF_UNIX:
         return SocketAddress((host,))
     if family == AF_UNSPEC and not host:
-        _check_number((host, port), "port", port, _PORT_LIMIT)
+        if port != 0:
+            raise ValueError(f"port={port!r} needs a host or a family")
         return SocketAddress(())
     if not host:
         host = "::" if family == AF_INET6 else "0.0.0.0"  # noqa: S104 - INADDR_ANY
@@ -331,7 +337,8 @@ def as_socket_address(address: Address) -> SocketAddress:
     """
     Return *address* as a `SocketAddress`.
 
-    Takes an `AddressInfo`, a `SocketAddress`, or a tuple whose host is numeric.
+    Takes an `AddressInfo`, a `SocketAddress`, a tuple whose host is numeric, or the
+    path of a UNIX socket.
 
     Raises:
         TypeError: *address* is none of those.

@@ -320,12 +320,12 @@ class SocketIncompleteReadError(SocketPortError, EOFError):
     ) -> None:
         self.partial = partial
         self.expected = expected
-        wanted = "more" if expected is None else f"{expected}"
+        wanted = "" if expected is None else f" of {expected}"
         SocketPortError.__init__(
             self,
             port,
             socket=socket,
-            strerror=f"The stream ended after {len(partial)} of {wanted} bytes",
+            strerror=f"The stream ended after {len(partial)}{wanted} bytes",
         )
 
 
