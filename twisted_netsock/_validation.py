@@ -16,7 +16,7 @@ from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
 from typing import Any
 
-from .names import host_to_ascii, is_ip_address
+from .names import is_host_name
 
 _FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
@@ -25,8 +25,6 @@ _SHORTEST_MICROSECONDS = 100_000
 _LONGEST = timedelta(days=365)
 _PORT_LIMIT = 65536
 _ALPN_LIMIT = 256
-_HOST_LIMIT = 253
-_LABEL_LIMIT = 63
 _HOST_AND_PORT = 2
 _LEVEL_NAME_VALUE = 3
 
@@ -275,26 +273,9 @@ def server_names(value: Any, name: str) -> tuple[str, ...] | None:
     """Take host names, the leftmost label possibly ``*``; ``()`` is kept."""
     names = _names(value, name)
     for item in names or ():
-        if not _is_host_name(item.removeprefix("*.").removesuffix(".")):
+        if not is_host_name(item.removeprefix("*.")):
             raise ValueError(f"{name}={item!r} must be a host name")
     return names
-
-
-def _is_host_name(text: str) -> bool:
-    """Tell whether *text* has the form of a host name or an address, without ``*``."""
-    if is_ip_address(text):
-        return True
-    try:
-        name = host_to_ascii(text)
-    except ValueError:
-        return False
-    return len(name) <= _HOST_LIMIT and all(
-        0 < len(label) <= _LABEL_LIMIT and all(map(_fits, label)) for label in name.split(".")
-    )
-
-
-def _fits(character: str) -> bool:
-    return character.isprintable() and not character.isspace() and character != "*"
 
 
 def alpn_names(value: Any, name: str) -> tuple[str, ...] | None:

@@ -189,6 +189,8 @@ class SocketAddress(tuple[Any, ...]):
             return tuple.__new__(cls, native)
         if isinstance(native, bytes):
             native = os.fsdecode(native)
+        if native is None and family != AF_UNIX:
+            return tuple.__new__(cls, ())
         return tuple.__new__(cls, (native or "",))
 
     def native(self, family: int) -> Any:

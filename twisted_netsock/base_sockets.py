@@ -115,16 +115,19 @@ class BaseSocket(Operating):
 
     def _release(self, *, abort: bool) -> None:
         """Let go of the descriptor, then tell whoever waited."""
-        waiting = [parked for parked in (self._reader, self._writer) if parked is not None]
-        self._stop_accepting()
+        # A handshake takes both directions.
+        waiting = [
+            parked for parked in dict.fromkeys((self._reader, self._writer)) if parked is not None
+        ]
+        self._stop_helpers()
         for operation in waiting:
             self._drop(operation)
         self._dispose(abort=abort)
         for operation in waiting:
             operation.deferred.errback(Failure(SocketClosedError(self)))
 
-    def _stop_accepting(self) -> None:
-        """Take no more connections, if this is a listening socket."""
+    def _stop_helpers(self) -> None:
+        """Stop what acts on behalf of a parked operation."""
 
     def _dispose(self, *, abort: bool) -> None:
         """Close the descriptor, now or in order, and call `_on_gone` then."""
@@ -245,6 +248,13 @@ class BaseSocket(Operating):
         except OSError as error:
             raise SocketError(self, error.errno, error.strerror) from None
 
+    def _local_end(self) -> str:
+        try:
+            return f"at {SocketAddress.of(self._family, self._descriptor.sock.getsockname())}"
+        except OSError:
+            # The collector has closed the descriptor before it came to this.
+            return "lost"
+
     def __repr__(self) -> str:
         if self._closed:
             return f"<{type(self).__name__} closed>"
@@ -254,5 +264,5 @@ class BaseSocket(Operating):
             ends += f" to {SocketAddress.of(self._family, sock.getpeername())}"
         except OSError:
             # Not bound, or not connected.
-            ends = f"at {SocketAddress.of(self._family, sock.getsockname())}"
+            ends = self._local_end()
         return f"<{type(self).__name__} descriptor {self._watch.fd} {ends}>"

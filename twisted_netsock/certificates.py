@@ -26,6 +26,7 @@ _PEM_MARK = b"-----BEGIN"
 _PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
 _SIZE_LIMIT = 16 * 1024 * 1024
+_MALFORMED = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 
 class Identity(NamedTuple):
@@ -102,7 +103,7 @@ def _load_pem(label: str, data: bytes, password: bytes | None, *, want_key: bool
     if _PEM_CERTIFICATE.search(data):
         try:
             certificates = tuple(x509.load_pem_x509_certificates(data))
-        except ValueError as error:
+        except _MALFORMED as error:
             raise ValueError(f"{label} holds a malformed certificate: {error}") from None
     block = _PEM_KEY.search(data) if want_key else None
     key = None if block is None else _load_key(label, block.group(0), password, pem=True)
@@ -113,11 +114,11 @@ def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool
     """Load a DER certificate, else PKCS#12, else (where a key is wanted) a DER key."""
     try:
         return _Material((x509.load_der_x509_certificate(data),), None)
-    except ValueError as error:
+    except _MALFORMED as error:
         not_a_certificate = error
     try:
         store = pkcs12.load_pkcs12(data, password)
-    except (ValueError, TypeError) as error:
+    except (*_MALFORMED, TypeError) as error:
         if "password" in str(error).lower():
             said = "does not decrypt it" if password is not None else "may be missing"
             not_a_store = ValueError(f"{label}: private_key_password {said}")
@@ -131,7 +132,8 @@ def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool
         try:
             return _Material((), _load_key(label, data, password, pem=False))
         except ValueError as error:
-            raise (not_a_store or error) from None
+            if label.startswith("private_key"):
+                raise (not_a_store or error) from None
     raise not_a_store or ValueError(
         f"{label} is neither PEM, nor a DER certificate, nor PKCS#12: {not_a_certificate}"
     )
@@ -182,7 +184,7 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
             "certificates come without a private key: give private_key, or a file with both"
         )
     leaf, *intermediates = certificates
-    if _public_bytes(key.public_key()) != _public_bytes(leaf.public_key()):
+    if _public_bytes(key) != _public_bytes(leaf):
         raise ValueError(
             "private_key does not match certificates: it is not the key of the first one, "
             f"{leaf.subject.rfc4514_string()!r}"
@@ -190,7 +192,12 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     return Identity(leaf, tuple(intermediates), key)
 
 
-def _public_bytes(key: Any) -> bytes:
+def _public_bytes(holder: Any) -> bytes:
+    """Return the public key of a certificate or private key, in DER."""
+    try:
+        key = holder.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"certificates has a public key that cannot be used: {error}") from None
     encoded: bytes = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )

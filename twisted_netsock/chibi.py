@@ -104,6 +104,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+_FOREVER: Final = 1e18
+
 ADDRESS_FAMILY_UNSPECIFIED: Final = _socket.AF_UNSPEC
 """Any family (``address-family/unspecified``)."""
 ADDRESS_FAMILY_UNIX: Final = _socket.AF_UNIX
@@ -305,8 +307,9 @@ def make_listener_socket(
         The listening socket, the caller's to close.
 
     Raises:
-        SocketBindError: The address is taken, or not ours to bind.
-        SocketError: This kind of socket cannot listen.
+        SocketBindError: The address is taken, or not ours to bind, or this kind of
+            socket cannot listen.
+        ValueError: The address is of another family than the hints say.
     """
     address = as_socket_address(addrinfo)
     if isinstance(addrinfo, AddressInfo):
@@ -317,14 +320,13 @@ def make_listener_socket(
         made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(max_connections)
-    except SocketBindError:
+    except BaseException as error:
         made.close()
+        if isinstance(error, SocketError) and not isinstance(error, SocketBindError):
+            raise SocketBindError(
+                address.host, address.port, errno=error.errno, strerror=error.strerror
+            ) from None
         raise
-    except SocketError as error:
-        made.close()
-        raise SocketBindError(
-            address.host, address.port, errno=error.errno, strerror=error.strerror
-        ) from None
     return made
 
 
@@ -421,7 +423,7 @@ def send_non_blocking(
         As `send`.
     """
     seconds = _check_timeout(timeout)
-    return _within(socket, seconds, send(socket, data, flags, addrinfo))
+    return _within(socket, seconds, lambda: send(socket, data, flags, addrinfo))
 
 
 def receive_into(
@@ -487,7 +489,7 @@ def receive_into_non_blocking(
         As `receive_into`.
     """
     seconds = _check_timeout(timeout)
-    return _within(socket, seconds, receive_into(socket, buffer, flags, addrinfo))
+    return _within(socket, seconds, lambda: receive_into(socket, buffer, flags, addrinfo))
 
 
 def receive(
@@ -552,7 +554,7 @@ def receive_non_blocking(
         As `receive`.
     """
     seconds = _check_timeout(timeout)
-    return _within(socket, seconds, receive(socket, n, flags, addrinfo))
+    return _within(socket, seconds, lambda: receive(socket, n, flags, addrinfo))
 
 
 def _check_timeout(timeout: float | timedelta) -> float:
@@ -560,7 +562,8 @@ def _check_timeout(timeout: float | timedelta) -> float:
     if isinstance(timeout, timedelta):
         seconds = timeout.total_seconds()
     elif isinstance(timeout, int | float) and not isinstance(timeout, bool):
-        seconds = float(timeout)
+        # A number too large for a float is no time either.
+        seconds = float(timeout) if abs(timeout) < _FOREVER else math.inf
     else:
         raise TypeError(f"timeout must be seconds or a timedelta, not {timeout!r}")
     if not 0 <= seconds < math.inf:
@@ -582,9 +585,14 @@ def _check_family(socket: Socket, addrinfo: Address | None) -> None:
         )
 
 
-def _within(socket: Socket, seconds: float, waiting: Deferred[T]) -> Deferred[T | None]:
-    """Give *waiting* that many seconds, then cancel it and fire with `None`."""
-    answer: Deferred[Any] = waiting
+def _within(
+    socket: Socket, seconds: float, operation: Callable[[], Deferred[T]]
+) -> Deferred[T | None]:
+    """Give *operation* that many seconds, then cancel it and fire with `None`."""
+    if not seconds:
+        # One try must be a try, however many went before it in this turn.
+        socket._in_a_row = 0
+    answer: Deferred[Any] = operation()
     if answer.called:
         return answer
     if seconds:

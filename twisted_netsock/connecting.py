@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket as _socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from socket import (
     AF_INET,
     AF_INET6,
@@ -23,7 +23,7 @@ from socket import (
 )
 from typing import Any, Final, NamedTuple, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
@@ -88,16 +88,33 @@ class _Deadline:
         left: float = max(0.0, self._end - self._reactor.seconds())
         return left if limit is None else min(left, limit)
 
-    def bound(self, deferred: Deferred[T], stage: str) -> Deferred[T]:
-        """Fail *deferred*, by cancelling it, when the time is over."""
+    def bound(
+        self,
+        deferred: Deferred[T],
+        stage: str,
+        attempts: Callable[[], list[tuple[SocketAddress, Exception]]] = list,
+    ) -> Deferred[T]:
+        """Fail *deferred*, by cancelling it, when the time is over; tell the *attempts* then."""
         left = self.remaining()
         if left is None or deferred.called:
             return deferred
-        return deferred.addTimeout(
-            left,
-            self._reactor,
-            lambda _result, _seconds: Failure(SocketConnectionTimeoutError(stage)),
-        )
+        tried: list[tuple[SocketAddress, Exception]] = []
+
+        def expire() -> None:
+            tried.extend(attempts())
+            expired.append(True)
+            deferred.cancel()
+
+        def done(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            if expired and isinstance(result, Failure) and result.check(CancelledError):
+                return Failure(SocketConnectionTimeoutError(stage, attempts=tried))
+            return result
+
+        expired: list[bool] = []
+        timer = self._reactor.callLater(left, expire)
+        return deferred.addBoth(done)
 
 
 def apply_options(sock: _socket.socket, options: SocketOptions) -> None:
@@ -152,7 +169,7 @@ class _Race:
         self._reactor = reactor
         self._options = options
         self._waiting = list(infos)
-        self._running: dict[Deferred[None], Established] = {}
+        self._running: dict[Deferred[None], SocketAddress] = {}
         self._failures: list[tuple[SocketAddress, Exception]] = []
         self._timer: Any = None
         self._over = False
@@ -161,6 +178,11 @@ class _Race:
     def run(self) -> Deferred[Established]:
         self._next()
         return self._result
+
+    def attempts(self) -> list[tuple[SocketAddress, Exception]]:
+        """Return what every address tried has given so far."""
+        late = SocketConnectionTimeoutError("connect")
+        return [*self._failures, *((address, late) for address in self._running.values())]
 
     def _next(self) -> None:
         """Begin with the next address, and go on with those that fail at once."""
@@ -173,8 +195,7 @@ class _Race:
             except SocketError as error:
                 self._failures.append((info.address, error))
                 continue
-            self._begin(candidate, info.address)
-            if self._running:
+            if self._begin(candidate, info.address):
                 if self._waiting and not self._over:
                     self._timer = self._reactor.callLater(ATTEMPT_DELAY, self._after_delay)
                 return
@@ -194,10 +215,11 @@ class _Race:
             sock.close()
             raise
 
-    def _begin(self, candidate: Established, address: SocketAddress) -> None:
+    def _begin(self, candidate: Established, address: SocketAddress) -> bool:
+        """Begin an attempt, and tell whether it is under way (or has won)."""
         sock = candidate.descriptor.sock
         attempt = drive(self._reactor, candidate.watch, Connect(sock, address.native(sock.family)))
-        self._running[attempt] = candidate
+        self._running[attempt] = address
 
         def finished(result: Failure | None) -> None:
             del self._running[attempt]
@@ -218,6 +240,7 @@ class _Race:
         beginning = True
         attempt.addBoth(finished)
         beginning = False
+        return self._over or attempt in self._running
 
     def _after_delay(self) -> None:
         self._timer = None
@@ -394,7 +417,8 @@ async def _connect(
         infos = [unix_info(node, options)]
     else:
         infos = await deadline.bound(_client_infos(reactor, node, service, options), "look-up")
-    established = await deadline.bound(_Race(reactor, infos, options).run(), "connect")
+    race = _Race(reactor, infos, options)
+    established = await deadline.bound(race.run(), "connect", race.attempts)
     if factory is None:
         return established
     limit = factory.options.handshake_timeout

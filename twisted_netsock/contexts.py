@@ -28,8 +28,13 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from .certificates import Identity, file_paths, file_signature, load_identity, load_trusted
-from .names import is_ip_address, reference_identity
-from .options import ServerTLSSocketOptions, TLSSocketOptions, record_fields, require_record
+from .names import is_host_name, is_ip_address, reference_identity, server_name_pattern
+from .options import (
+    ServerTLSSocketOptions,
+    TLSSocketOptions,
+    record_fields,
+    require_record,
+)
 from .verification import Verification, verify_callback
 
 __all__ = [
@@ -122,12 +127,16 @@ def _base_context(options: TLSSocketOptions, identity: Identity | None) -> SSL.C
                 context.add_extra_chain_cert(certificate)
             context.use_privatekey(identity.key)
             context.check_privatekey()
-        except SSL.Error as error:
-            why = "; ".join(str(reason[-1]) for reason in error.args[0]) or "no reason given"
-            raise ValueError(f"certificates cannot be used for TLS: {why}") from None
+        except (SSL.Error, crypto.Error) as error:
+            raise ValueError(f"certificates cannot be used for TLS: {_reasons(error)}") from None
     if options.keylog_file is not None:
         context.set_keylog_callback(_keylog_writer(options.keylog_file))
     return context
+
+
+def _reasons(error: Exception) -> str:
+    """Return OpenSSL's reasons, in its words."""
+    return "; ".join(str(reason[-1]) for reason in error.args[0]) or "no reason given"
 
 
 def _keylog_writer(path: str) -> Any:
@@ -149,7 +158,12 @@ def _trust(context: SSL.Context, trusted: Iterable[x509.Certificate]) -> None:
     store = context.get_cert_store()
     assert store is not None
     for certificate in trusted:
-        store.add_cert(crypto.X509.from_cryptography(certificate))
+        try:
+            store.add_cert(crypto.X509.from_cryptography(certificate))
+        except crypto.Error as error:
+            raise ValueError(
+                f"trusted_certificates holds one that cannot be used: {_reasons(error)}"
+            ) from None
     # What is named explicitly is an anchor, also if it is an intermediate or a leaf.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
 
@@ -233,10 +247,11 @@ def _client_identity(
 ) -> tuple[str | None, bytes | None]:
     """Return the identity to verify and the server name to send."""
     named = options.sni[0] if options.sni else node
-    if named is None:
-        if options.certificate_verifier is None:
+    if named is None or not is_host_name(named):
+        if options.certificate_verifier is not False:
             raise ValueError(
-                "node=None: there is no name to verify; give a node, or sni in the options"
+                f"node={named!r} is no name or address that could be verified: "
+                "give one, or sni in the options"
             )
         return None, None
     sends = options.sni != () and not is_ip_address(named)
@@ -283,7 +298,7 @@ class _Site:
 
     def __init__(self, options: ServerTLSSocketOptions, *, resumable: bool) -> None:
         self.options = options
-        self.names = frozenset(reference_identity(name) for name in options.sni or ())
+        self.names = frozenset(server_name_pattern(name) for name in options.sni or ())
         self.alpn = _alpn(options)
         self.floor = _VERSIONS[options.minimum_version]
         identity = load_identity(options)
@@ -386,7 +401,8 @@ class _Sites:
 
     def _switch(self, connection: StatefulConnection) -> None:
         raw = connection.get_servername()
-        name = None if raw is None else raw.decode("ascii").lower().removesuffix(".")
+        # A name that is no ASCII is nobody's: it finds what an unknown one does.
+        name = None if raw is None else raw.decode("latin-1").lower().removesuffix(".")
         site = self._find(name)
         if site is None or connection.get_protocol_version() < site.floor:
             connection.set_context(self._refusing)
@@ -417,7 +433,7 @@ def _check_records(records: tuple[ServerTLSSocketOptions, ...]) -> None:
     seen: set[str] = set()
     catch_all = 0
     for record in records:
-        names = {reference_identity(name) for name in record.sni or ()}
+        names = {server_name_pattern(name) for name in record.sni or ()}
         if seen & names:
             raise ValueError(f"sni={min(seen & names)!r} stands in more than one record")
         seen |= names
@@ -444,7 +460,7 @@ def server_records(
         TypeError: One is no `ServerTLSSocketOptions`.
         ValueError: There is none.
     """
-    records = (options,) if isinstance(options, TLSSocketOptions) else tuple(options)
+    records = tuple(options) if isinstance(options, Iterable) else (options,)
     if not records:
         raise ValueError("options must hold at least one record")
     use = "for a client use client_context_factory, make_client_tls_socket or client_endpoint"

@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
 from .addresses import Address, SocketAddress, as_socket_address
 from .base_sockets import BaseSocket
-from .descriptors import Descriptor, PlainDescriptor, Want
+from .descriptors import Descriptor, PlainDescriptor, Want, set_linger_reset
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
 from .operations import Operation
 from .options import SocketOptions
@@ -99,9 +100,14 @@ class DataSocket(BaseSocket):
             self._check_flags(flags)
             return self._receive(lambda: self._descriptor.try_recv(n, flags))
         # The way of most receives, written out: no closure unless it has to wait.
-        if self._closed or self._reader is not None or self._input is not None:
-            return self._receive(lambda: self._descriptor.try_recv(n))
         descriptor = self._descriptor
+        if (
+            self._closed
+            or self._reader is not None
+            or self._input is not None
+            or not self._may_go_on()
+        ):
+            return self._receive(lambda: descriptor.try_recv(n))
         try:
             result: bytes | Want = descriptor.try_recv(n)
         except SocketError as error:
@@ -305,7 +311,7 @@ class DataSocket(BaseSocket):
                 if isinstance(count, Want):
                     return count
                 offset += count
-                self._moved()
+                self._sent_some()
             want: Want | None = descriptor.try_flush()
             return want
 
@@ -403,13 +409,21 @@ class DataSocket(BaseSocket):
     def _flush_then_dispose(self, port: OutputPort) -> None:
         """Send what the port holds, within a limit, and close then."""
         limit = self._write_timeout or _FLUSH_LIMIT
-        self._ending = drive(
+        flushing = self._ending = drive(
             self._reactor,
             self._watch,
-            port._send_queue,
+            port._send_rest,
             timeout=limit.total_seconds(),
             timed_out=SocketWriteTimeoutError,
-        ).addBoth(lambda _: self._let_go(abort=self._aborted))
+        )
+        flushing.addBoth(self._flushed)
+
+    def _flushed(self, result: Failure | None) -> None:
+        failed = isinstance(result, Failure)
+        if failed:
+            # A stream that was cut off must not look complete to the peer.
+            set_linger_reset(self._descriptor.sock)
+        self._let_go(abort=failed or self._aborted)
 
     def _let_go(self, *, abort: bool) -> None:
         """Close the descriptor, now that nothing waits to be sent."""

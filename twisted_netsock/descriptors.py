@@ -123,9 +123,11 @@ class PlainDescriptor:
         self._receive_limit = RECEIVE_LIMIT if stream else sys.maxsize
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
-        """Return up to *n* bytes; at most 64 KiB are allocated."""
+        """Return up to *n* bytes; of a stream at most 64 KiB are allocated."""
+        limit = self._receive_limit
         try:
-            return self.sock.recv(min(RECEIVE_LIMIT, n), flags)
+            # Not min(): this is the way of every receive, and a call costs more.
+            return self.sock.recv(n if n < limit else limit, flags)  # noqa: FURB136
         except BlockingIOError:
             return WANT_READ
         except OSError as error:

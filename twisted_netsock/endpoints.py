@@ -457,7 +457,7 @@ def client_endpoint(
             name cannot be used.
     """
     record = require_record(
-        options or SocketOptions(),
+        SocketOptions() if options is None else options,
         SocketOptions,
         ServerTLSSocketOptions,
         "for a server use server_endpoint",
@@ -505,7 +505,7 @@ def server_endpoint(
     use = "for a client use client_endpoint"
     records: SocketOptions | tuple[ServerTLSSocketOptions, ...]
     if options is None or isinstance(options, SocketOptions):
-        plain = options or SocketOptions()
+        plain = SocketOptions() if options is None else options
         records = plain
         if isinstance(plain, TLSSocketOptions):
             records = (require_record(plain, ServerTLSSocketOptions, None, use),)

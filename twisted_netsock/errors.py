@@ -251,7 +251,7 @@ class SocketBindError(SocketError, _error.CannotListenError):
         self.socketError = cause
         if cause is not None and errno is None:
             errno = cause.errno
-            strerror = strerror or cause.strerror
+            strerror = strerror or cause.strerror or str(cause)
         SocketError.__init__(self, socket, errno, strerror)
 
     def __str__(self) -> str:

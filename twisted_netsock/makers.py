@@ -65,7 +65,10 @@ def make_client_socket(
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
     checked = require_record(
-        options or SocketOptions(), SocketOptions, TLSSocketOptions, "use make_client_tls_socket"
+        SocketOptions() if options is None else options,
+        SocketOptions,
+        TLSSocketOptions,
+        "use make_client_tls_socket",
     )
     _check_client(node, service, checked)
     reactor = current_reactor(reactor)
@@ -117,7 +120,7 @@ def make_client_tls_socket(
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
     record = require_record(
-        options or TLSSocketOptions(),
+        TLSSocketOptions() if options is None else options,
         SocketOptions,
         ServerTLSSocketOptions,
         "for a server use make_server_tls_socket",
@@ -167,7 +170,10 @@ def make_server_socket(
         Fails with `CancelledError`; nothing is bound.
     """
     checked = require_record(
-        options or SocketOptions(), SocketOptions, TLSSocketOptions, "use make_server_tls_socket"
+        SocketOptions() if options is None else options,
+        SocketOptions,
+        TLSSocketOptions,
+        "use make_server_tls_socket",
     )
     require_reactor_mode(checked)
     check_listening(node, service, checked)

@@ -6,7 +6,18 @@ import ipaddress
 
 import idna
 
-__all__ = ["host_to_ascii", "is_ip_address", "reference_identity", "strip_zone"]
+__all__ = [
+    "host_to_ascii",
+    "is_host_name",
+    "is_ip_address",
+    "reference_identity",
+    "server_name_pattern",
+    "strip_zone",
+]
+
+# RFC 1035, section 2.3.4, without the root's empty label.
+_HOST_LIMIT = 253
+_LABEL_LIMIT = 63
 
 
 def strip_zone(host: str) -> str:
@@ -39,6 +50,30 @@ def host_to_ascii(host: str) -> str:
         return idna.encode(host, uts46=True).decode("ascii")
     except idna.IDNAError as error:
         raise ValueError(f"{host!r} is not a valid host name: {error}") from None
+
+
+def is_host_name(text: str) -> bool:
+    """Tell whether *text* has the form of a host name or an address."""
+    if is_ip_address(text):
+        return True
+    try:
+        name = host_to_ascii(text).removesuffix(".")
+    except ValueError:
+        return False
+    return len(name) <= _HOST_LIMIT and all(
+        0 < len(label) <= _LABEL_LIMIT and all(map(_fits, label)) for label in name.split(".")
+    )
+
+
+def _fits(character: str) -> bool:
+    return character.isprintable() and not character.isspace() and character != "*"
+
+
+def server_name_pattern(name: str) -> str:
+    """Return a name that a server answers, possibly a wildcard, as clients send it."""
+    if name.startswith("*."):
+        return "*." + reference_identity(name[2:])
+    return reference_identity(name)
 
 
 def reference_identity(host: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -28,6 +28,9 @@ from .readiness import Watch
 __all__ = ["Operating", "Operation"]
 
 T = TypeVar("T")
+
+_MOST_IN_A_ROW: Final = 64
+"""Operations of one socket that succeed at once between two turns of the reactor."""
 
 
 class Operation(Generic[T]):
@@ -65,6 +68,7 @@ class Operating:
         self._write_timeout = options.write_timeout
         self._reader: Operation[Any] | None = None
         self._writer: Operation[Any] | None = None
+        self._in_a_row = 0
         self._closed = False
 
     def _check_open(self) -> None:
@@ -81,7 +85,7 @@ class Operating:
         if self._closed or self._reader is not None:
             return self._refuse()
         try:
-            result = attempt()
+            result = attempt() if self._may_go_on() else WANT_READ
         except SocketError as error:
             return self._failed(error)
         if isinstance(result, Want):
@@ -94,14 +98,31 @@ class Operating:
         if self._closed or self._writer is not None:
             return self._refuse()
         try:
-            result = attempt()
+            result = attempt() if self._may_go_on() else WANT_WRITE
         except SocketError as error:
             return self._failed(error)
+        if self._closed:
+            # By whom the attempt itself called.
+            return self._refuse()
         if isinstance(result, Want):
             operation = self._writer = Operation(self, attempt, result)
             operation.timed_out = SocketWriteTimeoutError
             return self._park(operation, self._write_timeout)
         return succeed(result)
+
+    def _may_go_on(self) -> bool:
+        """
+        Tell whether an operation may be tried at once, and count it.
+
+        Who always finds data, or room, would otherwise never give the reactor a
+        turn: after so many in a row the next one waits for the poller. What
+        OpenSSL has decrypted already cannot wait for that.
+        """
+        self._in_a_row += 1
+        if self._in_a_row <= _MOST_IN_A_ROW or self._descriptor.buffered:
+            return True
+        self._in_a_row = 0
+        return False
 
     def _refuse(self) -> Deferred[Any]:
         return self._failed(SocketClosedError() if self._closed else SocketBusyError())
@@ -136,7 +157,7 @@ class Operating:
         operation.timer = self._reactor.callLater(seconds, expire)
 
     def _retry(self, operation: Operation[Any]) -> None:
-        if operation is not self._reader and operation is not self._writer:
+        if not self._is_parked(operation):
             # It ended in a callback of the other direction's.
             return
         try:
@@ -146,6 +167,9 @@ class Operating:
                 error.socket = self
             self._complete(operation, Failure(error))
             return
+        if not self._is_parked(operation):
+            # Closed by whom the attempt itself called.
+            return
         if isinstance(result, Want):
             if result is not operation.want:
                 operation.want = result
@@ -154,21 +178,25 @@ class Operating:
             self._complete(operation, result)
 
     def _complete(self, operation: Operation[Any], result: object) -> None:
-        self._drop(operation)
-        operation.deferred.callback(result)
+        if self._is_parked(operation):
+            self._drop(operation)
+            operation.deferred.callback(result)
 
     def _drop(self, operation: Operation[Any]) -> None:
         """Wait for *operation* no more."""
         if operation.timer is not None:
             operation.timer.cancel()
             operation.timer = None
+        if not self._is_parked(operation):
+            return
         if self._reader is operation:
             self._reader = None
-        elif self._writer is operation:
+        if self._writer is operation:
             self._writer = None
-        else:
-            return
         self._adjust()
+
+    def _is_parked(self, operation: Operation[Any]) -> bool:
+        return operation is self._reader or operation is self._writer
 
     def _adjust(self) -> None:
         """Wait for exactly what the parked operations want."""
@@ -192,12 +220,14 @@ class Operating:
 
     def on_readable(self) -> None:
         """Go on with what waited for the descriptor to be readable; for the poller."""
+        self._in_a_row = 0
         for operation in (self._reader, self._writer):
             if operation is not None and operation.want is WANT_READ:
                 self._retry(operation)
 
     def on_writable(self) -> None:
         """Go on with what waited for the descriptor to be writable; for the poller."""
+        self._in_a_row = 0
         if self._writer is None and self._descriptor.unflushed:
             self._flush_abandoned()
         for operation in (self._writer, self._reader):
@@ -216,13 +246,17 @@ class Operating:
         """Fail what waits; for the poller."""
         self._fail_waiting(reason)
 
-    def _moved(self) -> None:
-        """Note that part of what runs was done: its time-out begins anew."""
-        for operation in (self._reader, self._writer):
-            if operation is not None:
-                operation.moved = True
+    def _received_some(self) -> None:
+        """Note that part of what receives was done: its time-out begins anew."""
+        if self._reader is not None:
+            self._reader.moved = True
+
+    def _sent_some(self) -> None:
+        """Note that part of what sends was done: its time-out begins anew."""
+        if self._writer is not None:
+            self._writer.moved = True
 
     def _fail_waiting(self, reason: Exception) -> None:
         for operation in (self._reader, self._writer):
-            if operation is not None:
+            if operation is not None and self._is_parked(operation):
                 self._complete(operation, Failure(reason))

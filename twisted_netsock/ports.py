@@ -106,7 +106,7 @@ class InputPort:
             found = self._buffer.find(b"\n", self._scanned, limit)
             if found >= 0:
                 return self._take(found + 1)
-            if len(self._buffer) >= limit:
+            if len(self._buffer) > limit:
                 raise SocketPortError(
                     self, strerror=f"The line is longer than the limit of {limit} bytes"
                 )
@@ -136,7 +136,7 @@ class InputPort:
         Cancelling:
             Fails with `CancelledError`; nothing is lost.
         """
-        _check_count(n + 1)
+        _check_count(n, least=0)
 
         def exactly() -> bytes | None:
             if len(self._buffer) >= n:
@@ -209,7 +209,7 @@ class InputPort:
                 data = descriptor.try_recv(RECEIVE_LIMIT)
                 if isinstance(data, Want):
                     return data
-                self._socket._moved()
+                self._socket._received_some()
                 self._ended = not data
                 self._buffer += data
 
@@ -238,6 +238,7 @@ class OutputPort:
         self._sending = False
         self._closed = False
         self._failure: Failure | None = None
+        self._closing = False
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     @property
@@ -270,9 +271,9 @@ class OutputPort:
         Cancelling:
             Fails with `CancelledError`, and changes nothing: *data* is sent.
         """
+        copy = bytes(memoryview(data))
         if self._closed:
             return fail(Failure(SocketPortError(self, strerror="The port is closed")))
-        copy = bytes(data)
         if copy and self._failure is None:
             if not self._sending and self._socket._writer is not None:
                 return self._socket._refuse()
@@ -335,15 +336,23 @@ class OutputPort:
             count = descriptor.try_send(memoryview(chunk)[self._offset :])
             if isinstance(count, Want):
                 return count
-            self._socket._moved()
+            self._socket._sent_some()
             self._queued -= count
             self._offset += count
             if self._offset == len(chunk):
                 self._queue.popleft()
                 self._offset = 0
             self._tell()
+            if self._socket._closed and not self._closing:
+                # By whom it told; what is left goes out with the closing.
+                return None
         want: Want | None = descriptor.try_flush()
         return want
+
+    def _send_rest(self) -> Want | None:
+        """Send what is queued when the socket is closed; for the socket."""
+        self._closing = True
+        return self._send_queue()
 
     def _next_chunk(self) -> bytes:
         """Return the head of the queue, small chunks joined: one system call for many writes."""
@@ -386,8 +395,8 @@ class OutputPort:
             deferred.errback(failure)
 
 
-def _check_count(n: Any) -> None:
+def _check_count(n: Any, least: int = 1) -> None:
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"n must be a number of bytes, not {n!r}")
-    if n <= 0:
-        raise ValueError(f"n={n} must be positive")
+    if n < least:
+        raise ValueError(f"n={n} must be at least {least}")

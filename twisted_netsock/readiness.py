@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -169,6 +170,15 @@ class Poller:
         )
         self._tell_lost(self._dead())
 
+    def _drop_registrations(self) -> None:
+        watches = list(self._registered.values())
+        for watch in watches:
+            self.forget(watch)
+            self._kept.discard(watch)
+        for watch in watches:
+            reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")
+            _report_loss(watch, reason)
+
     def _tell_lost(self, reason: Exception) -> None:
         watches = list(self._kept.union(self._registered.values()))
         for watch in watches:
@@ -239,15 +249,6 @@ class EpollPoller(Poller):
             if reactor is not None:
                 reactor.removeReader(self)
 
-    def _drop_registrations(self) -> None:
-        watches = list(self._registered.values())
-        for watch in watches:
-            self.forget(watch)
-            self._kept.discard(watch)
-        for watch in watches:
-            reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")
-            _report_loss(watch, reason)
-
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
         registered = self._registered
@@ -301,6 +302,13 @@ class EpollPoller(Poller):
         return f"<twisted_netsock poller of descriptors {sorted(self._registered)}>"
 
 
+def _has_event(fd: int) -> bool:
+    """Tell whether something can be read from *fd*, or it was hung up or failed."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 @implementer(IReadWriteDescriptor)
 class _Adapter:
     """One watch as a reader and writer of the reactor, where there is no epoll."""
@@ -329,7 +337,16 @@ class _Adapter:
         return "netsock"
 
     def connectionLost(self, reason: Failure) -> None:
-        self._poller.lose(self._watch)
+        watch = self._watch
+        self._poller.forget(watch)
+        if not _has_event(self._fd):
+            self._poller.lose(watch)
+            return
+        # This is how some reactors tell of a hang-up: the owner finds out by trying.
+        if watch.owner is not None and watch.reading:
+            _call(watch.owner.on_readable)
+        if watch.owner is not None and watch.writing:
+            _call(watch.owner.on_writable)
 
     def __repr__(self) -> str:
         return f"<twisted_netsock descriptor {self._fd}>"
@@ -341,6 +358,8 @@ class ReactorPoller(Poller):
     def park(self, watch: Watch, event: int) -> None:
         self.check_alive()
         if watch._adapter is None:
+            if self._was_dropped():
+                self._drop_registrations()
             watch._adapter = _Adapter(self, watch)
             self._registered[watch.fd] = watch
         watch._mask |= event
@@ -372,9 +391,23 @@ class ReactorPoller(Poller):
 
     def lose(self, watch: Watch) -> None:
         """Tell one owner that the reactor disconnects it."""
-        self.forget(watch)
         self._kept.discard(watch)
         _report_loss(watch, SocketConnectionLostError(strerror="The reactor disconnects all"))
+
+    def _was_dropped(self) -> bool:
+        """Tell whether somebody called ``reactor.removeAll()``: one that waits is not there."""
+        for watch in self._registered.values():
+            if watch.reading:
+                return watch._adapter not in self._reactor.getReaders()
+            if watch.writing:
+                return watch._adapter not in self._reactor.getWriters()
+        return False
+
+
+def _is_in_memory(reactor: Any) -> bool:
+    """Tell whether this is Twisted's reactor for tests, which notes readers and does nothing."""
+    testing = sys.modules.get("twisted.internet.testing")
+    return testing is not None and isinstance(reactor, testing.MemoryReactor)
 
 
 _pollers: weakref.WeakKeyDictionary[Any, Poller] = weakref.WeakKeyDictionary()
@@ -389,10 +422,11 @@ def poller_for(reactor: Any) -> Poller:
     """
     poller = _pollers.get(reactor)
     if poller is None:
-        if not IReactorFDSet.providedBy(reactor):
+        if not IReactorFDSet.providedBy(reactor) or _is_in_memory(reactor):
+            lacks = "notes" if _is_in_memory(reactor) else "does not provide IReactorFDSet for"
             raise TypeError(
-                f"reactor={reactor!r} does not provide IReactorFDSet, so it cannot wait for "
-                "sockets; in tests use a real reactor with twisted_netsock.testing.connected_pair"
+                f"reactor={reactor!r} {lacks} descriptors, and cannot wait for them; "
+                "in tests use a real reactor with twisted_netsock.testing.connected_pair"
             )
         kind = EpollPoller if hasattr(select, "epoll") else ReactorPoller
         poller = _pollers[reactor] = kind(reactor)

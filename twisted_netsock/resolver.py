@@ -13,8 +13,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from socket import AF_INET, AF_INET6, AF_UNSPEC, SOCK_STREAM, AddressFamily, SocketKind
-from typing import Any, cast
+from typing import Any
 
+import attrs
 from twisted.internet._resolver import GAIResolver
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
@@ -67,7 +68,15 @@ class _LookUpThreads:
             if self._threads >= self._most:
                 return
             self._threads += 1
-        threading.Thread(target=self._work, name="netsock-look-up", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name="netsock-look-up", daemon=True).start()
+        except RuntimeError:
+            with self._condition:
+                self._threads -= 1
+                if self._threads == 0:
+                    # Nobody is left to do it, so nobody may wait for it.
+                    self._jobs.remove(job)
+                    raise
 
     def discard(self, job: Job) -> None:
         """Forget *job* if it has not begun."""
@@ -126,32 +135,44 @@ def numeric_service(service: str | int | None) -> int | None:
 
 def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
     """Turn what `socket.getaddrinfo` gave into values, each address once."""
-    infos = {
-        (family, kind, protocol, address): AddressInfo(
-            AddressFamily(family),
-            SocketKind(kind),
-            protocol,
-            SocketAddress(address),
-            canonname,
-            flags,
-        )
-        for family, kind, protocol, canonname, address in results
-        if family in (AF_INET, AF_INET6)
-    }
+    infos: dict[tuple[Any, ...], AddressInfo] = {}
+    for family, kind, protocol, canonname, address in results:
+        key = (family, kind, protocol, address)
+        # The first of equals has the canonical name.
+        if family in (AF_INET, AF_INET6) and key not in infos:
+            infos[key] = AddressInfo(
+                AddressFamily(family),
+                SocketKind(kind),
+                protocol,
+                SocketAddress(address),
+                canonname,
+                flags,
+            )
     return list(infos.values())
 
 
 def _numeric_infos(
-    node: str | None, port: int, family: int, kind: int, protocol: int, flags: int
+    node: str | None,
+    port: int,
+    service: str | int | None,
+    family: int,
+    kind: int,
+    protocol: int,
+    flags: int,
 ) -> list[AddressInfo]:
     """Answer a look-up of a numeric node, or of `None`, without asking anybody."""
     try:
         results = _socket.getaddrinfo(
-            node, port, family, kind, protocol, flags | _socket.AI_NUMERICHOST
+            node,
+            None if service is None else port,
+            family,
+            kind,
+            protocol,
+            flags | _socket.AI_NUMERICHOST,
         )
     except _socket.gaierror as error:
         raise HostNotFoundError(
-            node, port, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
         ) from None
     return _infos(results, flags)
 
@@ -234,7 +255,7 @@ def look_up_system(
     port = numeric_service(service)
     if port is not None and (name is None or is_ip_address(name)):
         try:
-            return succeed(_numeric_infos(name, port, family, kind, protocol, flags))
+            return succeed(_numeric_infos(name, port, service, family, kind, protocol, flags))
         except HostNotFoundError:
             return fail(Failure())
 
@@ -293,43 +314,45 @@ def look_up(
     names of hosts are looked up there; services and numeric addresses never are.
     """
     resolver: IHostnameResolver | None = getattr(reactor, "nameResolver", None)
+    name = _wire_name(node)
     port = numeric_service(service)
     if (
         resolver is None
         or type(resolver) is GAIResolver
-        or not isinstance(node, str)
-        or is_ip_address(node)
+        or name is None
+        or is_ip_address(name)
         or port is None
         or flags & _socket.AI_NUMERICHOST
     ):
         return look_up_system(
             reactor, node, service, family=family, kind=kind, protocol=protocol, flags=flags
         )
-    return _look_up_installed(resolver, node, port, family, kind, protocol)
+    hint = AddressInfo(AddressFamily(family), SocketKind(kind) if kind else 0, protocol)
+    not_found = HostNotFoundError(node, service)
+    return _look_up_installed(resolver, name, port, hint, not_found)
 
 
 def _look_up_installed(
-    resolver: IHostnameResolver, node: str, port: int, family: int, kind: int, protocol: int
+    resolver: IHostnameResolver,
+    name: str,
+    port: int,
+    hint: AddressInfo,
+    not_found: HostNotFoundError,
 ) -> Deferred[list[AddressInfo]]:
+    """Ask the application's resolver for the addresses of *name*."""
+
     def done(found: list[IAddress]) -> None:
         if result.called:
             return
         infos = [
-            AddressInfo(
-                AF_INET if isinstance(address, IPv4Address) else AF_INET6,
-                SocketKind(kind),
-                protocol,
-                SocketAddress((address.host, port))
-                if isinstance(address, IPv4Address)
-                else SocketAddress((strip_zone(address.host), port, 0, address.scopeID or 0)),
-            )
-            for address in found
-            if isinstance(address, IPv4Address | IPv6Address)
+            attrs.evolve(hint, family=address.family, address=address)
+            for address in map(_from_twisted(port), found)
+            if address is not None
         ]
         if infos:
             result.callback(infos)
         else:
-            result.errback(Failure(HostNotFoundError(node, port)))
+            result.errback(Failure(not_found))
 
     def cancel(_: object) -> None:
         resolution = getattr(receiver, "resolution", None)
@@ -341,8 +364,21 @@ def _look_up_installed(
                 pass
 
     both: list[type[IAddress]] = [IPv4Address, IPv6Address]
-    types = {AF_INET: both[:1], AF_INET6: both[1:]}.get(cast("AddressFamily", family), both)
+    types = {AF_INET: both[:1], AF_INET6: both[1:]}.get(hint.family, both)
     receiver = _Receiver(done)
     result: Deferred[list[AddressInfo]] = Deferred(cancel)
-    resolver.resolveHostName(receiver, host_to_ascii(node), port, types, "TCP")
+    resolver.resolveHostName(receiver, name, port, types, "TCP")
     return result
+
+
+def _from_twisted(port: int) -> Callable[[IAddress], SocketAddress | None]:
+    """Return what makes a socket address at *port* of what a resolver found."""
+
+    def convert(address: IAddress) -> SocketAddress | None:
+        if isinstance(address, IPv4Address):
+            return SocketAddress((address.host, port))
+        if isinstance(address, IPv6Address):
+            return SocketAddress((strip_zone(address.host), port, 0, address.scopeID or 0))
+        return None
+
+    return convert

@@ -8,6 +8,8 @@ until the poller reports the descriptor.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket as _socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -99,6 +101,8 @@ class Socket(DataSocket):
         reactor = current_reactor(reactor)
         poller = poller_for(reactor)
         number = sock if isinstance(sock, int) else sock.fileno()
+        if number < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         adopted = _socket.socket(fileno=number)
         if not isinstance(sock, int):
             sock.detach()
@@ -242,6 +246,10 @@ class Socket(DataSocket):
 
     def _stop_accepting(self) -> None:
         self._reader = None
+        if self._acceptor is not None:
+            self._acceptor.stop()
+
+    def _stop_helpers(self) -> None:
         if self._acceptor is not None:
             self._acceptor.stop()
 

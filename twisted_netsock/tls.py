@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import socket as _socket
 from typing import TYPE_CHECKING, Any, Final
@@ -46,7 +47,11 @@ _RECORD: Final = 16384
 _DISCARD_LIMIT: Final = 1024 * 1024
 """How many bytes to read and drop while waiting for the peer's close_notify."""
 
-_ALERT: Final = re.compile(r"(?:sslv3|tlsv1|tlsv13|ssl/tls) alert (?P<alert>.+)")
+_SENDS_TO_CHECK: Final = 64
+"""Sends of a TLS 1.3 client that may come before the server's refusal has arrived."""
+
+_ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
+"""OpenSSL's reason for a received alert: ``tlsv1 alert unknown ca``, ``tls alert …``."""
 
 
 class TLSDescriptor:
@@ -71,6 +76,7 @@ class TLSDescriptor:
         "_failure",
         "_kept",
         "_read_shut",
+        "_sends_to_check",
         "connection",
         "handshaken",
         "is_client",
@@ -97,6 +103,7 @@ class TLSDescriptor:
         self._read_shut = False
         self._close_sent = False
         self._discarded = 0
+        self._sends_to_check = 0
 
     # The handshake
 
@@ -127,6 +134,8 @@ class TLSDescriptor:
         else:
             self.connection.set_context(quiet_context())
         self.handshaken = True
+        if self.is_client and self.connection.get_protocol_version() == SSL.TLS1_3_VERSION:
+            self._sends_to_check = _SENDS_TO_CHECK
 
     def _handshake_error(self, error: Exception) -> SocketError:
         """Say why the handshake failed: first of all, if it was our verification."""
@@ -139,7 +148,7 @@ class TLSDescriptor:
                 return SocketConnectionLostError(
                     strerror="The peer closed the connection during the TLS handshake"
                 )
-            return from_os_error(OSError(*error.args))
+            return _from_errno(error.args[0])
         if isinstance(error, OSError):
             return from_os_error(error)
         alert, reason = _explain(error)
@@ -240,6 +249,8 @@ class TLSDescriptor:
         piece = piece[:_RECORD]
         if not piece:
             return 0
+        if self._sends_to_check:
+            self._look_for_refusal()
         try:
             return self.connection.send(piece)
         except (SSL.WantReadError, SSL.WantWriteError):
@@ -247,7 +258,25 @@ class TLSDescriptor:
             self.unflushed = True
             return len(self._kept)
         except (SSL.Error, OSError) as error:
-            raise self._fail(self._send_error(error)) from None
+            raise self._fail(self._data_error(error)) from None
+
+    def _look_for_refusal(self) -> None:
+        """
+        Raise the server's refusal of our certificate, if it is here already.
+
+        With TLS 1.3 it comes after our handshake, or for the lack of one; and
+        once a send has failed for it OpenSSL does not tell the alert any more.
+        """
+        self._sends_to_check -= 1
+        try:
+            self.connection.recv(1, _socket.MSG_PEEK)
+        except (SSL.WantReadError, SSL.WantWriteError):
+            return
+        except SSL.ZeroReturnError:
+            pass
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+        self._sends_to_check = 0
 
     def try_flush(self) -> Want | None:
         """Send the piece that was taken and is not with the kernel yet."""
@@ -262,7 +291,7 @@ class TLSDescriptor:
         except SSL.WantWriteError:
             return WANT_WRITE
         except (SSL.Error, OSError) as error:
-            raise self._fail(self._send_error(error)) from None
+            raise self._fail(self._data_error(error)) from None
         self._kept = b""
         self.unflushed = False
         return None
@@ -271,27 +300,13 @@ class TLSDescriptor:
         if isinstance(error, SSL.SysCallError):
             if error.args[0] == -1:
                 return TLSTruncatedError(errno=errno.ECONNRESET)
-            return from_os_error(OSError(*error.args))
+            return _from_errno(error.args[0])
         if isinstance(error, SSL.ZeroReturnError):
             return SocketConnectionLostError(strerror="The peer has finished the connection")
         if isinstance(error, OSError):
             return from_os_error(error)
         alert, reason = _explain(error)
         return TLSError(alert, reason)
-
-    def _send_error(self, error: Exception) -> SocketError:
-        """Explain a failed send, by the alert that came before the peer went if there is one."""
-        sent = self._data_error(error)
-        if isinstance(sent, SocketConnectionLostError):
-            try:
-                self.connection.recv(1)
-            except SSL.SysCallError:
-                pass
-            except SSL.Error as received:
-                found = self._data_error(received)
-                if isinstance(found, TLSError) and found.alert:
-                    return found
-        return sent
 
     # The end
 
@@ -317,7 +332,7 @@ class TLSDescriptor:
         except SSL.WantWriteError:
             return WANT_WRITE
         except (SSL.Error, OSError) as error:
-            raise self._fail(self._send_error(error)) from None
+            raise self._fail(self._data_error(error)) from None
         self._close_sent = True
         return None
 
@@ -360,7 +375,10 @@ class TLSDescriptor:
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The certificates that the peer sent, its own first."""
-        return tuple(self.connection.get_peer_cert_chain(as_cryptography=True) or ())
+        chain = tuple(self.connection.get_peer_cert_chain(as_cryptography=True) or ())
+        own = self.peer_certificate
+        # On servers OpenSSL leaves the client's own certificate out.
+        return chain if own is None or own in chain[:1] else (own, *chain)
 
     @property
     def group(self) -> str | None:
@@ -387,6 +405,10 @@ class TLSDescriptor:
         """The name that the client asked for, or `None`."""
         raw = self.connection.get_servername()
         return None if raw is None else raw.decode("ascii", "backslashreplace")
+
+
+def _from_errno(number: int) -> SocketError:
+    return from_os_error(OSError(number, os.strerror(number)))
 
 
 def _explain(error: Exception) -> tuple[str | None, str]:

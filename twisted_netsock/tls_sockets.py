@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as _socket
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cryptography import x509
 from twisted.internet.defer import Deferred, succeed
@@ -58,10 +58,26 @@ class TLSSocket(Socket):
         self._factory = factory
         self._ready: deque[TLSSocket] = deque()
         self._handshakes: ServerHandshakes | None = None
+        self._running: Deferred[None] | None = None
         if factory is not None:
             self._handshakes = ServerHandshakes(
                 reactor, factory, self._on_handshake, self._on_room
             )
+
+    @classmethod
+    def from_socket(
+        cls,
+        sock: _socket.socket | int,  # noqa: ARG003 - the signature is the base's
+        *,
+        reactor: Any = None,  # noqa: ARG003
+    ) -> Self:
+        """
+        Refuse: a descriptor alone does not speak TLS.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("TLSSocket.from_socket: adopt it with Socket.from_socket first")
 
     # Accepting
 
@@ -167,11 +183,15 @@ class TLSSocket(Socket):
         operation: Operation[None] = Operation(self, lambda: WANT_READ, WANT_READ)
         # The handshake needs both directions, so both are taken while it runs.
         self._reader = self._writer = operation
-        running = handshake(self._reactor, self._watch, descriptor, seconds)
+        running = self._running = handshake(self._reactor, self._watch, descriptor, seconds)
         outer: Deferred[None] = Deferred(lambda _: running.cancel())
         operation.deferred = outer
 
         def finished(result: Failure | None) -> None:
+            self._running = None
+            if self._closed:
+                # Whoever waits is told so by the closing.
+                return
             if self._reader is operation:
                 self._reader = self._writer = None
             if isinstance(result, Failure) and isinstance(result.value, SocketError):
@@ -181,6 +201,33 @@ class TLSSocket(Socket):
 
         running.addBoth(finished)
         return outer
+
+    def _stop_helpers(self) -> None:
+        super()._stop_helpers()
+        if self._running is not None:
+            self._running.cancel()
+
+    def shutdown(self, how: int) -> Deferred[None]:
+        """
+        Shut down one direction or both; writing ends with close_notify.
+
+        See `Socket.shutdown`. Once this side has shut down reading, a receive
+        gives the end of the stream.
+        """
+        shut = super().shutdown(how)
+        if how != _socket.SHUT_WR and self._reader is not None:
+            # Nothing in the kernel wakes it, as it would a plain socket's.
+            self._retry(self._reader)
+        return shut
+
+    def detach(self) -> int:
+        """
+        Refuse: without this object nobody speaks TLS on the descriptor.
+
+        Raises:
+            SocketError: Always.
+        """
+        raise SocketError(self, strerror="A TLS socket cannot be detached")
 
     def _tls(self) -> TLSDescriptor:
         if not isinstance(self._descriptor, TLSDescriptor):
