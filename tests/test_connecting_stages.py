@@ -28,6 +28,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_netsock import (
     HostNotFoundError,
+    SocketConnectionRefusedError,
     SocketConnectionTimeoutError,
     SocketOptions,
     TLSHandshakeError,
@@ -187,8 +188,12 @@ async def test_a_time_out_tells_what_the_attempts_before_gave():
         reactor.clock.advance(10)
         with pytest.raises(SocketConnectionTimeoutError) as caught:
             await connecting
-        assert caught.value.stage == "connect"
-        assert "127.0.0.2" in [address.host for address, _ in caught.value.attempts]
+        error = caught.value
+        assert error.stage == "connect"
+        assert [(address.host, type(why)) for address, why in error.attempts] == [
+            ("127.0.0.2", SocketConnectionRefusedError),
+            ("127.0.0.3", SocketConnectionTimeoutError),
+        ]
 
 
 async def test_no_timer_is_left_when_the_connection_stands():

@@ -151,6 +151,21 @@ async def test_what_remove_all_dropped_is_told_at_the_next_registration(poller):
         assert len(old.heard) == 1
 
 
+async def test_nobody_waits_for_ever_after_remove_all_if_another_one_goes_on(poller):
+    """Each hears of its loss, or of what it waits for."""
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(watched(poller)) for _ in range(3)]
+        (renewed, _), (old, old_peer), (new, _) = pairs
+        renewed.watch.want_read()
+        old.watch.want_read()
+        installed_reactor().removeAll()
+        renewed.watch.want_read()
+        new.watch.want_read()
+        old_peer.send(b"x")
+        await turn(20)
+        assert old.heard
+
+
 async def test_an_owner_may_wait_anew_when_it_hears_of_the_loss(poller):
     with watched(poller) as (old, old_peer), watched(poller) as (new, new_peer):
 

@@ -132,7 +132,7 @@ def local_address(value: Any, name: str) -> tuple[str, int] | None:
     else:
         raise _wrong_type(value, name, expected)
     if not host or "\0" in host.lstrip("\0"):
-        raise ValueError(f"{name}={value!r} must name a host")
+        raise ValueError(f"{name}={value!r} must be a numeric host, or a path for AF_UNIX")
     if not 0 <= port < _PORT_LIMIT:
         raise ValueError(f"{name}={value!r}: the port must be from 0 to {_PORT_LIMIT - 1}")
     return host, port
@@ -149,13 +149,16 @@ def socket_options(value: Any, name: str) -> tuple[tuple[int, int, int | bytes],
     for item in items:
         if not isinstance(item, tuple | list) or len(item) != _LEVEL_NAME_VALUE:
             raise _wrong_type(item, name, expected)
-        if not (
-            isinstance(item[0], int)
-            and isinstance(item[1], int)
-            and isinstance(item[2], int | bytes)
-        ):
+        level, option, setting = item
+        if not (_is_c_int(level) and _is_c_int(option)):
+            raise _wrong_type(item, name, expected)
+        if not isinstance(setting, bytes) and not _is_c_int(setting):
             raise _wrong_type(item, name, expected)
     return tuple((level, option, setting) for level, option, setting in items)
+
+
+def _is_c_int(value: object) -> bool:
+    return isinstance(value, int) and -(2**31) <= value < 2**31
 
 
 def optional_path(value: Any, name: str) -> str | None:

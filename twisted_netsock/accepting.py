@@ -106,13 +106,14 @@ class Acceptor:
         Raises:
             SocketError: The listening descriptor failed.
         """
-        while True:
+        # What comes after so many errors in a row waits for the reactor's next turn.
+        for _ in range(_BATCH):
             try:
                 connection, peer = self._sock.accept()
             except BlockingIOError:
                 return None
             except OSError as error:
-                if error.errno in _OF_THE_CONNECTION:
+                if error.errno in _OF_THE_CONNECTION and self._listens():
                     continue
                 if error.errno in _OUT_OF_RESOURCES:
                     self._rest(error)
@@ -120,6 +121,11 @@ class Acceptor:
                 raise from_os_error(error) from None
             self._complained = False
             return self._prepare(connection), SocketAddress.of(self._sock.family, peer)
+        return None
+
+    def _listens(self) -> bool:
+        """Tell whether an error may be a connection's: without listening it is the socket's."""
+        return bool(self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
 
     def _prepare(self, connection: _socket.socket) -> _socket.socket:
         connection.setblocking(False)

@@ -124,7 +124,9 @@ class BaseSocket(Operating):
             self._drop(operation)
         self._dispose(abort=abort)
         for operation in waiting:
-            operation.deferred.errback(Failure(SocketClosedError(self)))
+            # One who hears of it may have cancelled another.
+            if not operation.deferred.called:
+                operation.deferred.errback(Failure(SocketClosedError(self)))
 
     def _stop_helpers(self) -> None:
         """Stop what acts on behalf of a parked operation."""

@@ -89,11 +89,11 @@ def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> 
         return load(data, password)
     except TypeError:
         # cryptography's way to say that a password is missing, or not needed.
-        if password is None:
+        if not password:
             raise ValueError(f"{label} is encrypted: give private_key_password") from None
         raise ValueError(f"{label} is not encrypted, yet private_key_password is given") from None
     except (ValueError, UnsupportedAlgorithm) as error:
-        if password is not None and b"ENCRYPTED" in data:
+        if password is not None and (b"ENCRYPTED" in data or "password" in str(error).lower()):
             raise ValueError(f"{label}: private_key_password does not decrypt it") from None
         raise ValueError(f"{label} holds no private key that can be used: {error}") from None
 
@@ -168,7 +168,9 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     certificates: list[x509.Certificate] = []
     key: Any = None
     for source in options.certificates:
-        found = _load("certificates", source, password, want_key=not apart and key is None)
+        found = _load(
+            "certificates", source, None if apart else password, want_key=not apart and key is None
+        )
         certificates += found.certificates
         key = key or found.key
         if not found.certificates and found.key is None:

@@ -423,13 +423,13 @@ async def _connect(
         return established
     limit = factory.options.handshake_timeout
     seconds = deadline.remaining(None if limit is None else limit.total_seconds())
-    descriptor = TLSDescriptor(established.descriptor.sock, factory, protocols)
-    if factory.options.handshake:
-        try:
+    try:
+        descriptor = TLSDescriptor(established.descriptor.sock, factory, protocols)
+        if factory.options.handshake:
             await handshake(reactor, established.watch, descriptor, seconds)
-        except BaseException:
-            established.close()
-            raise
+    except BaseException:
+        established.close()
+        raise
     return Established(descriptor, established.watch)
 
 

@@ -168,28 +168,33 @@ def _trust(context: SSL.Context, trusted: Iterable[x509.Certificate]) -> None:
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
 
 
-def _load_client_context(options: TLSSocketOptions) -> SSL.Context:
+def _load_client_context(options: TLSSocketOptions, *, verifies: bool) -> SSL.Context:
     context = _base_context(options, load_identity(options))
     trusted = load_trusted(options)
     if trusted is None:
         context.set_default_verify_paths()
     else:
         _trust(context, trusted)
-    if options.certificate_verifier is not False:
+    if verifies:
         context.set_verify(SSL.VERIFY_PEER, verify_callback)
     return context
 
 
 @lru_cache(maxsize=_CLIENT_CONTEXTS_KEPT)
-def _cached_client_context(options: TLSSocketOptions, _inputs: tuple[object, ...]) -> SSL.Context:
-    return _load_client_context(options)
+def _cached_client_context(
+    options: TLSSocketOptions, verifies: bool, _inputs: tuple[object, ...]
+) -> SSL.Context:
+    return _load_client_context(options, verifies=verifies)
 
 
 def _client_context(options: TLSSocketOptions) -> SSL.Context:
     """Return the context for *options*: the same one while its files are unchanged."""
     platform = tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     paths = (*file_paths(options), *(path for path in platform if path))
-    return _cached_client_context(options, (*platform, *file_signature(paths)))
+    # The verifier itself is the connection's business, and may claim to equal anything.
+    verifies = options.certificate_verifier is not False
+    cached = options.replace(certificate_verifier=None)
+    return _cached_client_context(cached, verifies, (*platform, *file_signature(paths)))
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -13,7 +13,14 @@ from twisted.python.failure import Failure
 
 from .addresses import Address, SocketAddress, as_socket_address
 from .base_sockets import BaseSocket
-from .descriptors import Descriptor, PlainDescriptor, Want, set_linger_reset
+from .descriptors import (
+    Descriptor,
+    PlainDescriptor,
+    Want,
+    byte_view,
+    set_linger_reset,
+    writable_view,
+)
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
 from .operations import Operation
 from .options import SocketOptions
@@ -30,27 +37,6 @@ T = TypeVar("T")
 
 _FLUSH_LIMIT: Final = timedelta(seconds=5)
 """How long `Socket.close` goes on sending what the output port holds."""
-
-
-def byte_view(data: Buffer) -> memoryview:
-    """Return *data* as a view of its bytes, without a copy."""
-    view = memoryview(data)
-    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
-        return view
-    return view.cast("B")
-
-
-def writable_view(buffer: Buffer) -> memoryview:
-    """
-    Return *buffer* as a view of its bytes, to be written.
-
-    Raises:
-        TypeError: It cannot be written.
-    """
-    view = byte_view(buffer)
-    if view.readonly:
-        raise TypeError(f"buffer must be writable, not {type(buffer).__name__}")
-    return view
 
 
 class DataSocket(BaseSocket):

@@ -73,6 +73,27 @@ def from_os_error(error: OSError) -> SocketError:
     return SocketError(errno=error.errno, strerror=error.strerror or str(error))
 
 
+def byte_view(data: Buffer) -> memoryview:
+    """Return *data* as a view of its bytes, without a copy."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    return view.cast("B")
+
+
+def writable_view(buffer: Buffer) -> memoryview:
+    """
+    Return *buffer* as a view of its bytes, to be written.
+
+    Raises:
+        TypeError: It cannot be written.
+    """
+    view = byte_view(buffer)
+    if view.readonly:
+        raise TypeError(f"buffer must be writable, not {type(buffer).__name__}")
+    return view
+
+
 class Descriptor(Protocol):
     """What the layers that wait need of a descriptor, plain or TLS."""
 

@@ -241,7 +241,10 @@ class _Port:
             watch = poller_for(self._reactor).watch(connection.fileno())
             self._serve(PlainDescriptor(connection), watch, peer)
             return
-        self._handshakes.begin(connection, peer, self._protocols)
+        try:
+            self._handshakes.begin(connection, peer, self._protocols)
+        except Exception:  # noqa: BLE001 - it costs this connection and no other
+            _log.failure("a new connection could not be served")
         if self._handshakes.full:
             for acceptor in self._acceptors:
                 acceptor.stop()

@@ -72,7 +72,11 @@ class ServerHandshakes:
         self, sock: _socket.socket, peer: SocketAddress, protocols: Sequence[bytes] = ()
     ) -> None:
         """Shake hands on *sock*, which this owns from now on, with *peer*."""
-        descriptor = TLSDescriptor(sock, self._factory, protocols)
+        try:
+            descriptor = TLSDescriptor(sock, self._factory, protocols)
+        except BaseException:
+            sock.close()
+            raise
         watch = poller_for(self._reactor).watch(sock.fileno())
         timeout = self._factory.options.handshake_timeout
         seconds = None if timeout is None else timeout.total_seconds()

@@ -204,8 +204,8 @@ class SocketOptions:
             no limit. On a server it holds for accepted sockets.
         write_timeout: How long a send waits until the kernel takes another
             byte, or `None` for no limit.
-        local_address: What to bind before connecting: a host, or a host and a
-            port.
+        local_address: What to bind before connecting: a numeric host, or one and a
+            port; a path with ``AF_UNIX``.
         socket_options: Level, name and value of each option to set before
             connect or bind. ``TCP_NODELAY`` is on unless it is turned off here.
         backlog: How many connections the kernel queues for a server.
@@ -230,6 +230,15 @@ class SocketOptions:
     if TYPE_CHECKING:
 
         def __init__(self, **fields: Unpack[SocketOptionFields]) -> None: ...
+
+    def __attrs_post_init__(self) -> None:
+        """Check what concerns more than one field."""
+        if self.local_address is not None and self.ai_family != AF_UNIX:
+            host = self.local_address[0]
+            if not is_ip_address(host):
+                raise ValueError(
+                    f"local_address={host!r} must be a numeric host: nobody looks it up"
+                )
 
     def replace(self, **changes: Unpack[SocketOptionFields]) -> Self:
         """
@@ -347,6 +356,7 @@ class TLSSocketOptions(SocketOptions):
 
     def __attrs_post_init__(self) -> None:
         """Check what concerns more than one field."""
+        super().__attrs_post_init__()
         if self.private_key is not None and self.certificates is None:
             raise ValueError("private_key needs certificates: it proves nothing without one")
         if self.maximum_version is not None and self.maximum_version < self.minimum_version:

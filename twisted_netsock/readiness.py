@@ -396,12 +396,13 @@ class ReactorPoller(Poller):
 
     def _was_dropped(self) -> bool:
         """Tell whether somebody called ``reactor.removeAll()``: one that waits is not there."""
-        for watch in self._registered.values():
-            if watch.reading:
-                return watch._adapter not in self._reactor.getReaders()
-            if watch.writing:
-                return watch._adapter not in self._reactor.getWriters()
-        return False
+        readers = set(self._reactor.getReaders())
+        writers = set(self._reactor.getWriters())
+        return any(
+            (watch.reading and watch._adapter not in readers)
+            or (watch.writing and watch._adapter not in writers)
+            for watch in self._registered.values()
+        )
 
 
 def _is_in_memory(reactor: Any) -> bool:

@@ -8,9 +8,11 @@ until the poller reports the descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket as _socket
+import ssl
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -31,6 +33,7 @@ from .errors import (
     SocketBindError,
     SocketBusyError,
     SocketClosedError,
+    SocketConnectionLostError,
     SocketError,
     SocketPortError,
 )
@@ -92,12 +95,14 @@ class Socket(DataSocket):
 
         The new socket owns it from then on: a *sock* object is detached and
         spent, a number is closed when the new socket is. It is made
-        non-blocking.
+        non-blocking, and ``TCP_NODELAY`` is set where it is TCP.
 
         Raises:
             OSError: *sock* is no open socket.
-            TypeError: *reactor* cannot wait for sockets.
+            TypeError: *reactor* cannot wait for sockets, or *sock* speaks TLS.
         """
+        if isinstance(sock, ssl.SSLSocket):
+            raise TypeError("sock speaks TLS, and its state cannot be adopted")
         reactor = current_reactor(reactor)
         poller = poller_for(reactor)
         number = sock if isinstance(sock, int) else sock.fileno()
@@ -107,6 +112,10 @@ class Socket(DataSocket):
         if not isinstance(sock, int):
             sock.detach()
         adopted.setblocking(False)
+        if adopted.family in (_socket.AF_INET, _socket.AF_INET6):
+            # On by default everywhere here; what is no TCP refuses, and needs it not.
+            with contextlib.suppress(OSError):
+                adopted.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         return cls(reactor, poller.watch(number), PlainDescriptor(adopted))
 
     def detach(self) -> int:
@@ -280,6 +289,7 @@ class Socket(DataSocket):
         while not self._closed:
             try:
                 connection = await self.accept()
-            except SocketClosedError:
+            except (SocketClosedError, SocketConnectionLostError):
+                # Closed here, or with the reactor.
                 return
             yield connection

@@ -77,6 +77,7 @@ class TLSDescriptor:
         "_kept",
         "_read_shut",
         "_sends_to_check",
+        "_untold",
         "connection",
         "handshaken",
         "is_client",
@@ -103,6 +104,7 @@ class TLSDescriptor:
         self._read_shut = False
         self._close_sent = False
         self._discarded = 0
+        self._untold = False
         self._sends_to_check = 0
 
     # The handshake
@@ -171,11 +173,12 @@ class TLSDescriptor:
 
     @property
     def buffered(self) -> bool:
-        """Decrypted bytes wait here, where the poller cannot see them."""
-        return self.connection.pending() > 0
+        """Bytes, or an end that came with some, wait here, where the poller cannot see them."""
+        return self._untold or self.connection.pending() > 0
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes, from one record; ``b""`` is the peer's close_notify."""
+        self._untold = False
         if self._failure is not None or not self.handshaken:
             self._check()
         if self._ended or self._read_shut or n == 0:
@@ -198,6 +201,7 @@ class TLSDescriptor:
 
         Takes several records while there are more to be had.
         """
+        self._untold = False
         if self._failure is not None or not self.handshaken:
             self._check()
         size = len(view)
@@ -218,11 +222,12 @@ class TLSDescriptor:
             return filled or WANT_WRITE
         except SSL.ZeroReturnError:
             self._ended = True
+            self._untold = filled > 0
         except (SSL.Error, OSError) as error:
-            self._fail(self._data_error(error))
+            failure = self._fail(self._data_error(error))
             if not filled:
-                assert self._failure is not None
-                raise self._failure from None
+                raise failure from None
+            self._untold = True
         return filled
 
     def try_send(self, view: Buffer, flags: int = 0) -> int | Want:

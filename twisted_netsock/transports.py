@@ -36,7 +36,14 @@ from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
 from .contexts import ClientContextFactory, ServerContextFactory, negotiated_protocols
-from .descriptors import WANT_READ, WANT_WRITE, Descriptor, Want, set_linger_reset
+from .descriptors import (
+    WANT_READ,
+    WANT_WRITE,
+    Descriptor,
+    Want,
+    byte_view,
+    set_linger_reset,
+)
 from .errors import SocketError, SocketReadTimeoutError, SocketWriteTimeoutError
 from .options import SocketOptions
 from .readiness import Watch
@@ -130,6 +137,8 @@ class Transport:
         self._read_want: Want = WANT_READ
         self._write_want: Want | None = None
         self._goodbye: Deferred[None] | None = None
+        self._handshake: Deferred[None] | None = None
+        self._behind_handshake: list[bytes] = []
         self._calls: set[Any] = set()
         self._continuing = False
         self._read_limit = _seconds(options.read_timeout)
@@ -154,9 +163,13 @@ class Transport:
         self._on_gone = on_gone
         if IViewProtocol.providedBy(protocol):
             self._deliver = protocol.view_received
-        protocol.makeConnection(self)
-        if self._is_tls and self.connected:
-            self._tell_handshake_completed()
+        try:
+            protocol.makeConnection(self)
+            if self._is_tls and self.connected:
+                self._tell_handshake_completed()
+        except Exception:  # noqa: BLE001 - see _protocol_failed
+            self._protocol_failed()
+            return
         if self._read_limit is not None and self.connected:
             self._last_read = self.reactor.seconds()
             self._read_timer = self.reactor.callLater(self._read_limit, self._check_reading)
@@ -189,6 +202,9 @@ class Transport:
             if call is not None and call.active():
                 call.cancel()
         self._calls.clear()
+        handshaking, self._handshake = self._handshake, None
+        if handshaking is not None:
+            handshaking.cancel()
         self._watch.close()
         self._descriptor.close()
         self._queue.clear()
@@ -224,10 +240,9 @@ class Transport:
 
     def _update_reading(self) -> None:
         """Wait to read if, and only if, somebody wants what could be read."""
-        if not self.connected or self._shaking is not None or self._goodbye is not None:
+        if not self.connected or self._handshake is not None or self._goodbye is not None:
             return
-        reads = not (self._paused or self._read_closed or self.disconnecting or self._aborting)
-        if (reads and self._read_want is WANT_READ) or self._write_want is WANT_READ:
+        if (self._reads and self._read_want is WANT_READ) or self._write_want is WANT_READ:
             if not self._watch.reading:
                 self._watch.want_read()
         else:
@@ -241,6 +256,7 @@ class Transport:
             or self.disconnecting
             or self._aborting
             or self.disconnected
+            or self._goodbye is not None
             or self._shaking is not None
         )
 
@@ -347,8 +363,9 @@ class Transport:
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
-        if not self.connected or self._write_closed or self._aborting:
+        if not self.connected or self._write_closed or self._aborting or self._goodbye is not None:
             return
+        data = byte_view(data) if isinstance(data, memoryview) else data
         if self._queue or self._shaking is not None or self._write_want is not None:
             self._enqueue(data)
             return
@@ -381,7 +398,10 @@ class Transport:
     def _enqueue(self, data: bytes | bytearray | memoryview) -> None:
         if not len(data):
             return
-        self._queue.append(bytes(data))
+        if self._shaking is not None:
+            self._behind_handshake.append(bytes(data))
+        else:
+            self._queue.append(bytes(data))
         self._queued += len(data)
         self._want_flush()
         if (
@@ -395,7 +415,9 @@ class Transport:
 
     def _want_flush(self) -> None:
         """Have `_flush` called when the descriptor can be written."""
-        if self._shaking is not None or self._goodbye is not None:
+        if self._handshake is not None or self._goodbye is not None:
+            return
+        if self._shaking is not None and not self._queue:
             return
         if self._write_want is WANT_READ:
             self._update_reading()
@@ -525,8 +547,6 @@ class Transport:
             return
         self.disconnecting = True
         self._update_reading()
-        if self._shaking is not None:
-            return
         if self._write_closed:
             self._call_soon(self._finish)
         else:
@@ -566,6 +586,10 @@ class Transport:
             self._lose(Failure(ConnectionDone()))
             return
         self.disconnecting = True
+        for timer in (self._read_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._read_timer = self._write_timer = None
         self._goodbye = say_goodbye(self.reactor, self._watch, self._descriptor)
         self._goodbye.addBoth(self._after_goodbye)
 
@@ -581,6 +605,9 @@ class Transport:
         if self._goodbye is not None:
             self._goodbye.cancel()
         else:
+            handshaking, self._handshake = self._handshake, None
+            if handshaking is not None:
+                handshaking.cancel()
             self._watch.stop_read()
             self._watch.stop_write()
             set_linger_reset(self._descriptor.sock)
@@ -601,7 +628,7 @@ class Transport:
         left = self._last_read + self._read_limit - self.reactor.seconds()
         if self._read_closed:
             self._read_timer = None
-        elif left > 0 or self._paused:
+        elif left > 0 or not self._reads:
             delay = left if left > 0 else self._read_limit
             self._read_timer = self.reactor.callLater(delay, self._check_reading)
         else:
@@ -644,39 +671,48 @@ class Transport:
             raise ValueError("TLS was started already")
         if not self.connected:
             return
-        if self._queue:
-            # _drained goes on; what is written from now on goes behind the handshake.
-            raise ValueError("startTLS while plain data is queued")
+        # What is written from now on goes behind the handshake.
         self._shaking = contextFactory
-        self._watch.stop_read()
-        self._call_soon(self._shake)
+        self._update_reading()
+        if not self._queue:
+            self._call_soon(self._shake)
 
     def _shake(self) -> None:
+        """Begin the handshake: everything plain is sent."""
         factory = self._shaking
         assert factory is not None
         protocols = negotiated_protocols(getattr(self.protocol, "factory", None))
         descriptor = self._descriptor = TLSDescriptor(self._descriptor.sock, factory, protocols)
-        handshake(
+        self._handshake = handshake(
             self.reactor, self._watch, descriptor, _seconds(factory.options.handshake_timeout)
-        ).addBoth(self._shaken)
+        )
+        self._handshake.addBoth(self._shaken)
 
     def _shaken(self, result: Failure | None) -> None:
-        if self.disconnected:
+        self._handshake = None
+        if self.disconnected or self._aborting:
             return
         self._watch.owner = self
         if isinstance(result, Failure):
             self._lose(result)
             return
         self._shaking = None
+        self._queue.extend(self._behind_handshake)
+        self._behind_handshake.clear()
         # From here on it provides what a TLS transport does: protocols decide by its
         # interfaces whether a password may be sent.
         self.__class__ = TLSTransport
-        self._tell_handshake_completed()
+        try:
+            self._tell_handshake_completed()
+        except Exception:  # noqa: BLE001 - see _protocol_failed
+            self._protocol_failed()
+            return
         if not self.connected:
             return
         self._update_reading()
         self._continue_if_buffered()
-        if self._queue or self.disconnecting or self._write_closing:
+        pulls = self.producer is not None and not self.streamingProducer
+        if self._queue or self.disconnecting or self._write_closing or pulls:
             self._want_flush()
 
     # Looking at it

@@ -15,7 +15,7 @@ __all__ = ["Options", "makeService"]
 class Options(usage.Options):
     """The options of ``twist netsock``: a subcommand."""
 
-    synopsis = "Usage: twist netsock <subcommand> [options]"
+    synopsis = "<subcommand> [options]"
     subCommands: ClassVar[Any] = [
         ["relay", None, RelayOptions, "Relay connections between any two endpoints."],
     ]

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from cryptography.hazmat.primitives import hashes, serialization
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
@@ -73,9 +73,10 @@ class _Demonstration(Service):
     def stopService(self) -> Any:
         """Stop the relay and the web server."""
         super().stopService()
-        if self._relay is not None:
-            self._relay.stopService()
-        return None if self._backend is None else self._backend.stopListening()
+        parts = [] if self._relay is None else [self._relay.stopService()]
+        if self._backend is not None:
+            parts.append(self._backend.stopListening())
+        return DeferredList(parts)
 
 
 def _free_port(preferred: int) -> int:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
     IListeningPort,
+    ISSLTransport,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -33,6 +35,11 @@ from ..transports import IViewProtocol, Transport
 
 __all__ = ["RelayFactory", "RelayOptions", "RelayService", "make_relay"]
 
+_EARLY_LIMIT: Final = 64 * 1024
+"""Bytes of a client that wait for its backend to be connected."""
+
+_STOP_TURNS: Final = 16
+
 _log = Logger()
 
 
@@ -40,25 +47,30 @@ _log = Logger()
 class _Side(Protocol):
     """One of the two connections of a relay: passes on to the other what arrives."""
 
-    def __init__(self) -> None:
+    def __init__(self, sides: set[_Side]) -> None:
         self.other: _Side | None = None
         self.lost = False
+        self.ended = False
+        self._sides = sides
         self._write: Callable[[Any], None] | None = None
-        self._views = False
+        self._takes_views = False
+
+    def connectionMade(self) -> None:
+        self._sides.add(self)
 
     def join(self, other: _Side) -> None:
         """Pass on to *other*, whose queue paces this side."""
         self.other = other
         transport: Any = other.transport
         self._write = transport.write
-        self._views = isinstance(transport, Transport)
+        self._takes_views = isinstance(transport, Transport)
         # IPushProducer is what every stream transport of Twisted provides.
         transport.registerProducer(self.transport, True)
 
     def view_received(self, view: memoryview) -> None:
         """Pass a view of the shared buffer on: Twisted's own transports need a copy."""
         if self._write is not None:
-            self._write(view if self._views else bytes(view))
+            self._write(view if self._takes_views else bytes(view))
 
     def dataReceived(self, data: bytes) -> None:
         if self._write is not None:
@@ -66,61 +78,79 @@ class _Side(Protocol):
 
     def readConnectionLost(self) -> None:
         """Pass the end of this stream on, and go on with the other direction."""
+        self.ended = True
         other = self.other
-        if other is None or other.lost:
-            return
-        transport: Any = other.transport
-        transport.unregisterProducer()
-        # TLS through Twisted's own transport cannot be half-closed.
-        half_close = getattr(transport, "loseWriteConnection", None) or transport.loseConnection
-        half_close()
+        if other is not None and not other.lost:
+            _end_stream(other.transport)
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the other direction goes on."""
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self.lost = True
+        self._sides.discard(self)
         other = self.other
         self.other = self._write = None
         if other is None or other.lost:
             return
         transport: Any = other.transport
         transport.unregisterProducer()
-        if reason.check(ConnectionDone) is not None:
+        if self.ended or reason.check(ConnectionDone) is not None:
             transport.loseConnection()
         else:
             # A stream that was cut off must not look complete at the other end.
             transport.abortConnection()
 
 
-class _Back(_Side):
-    """The connection to the backend."""
+def _end_stream(transport: Any) -> None:
+    """Half-close *transport* when everything is sent, or close it where that is impossible."""
+    transport.unregisterProducer()
+    if ISSLTransport.providedBy(transport) and not isinstance(transport, Transport):
+        # Twisted's own TLS has no half-close: beneath it, the plain connection's would
+        # cut the TLS stream off.
+        transport.loseConnection()
+    else:
+        transport.loseWriteConnection()
 
 
 class _Front(_Side):
-    """The connection of a client, which waits until the backend is connected."""
+    """The connection of a client, whose first words wait until the backend is connected."""
 
-    def __init__(self, backend: IStreamClientEndpoint, connections: set[_Front]) -> None:
-        super().__init__()
+    def __init__(self, backend: IStreamClientEndpoint, name: str, sides: set[_Side]) -> None:
+        super().__init__(sides)
         self._backend = backend
-        self._connections = connections
+        self._name = name
         self._connecting: Deferred[Any] | None = None
+        self._early: list[bytes] = []
+        self._early_size = 0
 
     def connectionMade(self) -> None:
-        self._connections.add(self)
-        transport: Any = self.transport
-        transport.pauseProducing()
-        factory = Factory.forProtocol(_Back)
-        factory.noisy = False
+        super().connectionMade()
+        self._write = self._keep
+        factory = _BackFactory(self._sides)
         self._connecting = self._backend.connect(factory)
         self._connecting.addCallbacks(self._connected, self._refused)
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Keep what the client says, within bounds: reading tells when it goes away."""
+        self._early.append(bytes(data))
+        self._early_size += len(data)
+        if self._early_size >= _EARLY_LIMIT:
+            transport: Any = self.transport
+            transport.pauseProducing()
 
     def _connected(self, back: _Side) -> None:
         self._connecting = None
         transport: Any = self.transport
         self.join(back)
         back.join(self)
+        early, self._early = self._early, []
         transport.resumeProducing()
+        if early:
+            back_transport: Any = back.transport
+            back_transport.write(b"".join(early))
+        if self.ended:
+            _end_stream(back.transport)
 
     def _refused(self, failure: Failure) -> None:
         self._connecting = None
@@ -131,40 +161,59 @@ class _Front(_Side):
             _log.error(
                 "cannot connect {client} to {backend}: {error}",
                 client=transport.getPeer(),
-                backend=self._backend,
+                backend=self._name,
                 error=str(failure.value),
             )
         transport.abortConnection()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        self._connections.discard(self)
         super().connectionLost(reason)
         if self._connecting is not None:
             self._connecting.cancel()
 
 
-class RelayFactory(Factory):
-    """
-    Relays each connection that it is given to *backend*.
-
-    Attributes:
-        connections: The clients' connections, now.
-    """
+class _BackFactory(Factory):
+    """Builds the protocol of one connection to the backend."""
 
     noisy = False
 
-    def __init__(self, backend: IStreamClientEndpoint) -> None:
+    def __init__(self, sides: set[_Side]) -> None:
+        self._sides = sides
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        """Return the other side of a client's connection."""
+        return _Side(self._sides)
+
+
+class RelayFactory(Factory):
+    """Relays each connection that it is given to another endpoint."""
+
+    noisy = False
+
+    def __init__(self, backend: IStreamClientEndpoint, name: str | None = None) -> None:
+        """Relay to *backend*, called *name* in the log."""
         self._backend = backend
-        self.connections: set[_Front] = set()
+        self._name = repr(backend) if name is None else name
+        self._sides: set[_Side] = set()
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return sum(isinstance(side, _Front) for side in self._sides)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is connected, neither a client nor to the backend."""
+        return not self._sides
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Return the protocol of one client."""
-        return _Front(self._backend, self.connections)
+        return _Front(self._backend, self._name, self._sides)
 
     def abort(self) -> None:
-        """End every connection at once."""
-        for front in list(self.connections):
-            transport: Any = front.transport
+        """End every connection at once, by a reset."""
+        for side in list(self._sides):
+            transport: Any = side.transport
             transport.abortConnection()
 
 
@@ -177,6 +226,8 @@ class RelayService(Service):
         listen: IStreamServerEndpoint,
         to: IStreamClientEndpoint,
         started: Callable[[Any], None] | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
         """
         Relay from *listen* to *to*.
@@ -186,11 +237,12 @@ class RelayService(Service):
             listen: Where clients come from.
             to: Where each of them is connected to.
             started: Called with the port's address.
+            name: What *to* is called in the log.
         """
         self._reactor = reactor
         self._endpoint = listen
-        self._factory = RelayFactory(to)
-        self._to = to
+        self._factory = RelayFactory(to, name)
+        self._to = repr(to) if name is None else name
         self._started = started
         self._listening: Deferred[Any] | None = None
         self._port: IListeningPort | None = None
@@ -198,8 +250,14 @@ class RelayService(Service):
     def startService(self) -> None:
         """Begin to listen."""
         super().startService()
-        self._listening = self._endpoint.listen(self._factory)
-        self._listening.addCallbacks(self._on_port, self._on_failure)
+        listening = self._listening = self._endpoint.listen(self._factory)
+        listening.addCallback(self._on_port)
+        if isinstance(getattr(listening, "result", None), Failure) and not self._reactor.running:
+            # The command ends here, and its exit status says so.
+            failures: list[Failure] = []
+            listening.addErrback(failures.append)
+            raise SystemExit(str(failures[0].value))
+        listening.addErrback(self._on_failure)
 
     def _on_port(self, port: IListeningPort) -> None:
         self._listening = None
@@ -210,24 +268,35 @@ class RelayService(Service):
 
     def _on_failure(self, failure: Failure) -> None:
         self._listening = None
-        if failure.check(CancelledError) is None:
-            _log.critical("cannot listen: {error}", error=str(failure.value))
-            self._reactor.callWhenRunning(self._reactor.stop)
+        if failure.check(CancelledError) is not None:
+            return
+        _log.critical("cannot listen, so the relay ends: {error}", error=str(failure.value))
+        self._reactor.callWhenRunning(self._reactor.stop)
 
-    def stopService(self) -> Any:
+    def stopService(self) -> Deferred[None]:
         """Stop listening, and end the connections that there are."""
         super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
         port, self._port = self._port, None
-        self._factory.abort()
-        return None if port is None else port.stopListening()
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+        # Until they are gone: a process that ends before would close them in order, and
+        # half of something would look like the whole.
+        for _ in range(_STOP_TURNS):
+            if self._factory.idle:
+                return
+            self._factory.abort()
+            await deferLater(self._reactor, 0)
 
 
 class RelayOptions(usage.Options):
     """The options of ``twist netsock relay``."""
 
-    synopsis = "Usage: twist netsock relay [--listen ENDPOINT --to ENDPOINT]"
+    synopsis = "[--listen ENDPOINT --to ENDPOINT]"
     longdesc = (
         "Relay every connection from one endpoint to another, both ways. Any endpoint strings "
         "will do: netsock-tls:8443:certificates=both.pem terminates TLS, "
@@ -247,6 +316,7 @@ class RelayOptions(usage.Options):
             missing = "listen" if self["listen"] is None else "to"
             raise usage.UsageError(f"--{missing} is missing; give both, or neither to try it out")
         if self["listen"] is not None:
+            self["name"] = self["to"]
             self["listen"] = _endpoint(serverFromString, reactor, "listen", self["listen"])
             self["to"] = _endpoint(clientFromString, reactor, "to", self["to"])
 
@@ -265,4 +335,4 @@ def make_relay(options: Any, reactor: Any) -> IService:
         from .demo import make_demonstration
 
         return make_demonstration(reactor, sys.stdout)
-    return RelayService(reactor, options["listen"], options["to"])
+    return RelayService(reactor, options["listen"], options["to"], name=options["name"])
