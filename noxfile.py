@@ -13,8 +13,8 @@ EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
 
 
 def run_tests(session: nox.Session, reactors: tuple[str, ...]) -> None:
-    """Run the tests once for each reactor."""
-    arguments = session.posargs or ["-q"]
+    """Run the tests once for each reactor, on every processor."""
+    arguments = session.posargs or ["-q", "-n", "auto"]
     for reactor in reactors:
         session.log(f"the tests on the {reactor} reactor")
         session.run("pytest", *arguments, env={"NETSOCK_REACTOR": reactor})

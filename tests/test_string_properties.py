@@ -19,7 +19,7 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock.strings import parse_client, parse_server
 
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=2000, deadline=None)
 
 UNITS = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
 YEAR = 365 * 24 * 3600 * 10**6
@@ -169,6 +169,11 @@ def settings_of(draw, kinds):
     return ":".join(parts), {**fields, "socket_options": options}
 
 
+def joined(*parts):
+    """Return the string of *parts*, of which the last may be empty."""
+    return ":".join(filter(None, parts))
+
+
 # What is written comes back
 
 
@@ -177,7 +182,7 @@ def settings_of(draw, kinds):
 def test_plain_options_come_back(drawn):
     keys, fields = drawn
     for parse, place in ((clientFromString, "x:80"), (serverFromString, "80")):
-        endpoint = parse(reactor, f"netsock:{place}:{keys}".rstrip(":"))
+        endpoint = parse(reactor, joined("netsock", place, keys))
         assert endpoint.options == SocketOptions(**fields)
 
 
@@ -185,7 +190,7 @@ def test_plain_options_come_back(drawn):
 @given(settings_of({**PLAIN, **TLS, **CLIENT}))
 def test_options_of_tls_clients_come_back(drawn):
     keys, fields = drawn
-    endpoint = clientFromString(reactor, f"netsock-tls:x:80:{keys}".rstrip(":"))
+    endpoint = clientFromString(reactor, joined("netsock-tls:x:80", keys))
     assert endpoint.options == TLSSocketOptions(**fields)
 
 
@@ -200,8 +205,8 @@ def certificate(authority, tmp_path_factory):
 @given(settings_of({**PLAIN, **TLS, **SERVER}))
 def test_options_of_tls_servers_come_back(certificate, drawn):
     keys, fields = drawn
-    string = f"netsock-tls:80:certificates={quoteStringArgument(certificate)}:{keys}"
-    endpoint = serverFromString(reactor, string.rstrip(":"))
+    string = f"netsock-tls:80:certificates={quoteStringArgument(certificate)}"
+    endpoint = serverFromString(reactor, joined(string, keys))
     assert endpoint.options == ServerTLSSocketOptions(certificates=certificate, **fields)
 
 
@@ -270,11 +275,14 @@ ARGS = st.lists(VALUES, max_size=4)
 
 
 def outcome(parse, *args):
-    """Return the text of the endpoint that is made, or the ValueError."""
+    """Return the text of the endpoint that is made, or of the ValueError."""
     try:
         return repr(parse(*args))
+    except UnicodeError:
+        # Somebody's codec speaks, and not we.
+        raise
     except ValueError as error:
-        return error
+        return str(error)
 
 
 @settings(max_examples=400, deadline=None)
@@ -287,8 +295,7 @@ def outcome(parse, *args):
 def test_random_parts_make_an_endpoint_or_a_value_error(parse, tls, args, kwargs):
     before = dict(kwargs)
     found = outcome(parse, reactor, tls, args, kwargs)
-    assert str(found)
-    assert type(found) in {str, ValueError}
+    assert found
     assert kwargs == before
 
 
@@ -301,7 +308,7 @@ def test_random_parts_make_an_endpoint_or_a_value_error(parse, tls, args, kwargs
 )
 def test_the_error_is_one_line(parse, tls, args, kwargs):
     found = outcome(parse, reactor, tls, args, kwargs)
-    assert len(str(found).splitlines()) == 1
+    assert len(found.splitlines()) == 1
 
 
 # Twisted itself stumbles over a backslash with nothing behind it.
@@ -312,5 +319,4 @@ def test_the_error_is_one_line(parse, tls, args, kwargs):
     st.text(st.sampled_from(":=[]\\,ab1.\n %"), max_size=30).filter(lambda s: s[-1:] != "\\"),
 )
 def test_random_strings_make_an_endpoint_or_a_value_error(parse, prefix, rest):
-    found = outcome(parse, reactor, f"{prefix}:{rest}")
-    assert type(found) in {str, ValueError}
+    assert outcome(parse, reactor, f"{prefix}:{rest}")

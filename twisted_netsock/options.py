@@ -234,10 +234,10 @@ class SocketOptions:
     def __attrs_post_init__(self) -> None:
         """Check what concerns more than one field."""
         if self.local_address is not None and self.ai_family != AF_UNIX:
-            host = self.local_address[0]
-            if not is_ip_address(host):
+            given = self.local_address
+            if not is_ip_address(given[0]):
                 raise ValueError(
-                    f"local_address={host!r} must be a numeric host: nobody looks it up"
+                    f"local_address={given!r} must be a numeric host: nobody looks it up"
                 )
 
     def replace(self, **changes: Unpack[SocketOptionFields]) -> Self:

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
 from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
+from .names import is_ip_address
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 _UNITS: Final = {"us": "microseconds", "ms": "milliseconds", "s": "seconds", "m": "minutes",
                  "h": "hours"}  # fmt: skip
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", re.ASCII)
+_LONGEST: Final = timedelta(days=365)
 _TRUE: Final = frozenset({"yes", "true", "on", "1"})
 _FALSE: Final = frozenset({"no", "false", "off", "0"})
 _FAMILIES: Final = {
@@ -81,7 +83,7 @@ def _boolean(key: str, value: str) -> bool:
 
 
 def _integer(key: str, value: str) -> int:
-    if not re.fullmatch(r"-?\d+", value, re.ASCII):
+    if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         raise _bad(key, value, "an integer")
     return int(value)
 
@@ -92,9 +94,12 @@ def _duration(key: str, value: str) -> timedelta:
         hint = f"; {value}s for seconds" if re.fullmatch(r"\d+(\.\d+)?", value) else ""
         raise _bad(key, value, f"a number with a unit, us, ms, s, m or h{hint}")
     try:
-        return timedelta(**{_UNITS[matched[2]]: float(matched[1])})
+        duration = timedelta(**{_UNITS[matched[2]]: float(matched[1])})
     except OverflowError:
-        raise _bad(key, value, "at most 365 days") from None
+        duration = timedelta.max
+    if not timedelta(0) < duration <= _LONGEST:
+        raise _bad(key, value, f"more than 0 and at most {_LONGEST.days} days")
+    return duration
 
 
 def _choice(choices: dict[str, Any], prefix: str) -> Callable[[str, str], Any]:
@@ -148,9 +153,9 @@ def _paths(key: str, value: str) -> tuple[str, ...]:
 
 
 def _local_address(key: str, value: str) -> tuple[str, int]:
-    matched = re.fullmatch(r"\[(?P<v6>[^]]*)\](?::(?P<p6>\d+))?", value) or re.fullmatch(
-        r"(?P<v4>[^:]+):(?P<p4>\d+)", value
-    )
+    matched = re.fullmatch(
+        r"\[(?P<v6>[^]]*)\](?::(?P<p6>\d{1,5}))?", value, re.ASCII
+    ) or re.fullmatch(r"(?P<v4>[^:]+):(?P<p4>\d{1,5})", value, re.ASCII)
     if matched is None:
         return _text(key, value), 0
     groups = matched.groupdict()
@@ -194,24 +199,30 @@ _ALL_FIELDS: Final = {
     field.name: camel_case(field.name) for field in record_fields(ServerTLSSocketOptions)
 }
 _FIELD_NAME: Final = re.compile(
-    r"\b(" + "|".join(name for name in _ALL_FIELDS if "_" in name) + r")\b"
+    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b("
+    + "|".join(name for name in _ALL_FIELDS if "_" in name)
+    + r")\b"
 )
+"""The name of a field, or a value in quotes, which is left alone."""
 
 
 def _in_keys(message: str) -> str:
     """Rewrite a record's error in terms of keys."""
-    return _FIELD_NAME.sub(lambda matched: _ALL_FIELDS[matched[1]], message)
+    return _FIELD_NAME.sub(
+        lambda matched: _ALL_FIELDS[matched[1]] if matched[1] else matched[0], message
+    )
 
 
 def _unknown(
     key: str, value: str, record: type[SocketOptions], others: Iterable[str]
 ) -> ValueError:
     """Say that there is no such key, and which was probably meant."""
+    tls_only = {*_keys(ServerTLSSocketOptions), _PASSWORD_FILE, _RELOAD_EVERY}
     if key in _TWISTED_KEYS:
         meant = f"here it is called {_TWISTED_KEYS[key]}"
-    elif key in _keys(ServerTLSSocketOptions) and not issubclass(record, TLSSocketOptions):
+    elif key in tls_only and not issubclass(record, TLSSocketOptions):
         meant = "it is for netsock-tls"
-    elif key in _keys(ServerTLSSocketOptions) or key == _RELOAD_EVERY:
+    elif key in tls_only:
         meant = "it is for servers"
     elif _OPTION_NAME.fullmatch(key):
         meant = "this system has no such socket option"
@@ -222,7 +233,15 @@ def _unknown(
             meant = f"did you mean {known[near[0]]}?"
         else:
             meant = f"known are {', '.join(sorted(known.values()))}"
-    return ValueError(f"unknown key {key}={value!r}: {meant}")
+    if "password" in key.lower() and key != _PASSWORD_FILE:
+        # Whatever it is, it may be one.
+        return ValueError(f"unknown key {_shown(key)}: passwords never stand here; {meant}")
+    return ValueError(f"unknown key {_shown(key)}={value!r}: {meant}")
+
+
+def _shown(key: str) -> str:
+    """Return a key as it is told: on one line, whatever it holds."""
+    return key if key.isidentifier() else repr(key)
 
 
 def _socket_option(key: str, value: str) -> tuple[int, int, int] | None:
@@ -231,41 +250,49 @@ def _socket_option(key: str, value: str) -> tuple[int, int, int] | None:
     number = getattr(_socket, key, None)
     if matched is None or not isinstance(number, int):
         return None
-    return _LEVELS[matched[1]], number, _integer(key, value)
+    setting = _integer(key, value)
+    if not -(2**31) <= setting < 2**31:
+        raise _bad(key, value, "an integer of 32 bits")
+    return _LEVELS[matched[1]], number, setting
 
 
 def _read_password(key: str, path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             password = file.read(_PASSWORD_LIMIT + 1).rstrip(b"\r\n")
-    except OSError as error:
-        raise ValueError(f"{key}={path!r} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{key}={path!r} cannot be read: {why}") from None
     if not 0 < len(password) <= _PASSWORD_LIMIT:
         raise ValueError(f"{key}={path!r} must hold a password of 1 to {_PASSWORD_LIMIT} bytes")
     return password
 
 
-def _options(
-    record: type[SocketOptions], given: dict[str, str], extra: Sequence[str]
-) -> SocketOptions:
+def _options(record: type[SocketOptions], given: dict[str, str]) -> SocketOptions:
     """Build a record from keys and values."""
     keys = _keys(record)
-    tls = issubclass(record, TLSSocketOptions)
     fields: dict[str, Any] = {}
     socket_options: list[tuple[int, int, int]] = []
     for key, value in given.items():
         if key in keys:
             field, parse = keys[key]
             fields[field] = parse(key, value)
-        elif tls and key == _PASSWORD_FILE:
+        elif key == _PASSWORD_FILE:
             fields["private_key_password"] = _read_password(key, value)
         else:
             option = _socket_option(key, value)
-            if option is None:
-                others = (*keys, *extra, *((_PASSWORD_FILE,) if tls else ()))
-                raise _unknown(key, value, record, others)
+            assert option is not None
             socket_options.append(option)
-    return record(**fields, socket_options=socket_options)
+    return _build(lambda: record(**fields, socket_options=socket_options))
+
+
+def _check_keys(record: type[SocketOptions], given: dict[str, str], extra: Sequence[str]) -> None:
+    """Refuse keys that there are not."""
+    password = (_PASSWORD_FILE,) if issubclass(record, TLSSocketOptions) else ()
+    known = (*_keys(record), *extra, *password)
+    for key, value in given.items():
+        if key not in known and _socket_option(key, value) is None:
+            raise _unknown(key, value, record, known)
 
 
 def _join_brackets(args: Sequence[str]) -> list[str]:
@@ -286,12 +313,23 @@ def _join_brackets(args: Sequence[str]) -> list[str]:
 def _check_stray_bracket(key: str, value: str, args: Sequence[str]) -> None:
     """Refuse an IPv6 literal with brackets behind a key: it was cut at its first colon."""
     if value.startswith("["):
-        literal = ":".join((value, *args)).strip("[]") if not value.endswith("]") else value[1:-1]
+        literal = _literal(value, args)
         escaped = literal.replace(":", "\\:")
         raise ValueError(
             f"{key}={value!r}: behind a key an IPv6 address is written without brackets and "
             f"with its colons escaped, such as {key}={escaped}"
         )
+
+
+def _literal(value: str, args: Sequence[str]) -> str:
+    """Put an address together again whose rest stands among the positional parts."""
+    if value.endswith("]"):
+        return value[1:-1]
+    for count in range(1, len(args) + 1):
+        whole = ":".join((value, *args[-count:]))
+        if whole.endswith("]") and is_ip_address(whole[1:-1]):
+            return whole[1:-1]
+    return "::1"
 
 
 def _place(
@@ -339,19 +377,14 @@ def parse_client(
     unix = _is_unix(given)
     names = ("node",) if unix else ("node", "service")
     form = f"write {prefix}:PATH:aiFamily=unix" if unix else f"write {prefix}:NODE:SERVICE:KEY=…"
+    record = TLSSocketOptions if tls else SocketOptions
     place = _place(args, given, names, form)
+    _check_keys(record, given, ("node", "service"))
     for name in names:
         if not place.get(name):
             raise ValueError(f"{name} is missing: {form}")
-    record = TLSSocketOptions if tls else SocketOptions
-    return _build(
-        lambda: client_endpoint(
-            reactor,
-            place["node"],
-            place.get("service"),
-            _options(record, given, ("node", "service")),
-        )
-    )
+    options = _options(record, given)
+    return _build(lambda: client_endpoint(reactor, place["node"], place.get("service"), options))
 
 
 def parse_server(
@@ -377,27 +410,32 @@ def parse_server(
         if unix
         else f"write {prefix}:SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
     )
+    record = ServerTLSSocketOptions if tls else SocketOptions
     place = _place(args, given, ("node",) if unix else ("service",), form)
+    extra = ("node", "service", *((_RELOAD_EVERY,) if tls else ()))
+    _check_keys(record, given, extra)
+    if not unix and args and args[0].startswith("["):
+        raise ValueError(f"{place['service']!r} is no service: {form}")
     missing = "node" if unix else "service"
     if not place.get(missing):
         raise ValueError(f"{missing} is missing: {form}")
     reload_every = None
     if tls and _RELOAD_EVERY in given:
         reload_every = _duration(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
-    record = ServerTLSSocketOptions if tls else SocketOptions
-    extra = ("node", "service", *((_RELOAD_EVERY,) if tls else ()))
+    options = _options(record, given)
     return _build(
         lambda: server_endpoint(
             reactor,
             place.get("node"),
             place.get("service"),
-            _options(record, given, extra),
+            options,
             reload_every=reload_every,
         )
     )
 
 
 def _build(make: Callable[[], T]) -> T:
+    """Call *make*, and tell its errors in terms of keys."""
     try:
         return make()
     except (TypeError, ValueError) as error:

@@ -680,7 +680,8 @@ class Transport:
     def _shake(self) -> None:
         """Begin the handshake: everything plain is sent."""
         factory = self._shaking
-        assert factory is not None
+        if factory is None or self._handshake is not None or self._aborting:
+            return
         protocols = negotiated_protocols(getattr(self.protocol, "factory", None))
         descriptor = self._descriptor = TLSDescriptor(self._descriptor.sock, factory, protocols)
         self._handshake = handshake(

@@ -8,6 +8,8 @@ buffer, from descriptor to descriptor without a copy.
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -228,6 +230,7 @@ class RelayService(Service):
         started: Callable[[Any], None] | None = None,
         *,
         name: str | None = None,
+        failed: Callable[[], None] | None = None,
     ) -> None:
         """
         Relay from *listen* to *to*.
@@ -238,12 +241,14 @@ class RelayService(Service):
             to: Where each of them is connected to.
             started: Called with the port's address.
             name: What *to* is called in the log.
+            failed: Called if it is impossible to listen, before the reactor stops.
         """
         self._reactor = reactor
         self._endpoint = listen
         self._factory = RelayFactory(to, name)
         self._to = repr(to) if name is None else name
         self._started = started
+        self._failed = failed
         self._listening: Deferred[Any] | None = None
         self._port: IListeningPort | None = None
 
@@ -271,6 +276,8 @@ class RelayService(Service):
         if failure.check(CancelledError) is not None:
             return
         _log.critical("cannot listen, so the relay ends: {error}", error=str(failure.value))
+        if self._failed is not None:
+            self._failed()
         self._reactor.callWhenRunning(self._reactor.stop)
 
     def stopService(self) -> Deferred[None]:
@@ -335,4 +342,21 @@ def make_relay(options: Any, reactor: Any) -> IService:
         from .demo import make_demonstration
 
         return make_demonstration(reactor, sys.stdout)
-    return RelayService(reactor, options["listen"], options["to"], name=options["name"])
+    return RelayService(
+        reactor,
+        options["listen"],
+        options["to"],
+        name=options["name"],
+        failed=_fail_at_exit,
+    )
+
+
+def _fail_at_exit() -> None:
+    atexit.register(_exit_with_failure)
+
+
+def _exit_with_failure() -> None:
+    """End the process with status 1: ``twist`` itself ends with 0 whenever the reactor stops."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
