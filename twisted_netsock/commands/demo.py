@@ -105,8 +105,8 @@ def _instructions(issued: IssuedCertificate, port: int) -> str:
         f"Certificate, made in memory, SHA-256 fingerprint:\n  {fingerprint}\n"
         "\nTry, in another terminal (curl goes by the public key alone):\n"
         f"  curl --insecure --pinnedpubkey 'sha256//{pin}' https://{_LOOPBACK}:{port}/\n"
-        f"  openssl s_client -connect {_LOOPBACK}:{port} </dev/null | "
-        "openssl x509 -noout -fingerprint -sha256\n"
+        f"  openssl s_client -connect {_LOOPBACK}:{port} -servername localhost </dev/null "
+        "2>/dev/null | openssl x509 -noout -fingerprint -sha256\n"
         "\nCtrl-C ends it.\n\n"
     )
 

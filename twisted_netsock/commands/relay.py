@@ -104,6 +104,14 @@ class _Side(Protocol):
             transport.abortConnection()
 
 
+def _written(address: Any) -> str:
+    """Return an address as people write it."""
+    host = getattr(address, "host", None)
+    if host is None:
+        return str(address)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+
+
 def _end_stream(transport: Any) -> None:
     """Half-close *transport* when everything is sent, or close it where that is impossible."""
     transport.unregisterProducer()
@@ -162,7 +170,7 @@ class _Front(_Side):
         if failure.check(CancelledError) is None:
             _log.error(
                 "cannot connect {client} to {backend}: {error}",
-                client=transport.getPeer(),
+                client=_written(transport.getPeer()),
                 backend=self._name,
                 error=str(failure.value),
             )
@@ -197,6 +205,9 @@ class RelayFactory(Factory):
         self._backend = backend
         self._name = repr(backend) if name is None else name
         self._sides: set[_Side] = set()
+
+    def __repr__(self) -> str:
+        return f"<relay to {self._name}>"
 
     @property
     def connections(self) -> int:
@@ -267,7 +278,7 @@ class RelayService(Service):
     def _on_port(self, port: IListeningPort) -> None:
         self._listening = None
         self._port = port
-        _log.info("relaying from {host} to {to}", host=port.getHost(), to=self._to)
+        _log.info("relaying from {host} to {to}", host=_written(port.getHost()), to=self._to)
         if self._started is not None:
             self._started(port.getHost())
 
