@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from stream_helpers import ClockedReactor, TLSStreams, noise, read_to_end, soon, turns
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 
 from twisted_netsock import (
     Socket,
@@ -496,3 +498,32 @@ class TestMessages:
                 with pytest.raises(SocketError, match="TLS has no datagrams") as caught:
                     await soon(refused)
                 assert caught.value.errno == errno.EOPNOTSUPP
+
+
+async def test_a_full_receiver_on_a_unix_socket_does_not_make_it_spin(tmp_path: Path) -> None:
+    """The kernel calls the sender writable all the while."""
+    one, other = (chibi.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+    async with one, other:
+        other.bind((str(tmp_path / "full"),))
+        target = other.getsockname()
+        tries = 0
+        while (sending := one.sendto(b"x", target)).called:
+            tries += 1
+        writer = one._writer
+        assert writer is not None
+        attempts = 0
+        attempt = writer.attempt
+
+        def counted() -> object:
+            nonlocal attempts
+            attempts += 1
+            return attempt()
+
+        writer.attempt = counted
+        for _ in range(2000):
+            await deferLater(reactor, 0)
+        # Without a pause there would be one in each of these turns.
+        assert attempts < 1000
+        for _ in range(tries):
+            await other.recv(1)
+        assert await sending == 1

@@ -35,6 +35,9 @@ __all__ = ["DataSocket"]
 
 T = TypeVar("T")
 
+_UNIX_DATAGRAM_PACE: Final = 0.01
+"""Seconds between two tries to send to a UNIX socket whose queue is full."""
+
 _FLUSH_LIMIT: Final = timedelta(seconds=5)
 """How long `Socket.close` goes on sending what the output port holds."""
 
@@ -326,7 +329,9 @@ class DataSocket(BaseSocket):
         """
         native = as_socket_address(address).native(self._family)
         view = byte_view(data)
-        return self._write(lambda: self._datagrams().try_sendto(view, flags, native))
+        sending = self._write(lambda: self._datagrams().try_sendto(view, flags, native))
+        self._pace_unix_datagrams()
+        return sending
 
     def sendmsg(
         self,
@@ -360,7 +365,19 @@ class DataSocket(BaseSocket):
         native = None if address is None else as_socket_address(address).native(self._family)
         views = [byte_view(buffer) for buffer in buffers]
         items = list(ancillary)
-        return self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
+        sending = self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
+        self._pace_unix_datagrams()
+        return sending
+
+    def _pace_unix_datagrams(self) -> None:
+        """
+        Keep a send to a UNIX socket whose queue is full from spinning.
+
+        The kernel calls a datagram socket writable as long as its own buffer has
+        room, whatever the queue of the receiver that is not its peer.
+        """
+        if self._writer is not None and self._family == _socket.AF_UNIX:
+            self._writer.pace = _UNIX_DATAGRAM_PACE
 
     # Ports
 

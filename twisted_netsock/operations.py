@@ -36,7 +36,17 @@ _MOST_IN_A_ROW: Final = 64
 class Operation(Generic[T]):
     """One operation that waits: what to try, for what it waits, and who wants to know."""
 
-    __slots__ = ("attempt", "deferred", "moved", "socket", "timed_out", "timer", "want")
+    __slots__ = (
+        "attempt",
+        "deferred",
+        "moved",
+        "pace",
+        "rest",
+        "socket",
+        "timed_out",
+        "timer",
+        "want",
+    )
 
     def __init__(self, socket: Operating, attempt: Callable[[], T | Want], want: Want) -> None:
         self.socket = socket
@@ -45,6 +55,9 @@ class Operation(Generic[T]):
         self.deferred: Deferred[T] = Deferred(self.cancelled)
         self.timer: Any = None
         self.timed_out: Callable[[], SocketError] = SocketReadTimeoutError
+        self.pace: float | None = None
+        """Seconds between two tries, where the kernel's reports cannot be trusted."""
+        self.rest: Any = None
         self.moved = False
         """Part of the operation was done since its time-out began."""
 
@@ -171,11 +184,23 @@ class Operating:
             # Closed by whom the attempt itself called.
             return
         if isinstance(result, Want):
-            if result is not operation.want:
+            if operation.pace is not None:
+                self._rest(operation, operation.pace)
+            elif result is not operation.want:
                 operation.want = result
                 self._adjust()
         else:
             self._complete(operation, result)
+
+    def _rest(self, operation: Operation[Any], seconds: float) -> None:
+        """Try again after a while instead of at the next report."""
+
+        def wake() -> None:
+            operation.rest = None
+            self._retry(operation)
+
+        self._watch.stop_write()
+        operation.rest = self._reactor.callLater(seconds, wake)
 
     def _complete(self, operation: Operation[Any], result: object) -> None:
         if self._is_parked(operation):
@@ -187,6 +212,9 @@ class Operating:
         if operation.timer is not None:
             operation.timer.cancel()
             operation.timer = None
+        if operation.rest is not None:
+            operation.rest.cancel()
+            operation.rest = None
         if not self._is_parked(operation):
             return
         if self._reader is operation:
