@@ -351,3 +351,11 @@ async def test_a_protocol_may_be_its_own_producer(kind):
         assert isinstance(await pair.server.loses(), ConnectionDone)
         assert pair.server.received == b"9876543210"
         assert isinstance(await pair.client.loses(), ConnectionDone)
+
+
+async def test_consuming_can_be_stopped(kind):
+    async with connected(kind) as pair:
+        pair.client.transport.write(b"the last")
+        pair.client.transport.stopConsuming()
+        assert await pair.server.receives(8) == b"the last"
+        await pair.client.loses()

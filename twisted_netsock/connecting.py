@@ -49,6 +49,8 @@ T = TypeVar("T")
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between two attempts: the recommendation of RFC 8305, section 5."""
 
+_PORT_CHOICES: Final = 8
+
 # What an address gives that could not even be tried from here.
 _NO_ROUTE: Final = frozenset(
     {
@@ -500,6 +502,21 @@ async def _listen(
         infos = await _passive_infos(reactor, node, service, options)
     if not every_address:
         infos = infos[:1]
+    for _ in range(_PORT_CHOICES):
+        try:
+            return _bind_all(infos, options, node)
+        except SocketBindError as error:
+            chosen_here = len(infos) > 1 and infos[0].address and infos[0].address.port == 0
+            if not chosen_here or error.errno != errno.EADDRINUSE:
+                raise
+            # The port that the kernel chose for one address is taken on another.
+    return _bind_all(infos, options, node)
+
+
+def _bind_all(
+    infos: list[AddressInfo], options: SocketOptions, node: str | None
+) -> list[_socket.socket]:
+    """Bind every address, all on the port of the first."""
     listening: list[_socket.socket] = []
     try:
         for info in infos:

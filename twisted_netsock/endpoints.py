@@ -53,7 +53,7 @@ from .options import (
     require_record,
 )
 from .readiness import Watch, poller_for
-from .tls import TLSDescriptor
+from .tls import TLSDescriptor, say_goodbye
 from .transports import TLSTransport, Transport
 
 __all__ = ["ClientEndpoint", "ServerEndpoint", "client_endpoint", "server_endpoint"]
@@ -168,7 +168,8 @@ class ClientEndpoint:
 
 
 def _where(node: str | None, service: str | int | None) -> str:
-    return f"{'*' if node is None else node!r}{'' if service is None else f' {service!r}'}"
+    host = "*" if node is None else repr(node)
+    return host if service is None else f"{host} {service!r}"
 
 
 def _start(factory: Any) -> None:
@@ -263,7 +264,10 @@ class _Port:
         try:
             protocol = self._factory.buildProtocol(address)
             if protocol is None:
-                established.close()
+                if isinstance(descriptor, TLSDescriptor):
+                    say_goodbye(self._reactor, watch, descriptor)
+                else:
+                    established.close()
                 return
             transport = _transport(
                 self._reactor, watch, descriptor, self._options, address, is_client=False

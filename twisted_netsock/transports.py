@@ -533,6 +533,11 @@ class Transport:
             self._want_flush()
             producer.resumeProducing()
 
+    def stopConsuming(self) -> None:
+        """Let go of the producer, and lose the connection."""
+        self.unregisterProducer()
+        self.loseConnection()
+
     def unregisterProducer(self) -> None:
         """Let go of the producer; a close that waited for it goes on."""
         self.producer = None
