@@ -477,8 +477,3 @@ def require_reactor_mode(options: SocketOptions) -> None:
             "non_blocking=False: a socket on the reactor never blocks; "
             "for calls that wait, use twisted_netsock.blocking"
         )
-
-
-def is_unix(options: SocketOptions) -> bool:
-    """Tell whether *options* is about UNIX sockets, whose node is a path."""
-    return options.ai_family == AF_UNIX

@@ -233,14 +233,19 @@ class Socket(DataSocket):
             return self._failed(error)
         if taken is not None:
             return succeed(self._accepted(*taken))
+        return self._park_accept(acceptor)
+
+    def _park_accept(self, acceptor: Acceptor | None) -> Deferred[Socket]:
+        """Wait in the receiving direction for a connection, which *acceptor* takes if given."""
         operation: Operation[Socket] = Operation(self, lambda: WANT_READ, WANT_READ)
         operation.deferred = Deferred(lambda _: self._stop_accepting())
         self._reader = operation
-        try:
-            acceptor.start()
-        except OSError as error:
-            self._reader = None
-            return self._failed(from_os_error(error))
+        if acceptor is not None:
+            try:
+                acceptor.start()
+            except OSError as error:
+                self._reader = None
+                return self._failed(from_os_error(error))
         return operation.deferred
 
     def _make_acceptor(self) -> Acceptor:

@@ -104,12 +104,8 @@ class TLSSocket(Socket):
             return self._refuse()
         if self._ready:
             return succeed(self._ready.popleft())
-        operation: Operation[Socket] = Operation(self, lambda: WANT_READ, WANT_READ)
-        operation.deferred = Deferred(lambda _: self._stop_accepting())
-        self._reader = operation
-        if not self._handshakes.full:
-            (self._acceptor or self._make_acceptor()).start()
-        return operation.deferred
+        acceptor = self._acceptor or self._make_acceptor()
+        return self._park_accept(None if self._handshakes.full else acceptor)
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
         assert self._handshakes is not None
