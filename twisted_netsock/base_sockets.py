@@ -159,6 +159,7 @@ class BaseSocket(Operating):
             return
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
         self._closed = True
+        self._stop_helpers()
         self._watch.close()
         self._descriptor.close()
 

@@ -426,7 +426,8 @@ async def _connect(
     limit = factory.options.handshake_timeout
     seconds = deadline.remaining(None if limit is None else limit.total_seconds())
     try:
-        descriptor = TLSDescriptor(established.descriptor.sock, factory, protocols)
+        place = node if service is None else service
+        descriptor = TLSDescriptor(established.descriptor.sock, factory, protocols, place)
         if factory.options.handshake:
             await handshake(reactor, established.watch, descriptor, seconds)
     except BaseException:

@@ -15,7 +15,7 @@ import socket as _socket
 import ssl as _ssl
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -35,6 +35,7 @@ from .options import (
     record_fields,
     require_record,
 )
+from .sessions import Resumption, SessionStore
 from .verification import Verification, verify_callback
 
 __all__ = [
@@ -65,9 +66,10 @@ class ConnectionState:
     Attributes:
         verification: Judges the peer's certificate.
         protocols: What a server speaks, for ALPN, the preferred first.
+        resumption: What sessions have to do with it, on a client that may resume one.
     """
 
-    __slots__ = ("extra_protocols", "protocols", "verification")
+    __slots__ = ("extra_protocols", "protocols", "resumption", "verification")
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class ConnectionState:
         extra_protocols: Sequence[bytes] = (),
     ) -> None:
         self.verification = verification
+        self.resumption: Resumption | None = None
         self.extra_protocols = tuple(extra_protocols)
         self.set_protocols(protocols)
 
@@ -180,21 +183,36 @@ def _load_client_context(options: TLSSocketOptions, *, verifies: bool) -> SSL.Co
     return context
 
 
+class _ClientContext(NamedTuple):
+    """A context, its sessions, and what it was read from."""
+
+    context: SSL.Context
+    sessions: SessionStore
+    signature: tuple[object, ...]
+
+
 @lru_cache(maxsize=_CLIENT_CONTEXTS_KEPT)
 def _cached_client_context(
-    options: TLSSocketOptions, verifies: bool, _inputs: tuple[object, ...]
-) -> SSL.Context:
-    return _load_client_context(options, verifies=verifies)
+    options: TLSSocketOptions, verifies: bool, signature: tuple[object, ...]
+) -> _ClientContext:
+    return _ClientContext(
+        _load_client_context(options, verifies=verifies), SessionStore(), signature
+    )
 
 
-def _client_context(options: TLSSocketOptions) -> SSL.Context:
-    """Return the context for *options*: the same one while its files are unchanged."""
+def _client_signature(options: TLSSocketOptions) -> tuple[object, ...]:
+    """Return what changes when a file does that a client's context is read from."""
     platform = tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     paths = (*file_paths(options), *(path for path in platform if path))
+    return (*platform, *file_signature(paths))
+
+
+def _client_context(options: TLSSocketOptions) -> _ClientContext:
+    """Return the context for *options*: the same one while its files are unchanged."""
     # The verifier itself is the connection's business, and may claim to equal anything.
     verifies = options.certificate_verifier is not False
     cached = options.replace(certificate_verifier=None)
-    return _cached_client_context(cached, verifies, (*platform, *file_signature(paths)))
+    return _cached_client_context(cached, verifies, _client_signature(options))
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -210,14 +228,41 @@ class ClientContextFactory:
         self.options = options
         self.node = node
         self._identity, self._server_name = _client_identity(options, node)
-        self._context = _client_context(options)
+        self.swap(self.build())
         if options.certificate_verifier is False:
             _log.warn(
                 "connections to {node} are UNVERIFIED: anybody can pretend to be it", node=node
             )
 
+    def build(self) -> _ClientContext:
+        """
+        Return the context for the files as they are, for `swap`.
+
+        Touches nothing else, so it may run in another thread.
+
+        Raises:
+            ValueError: A file cannot be used.
+        """
+        return _client_context(self.options)
+
+    def swap(self, built: _ClientContext) -> None:
+        """Use *built*, from `build`, for the connections to come."""
+        self._built = built
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What the files were like that the context in use was read from."""
+        return self._built.signature
+
+    def current_signature(self) -> tuple[object, ...]:
+        """Return what the files are like now."""
+        return _client_signature(self.options)
+
     def connection(
-        self, sock: _socket.socket | None, protocols: Sequence[bytes] = ()
+        self,
+        sock: _socket.socket | None,
+        protocols: Sequence[bytes] = (),
+        place: str | int | None = None,
     ) -> StatefulConnection:
         """
         Return a new connection on *sock*, or on memory buffers if `None`.
@@ -225,8 +270,10 @@ class ClientContextFactory:
         Args:
             sock: Stays its caller's, who keeps it open as long as the connection.
             protocols: Offered through ALPN, before those of the record.
+            place: The service of the node, whose sessions may be resumed; `None`
+                resumes none.
         """
-        connection = StatefulConnection(self._context, sock)
+        connection = StatefulConnection(self._built.context, sock)
         state = connection.state = ConnectionState(
             Verification(self._identity, self.options.certificate_verifier),
             _alpn(self.options),
@@ -237,6 +284,12 @@ class ClientContextFactory:
         if state.protocols:
             connection.set_alpn_protos(list(state.protocols))
         connection.set_connect_state()
+        if place is not None and self.options.certificate_verifier is None:
+            # A callable is owed a call for each certificate, which resuming does not show.
+            key = (self._identity, self._server_name, place, state.protocols)
+            state.resumption = Resumption(self._built.sessions, key)
+            state.resumption.offer(connection)
+            state.verification.may_be_skipped = state.resumption.offered
         return connection
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
@@ -370,12 +423,21 @@ _PER_SITE: Final = frozenset(
 )
 
 
+def _server_signature(records: tuple[ServerTLSSocketOptions, ...]) -> tuple[object, ...]:
+    """Return what changes when a file does that the contexts for *records* are read from."""
+    return file_signature(tuple(path for record in records for path in file_paths(record)))
+
+
 class _Sites:
     """The records of one server, built and validated together; never changed."""
 
     def __init__(self, records: tuple[ServerTLSSocketOptions, ...]) -> None:
+        # Before they are read: what changes meanwhile shows as a change later.
+        self.signature = _server_signature(records)
         asks = any(_server_verify_mode(record) != SSL.VERIFY_NONE for record in records)
-        resumable = len(records) == 1 and not asks
+        # Resuming comes before the choice by name, and skips it: a session of one name
+        # would be good for another, or for a name that is to be refused.
+        resumable = len(records) == 1 and not asks and not records[0].sni
         self._sites = [_Site(record, resumable=resumable) for record in records]
         self._by_name = {name: site for site in self._sites for name in site.names}
         catch_all = [site for site in self._sites if not site.names]
@@ -494,6 +556,15 @@ class ServerContextFactory:
     def options(self) -> ServerTLSSocketOptions:
         """The record of a client that sends no name, whose time-outs hold for all."""
         return self._sites.first.options
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What the files were like that the contexts in use were read from."""
+        return self._sites.signature
+
+    def current_signature(self) -> tuple[object, ...]:
+        """Return what the files are like now."""
+        return _server_signature(self.records)
 
     def build(self) -> _Sites:
         """

@@ -25,7 +25,6 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -33,7 +32,6 @@ from zope.interface import implementer
 from ._validation import optional_duration
 from .accepting import Acceptor
 from .addresses import SocketAddress, to_twisted_address
-from .certificates import file_paths, file_signature
 from .connecting import Established, check_listening, check_target, connect, listen
 from .contexts import (
     ServerContextFactory,
@@ -53,6 +51,7 @@ from .options import (
     require_record,
 )
 from .readiness import Watch, poller_for
+from .reloading import FileWatch, Reloader
 from .tls import TLSDescriptor, say_goodbye
 from .transports import TLSTransport, Transport
 
@@ -96,6 +95,17 @@ class ClientEndpoint:
             if isinstance(options, TLSSocketOptions)
             else None
         )
+        self._reloader = (
+            None if self._context_factory is None else Reloader(reactor, self._context_factory)
+        )
+
+    def reload(self) -> Deferred[None]:
+        """
+        Read certificates, keys and trusted certificates again, for connections to come.
+
+        Everything else is as for `ServerEndpoint.reload`.
+        """
+        return succeed(None) if self._reloader is None else self._reloader.reload()
 
     @property
     def options(self) -> SocketOptions:
@@ -212,7 +222,7 @@ class _Port:
         self._listening = False
         self._watches: list[Watch] = []
         self._acceptors: list[Acceptor] = []
-        self._file_timer: Any = None
+        self._file_watch: FileWatch | None = None
 
     def startListening(self) -> None:
         """Take connections; done by the endpoint already."""
@@ -278,26 +288,9 @@ class _Port:
             return
         transport.attach(protocol)
 
-    def watch_files(self, endpoint: ServerEndpoint, seconds: float) -> None:
-        """Reload *endpoint* every *seconds* in which its files have changed, while listening."""
-        seen = endpoint.files_signature()
-
-        def check() -> None:
-            nonlocal seen
-            self._file_timer = self._reactor.callLater(seconds, check)
-            now = endpoint.files_signature()
-            if now != seen:
-                seen = now
-                endpoint.reload().addCallbacks(
-                    lambda _: _log.info("{host} has new certificates", host=self._host),
-                    lambda failure: _log.error(
-                        "{host} keeps its certificates: {error}",
-                        host=self._host,
-                        error=str(failure.value),
-                    ),
-                )
-
-        self._file_timer = self._reactor.callLater(seconds, check)
+    def watch_files(self, reloader: Reloader, seconds: float) -> None:
+        """Look every *seconds* whether the files of *reloader* have changed, while listening."""
+        self._file_watch = FileWatch(self._reactor, reloader, seconds, str(self._host))
 
     def _on_acceptor_lost(self, reason: Exception) -> None:
         if self._listening:
@@ -323,8 +316,8 @@ class _Port:
         self._sockets = []
         self._acceptors = []
         self._watches = []
-        if self._file_timer is not None:
-            self._file_timer.cancel()
+        if self._file_watch is not None:
+            self._file_watch.stop()
         if self._handshakes is not None:
             self._handshakes.close()
         path = self._host.host
@@ -364,10 +357,12 @@ class ServerEndpoint:
         self._service = service
         self._reload_every = reload_every
         self._context_factory: ServerContextFactory | None = None
+        self._reloader: Reloader | None = None
         if isinstance(options, SocketOptions):
             self._options = options
         else:
             self._context_factory = server_context_factory(options)
+            self._reloader = Reloader(reactor, self._context_factory)
             self._options = options[0]
 
     @property
@@ -400,8 +395,8 @@ class ServerEndpoint:
                 self._reactor, sockets, protocolFactory, self._options, self._context_factory
             )
             port.startListening()
-            if self._reload_every is not None:
-                port.watch_files(self, self._reload_every.total_seconds())
+            if self._reload_every is not None and self._reloader is not None:
+                port.watch_files(self._reloader, self._reload_every.total_seconds())
             return port
 
         return listen(
@@ -421,18 +416,11 @@ class ServerEndpoint:
 
         Errors:
             ValueError: A file cannot be used; the old certificates stay.
-        """
-        factory = self._context_factory
-        if factory is None:
-            return succeed(None)
-        return deferToThreadPool(
-            self._reactor, self._reactor.getThreadPool(), factory.build
-        ).addCallback(factory.swap)
 
-    def files_signature(self) -> tuple[object, ...]:
-        """Return what changes when one of the files does that `reload` reads."""
-        records = () if self._context_factory is None else self._context_factory.records
-        return file_signature(tuple(path for record in records for path in file_paths(record)))
+        Cancelling:
+            Fails with `CancelledError`; the old certificates stay.
+        """
+        return succeed(None) if self._reloader is None else self._reloader.reload()
 
     def __repr__(self) -> str:
         several = self._context_factory.records if self._context_factory else (self._options,)

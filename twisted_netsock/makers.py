@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket as _socket
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from ._validation import optional_duration
 from .connecting import check_listening, check_target, connect, listen
 from .contexts import ClientContextFactory, ServerContextFactory, server_records
 from .descriptors import PlainDescriptor
@@ -197,6 +200,7 @@ def make_server_tls_socket(
     options: ServerTLSSocketOptions | Iterable[ServerTLSSocketOptions],
     *,
     reactor: Any = None,
+    reload_every: timedelta | None = None,
 ) -> Deferred[TLSSocket]:
     """
     Listen on *node* and *service* for TLS (``make-server-tls-socket``).
@@ -207,6 +211,8 @@ def make_server_tls_socket(
         options: One `ServerTLSSocketOptions`, or several, chosen by the name
             that a client asks for. The socket's own options are the first's.
         reactor: The installed one if `None`.
+        reload_every: How often to look whether the files of the records have
+            changed, and to `TLSSocket.reload` them then; never if `None`.
 
     Returns:
         The listening socket, the caller's to close. Its `accept` fires with
@@ -227,11 +233,13 @@ def make_server_tls_socket(
     first = records[0]
     require_reactor_mode(first)
     check_listening(node, service, first)
+    interval = optional_duration(reload_every, "reload_every")
     factory = ServerContextFactory(records)
     reactor = current_reactor(reactor)
     poller = poller_for(reactor)
-    return listen(reactor, node, service, first).addCallback(
-        lambda made: TLSSocket(
+
+    def bound(made: list[_socket.socket]) -> TLSSocket:
+        listening = TLSSocket(
             reactor,
             poller.watch(made[0].fileno()),
             PlainDescriptor(made[0]),
@@ -240,7 +248,11 @@ def make_server_tls_socket(
             options=first,
             factory=factory,
         )
-    )
+        if interval is not None:
+            listening._watch_files(interval.total_seconds())
+        return listening
+
+    return listen(reactor, node, service, first).addCallback(bound)
 
 
 def socket_options_to_client_socket(

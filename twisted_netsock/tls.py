@@ -91,11 +91,16 @@ class TLSDescriptor:
         sock: _socket.socket,
         factory: ClientContextFactory | ServerContextFactory,
         protocols: Sequence[bytes] = (),
+        place: str | int | None = None,
     ) -> None:
         self.sock = sock
         self.options: TLSSocketOptions = factory.options
-        self.is_client = isinstance(factory, ClientContextFactory)
-        self.connection = factory.connection(sock, protocols)
+        if isinstance(factory, ClientContextFactory):
+            self.is_client = True
+            self.connection = factory.connection(sock, protocols, place)
+        else:
+            self.is_client = False
+            self.connection = factory.connection(sock, protocols)
         self.handshaken = False
         self.unflushed = False
         self._kept = b""
@@ -367,10 +372,23 @@ class TLSDescriptor:
     def close(self) -> None:
         """Close the descriptor, without a goodbye."""
         if self._failure is None:
+            if self.handshaken:
+                self._keep_session()
             self._failure = SocketClosedError()
         self.sock.close()
 
+    def _keep_session(self) -> None:
+        """Keep the session of a client for the next connection, now that this one ends well."""
+        state = self.connection.state
+        if state.resumption is not None:
+            state.resumption.keep(self.connection, state.verification.not_after)
+
     # What was negotiated
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this client's handshake resumed a session."""
+        return self.handshaken and self.connection.state.verification.skipped
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:

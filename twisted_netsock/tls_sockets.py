@@ -19,6 +19,7 @@ from .handshakes import ServerHandshakes
 from .operations import Operation
 from .options import SocketOptions, TLSSocketOptions
 from .readiness import Watch, poller_for
+from .reloading import FileWatch, Reloader
 from .sockets import Socket
 from .tls import TLSDescriptor, handshake, say_goodbye
 
@@ -59,7 +60,10 @@ class TLSSocket(Socket):
         self._ready: deque[TLSSocket] = deque()
         self._handshakes: ServerHandshakes | None = None
         self._running: Deferred[None] | None = None
+        self._reloader: Reloader | None = None
+        self._file_watch: FileWatch | None = None
         if factory is not None:
+            self._reloader = Reloader(reactor, factory)
             self._handshakes = ServerHandshakes(
                 reactor, factory, self._on_handshake, self._on_room
             )
@@ -139,6 +143,38 @@ class TLSSocket(Socket):
         if self._reader is not None and self._acceptor is not None:
             self._acceptor.start()
 
+    def reload(self) -> Deferred[None]:
+        """
+        Read certificates, keys and trusted certificates again, for connections to come.
+
+        For listening sockets. A whole new context is built, in another thread,
+        before it replaces the old one; connections that there are go on.
+
+        Returns:
+            `None`, when the new certificates are in use.
+
+        Errors:
+            ValueError: A file cannot be used; the old certificates stay.
+            SocketError: The socket does not listen.
+            SocketClosedError: The socket is closed.
+
+        Cancelling:
+            Fails with `CancelledError`; the old certificates stay.
+        """
+        if self._closed:
+            return self._refuse()
+        if self._reloader is None:
+            return self._failed(
+                SocketError(strerror="This is a connection: it has its certificates already")
+            )
+        return self._reloader.reload()
+
+    def _watch_files(self, seconds: float) -> None:
+        """Look every *seconds* whether the files have changed, until this is closed."""
+        assert self._reloader is not None
+        where = str(self.getsockname())
+        self._file_watch = FileWatch(self._reactor, self._reloader, seconds, where)
+
     @property
     def failed_handshakes(self) -> int:
         """How many handshakes have failed on this listening socket."""
@@ -200,6 +236,8 @@ class TLSSocket(Socket):
 
     def _stop_helpers(self) -> None:
         super()._stop_helpers()
+        if self._file_watch is not None:
+            self._file_watch.stop()
         if self._running is not None:
             self._running.cancel()
 
@@ -304,6 +342,11 @@ class TLSSocket(Socket):
     def group(self) -> str | None:
         """OpenSSL's name of the key exchange group, where it tells."""
         return self._tls().group
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this client resumed a session, and so verified no certificate anew."""
+        return self._tls().resumed
 
     @property
     def server_name(self) -> str | None:

@@ -24,6 +24,8 @@ from .names import is_ip_address, reference_identity
 from .options import VerifyResult
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cryptography import x509
 
     from .options import Verifier
@@ -44,9 +46,20 @@ class Verification:
     Attributes:
         failure: The error to fail the handshake with, once there is one.
         checked: The peer's own certificate has been accepted, identity included.
+        not_after: When that certificate expires.
+        may_be_skipped: A session is offered whose own handshake was verified; if it
+            is resumed, no certificate is shown, and OpenSSL asks nothing.
     """
 
-    __slots__ = ("_identity", "_verifier", "checked", "failure")
+    __slots__ = (
+        "_asked",
+        "_identity",
+        "_verifier",
+        "checked",
+        "failure",
+        "may_be_skipped",
+        "not_after",
+    )
 
     def __init__(self, host: str | None, verifier: Verifier) -> None:
         """
@@ -58,14 +71,23 @@ class Verification:
         self._verifier = verifier
         self.failure: CertificateVerificationError | None = None
         self.checked = False
+        self.not_after: datetime | None = None
+        self.may_be_skipped = False
+        self._asked = False
 
     @property
     def needed(self) -> bool:
         """Whether the peer is verified at all."""
         return self._verifier is not False
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the handshake that is done resumed a session, and verified nothing anew."""
+        return self.may_be_skipped and not self._asked
+
     def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
         """Answer one call of OpenSSL's: accept this verdict on this certificate, or not."""
+        self._asked = True
         if self.failure is not None:
             return False
         try:
@@ -77,6 +99,7 @@ class Verification:
                 if code != X509_V_OK:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
+                self.not_after = subject.not_valid_after_utc
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
             _log.failure("verifying a certificate failed, so it is refused")
             text = f"verification failed with {type(error).__name__}"
@@ -123,7 +146,7 @@ class Verification:
         Raises:
             CertificateVerificationError: It was to be, and was not.
         """
-        if self.failure is None and self.needed and not self.checked:
+        if self.failure is None and self.needed and not (self.checked or self.skipped):
             self.failure = CertificateVerificationError(0, "it was never verified", None)
         if self.failure is not None:
             raise self.failure

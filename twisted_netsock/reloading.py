@@ -1,0 +1,112 @@
+"""
+Certificates that are read again while connections live on.
+
+A whole new context is built, in another thread, before it replaces the old
+one; if anything is wrong with a file, the old one stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+__all__ = ["FileWatch", "Reloadable", "Reloader"]
+
+Built = TypeVar("Built")
+
+_log = Logger()
+
+
+class Reloadable(Protocol[Built]):
+    """A context factory, which can be given new contexts."""
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What the files were like when the contexts in use were read from them."""
+
+    def current_signature(self) -> tuple[object, ...]:
+        """Return what the files are like now."""
+
+    def build(self) -> Built:
+        """Read the files and return new contexts; runs in any thread, changes nothing."""
+
+    def swap(self, built: Built) -> None:
+        """Use new contexts for the connections to come."""
+
+
+class Reloader:
+    """Reloads one context factory, one time after the other."""
+
+    def __init__(self, reactor: Any, factory: Reloadable[Any]) -> None:
+        self._reactor = reactor
+        self._turn = DeferredLock()
+        self.factory = factory
+
+    def reload(self) -> Deferred[None]:
+        """
+        Read all files again, and use what they hold for connections to come.
+
+        Returns:
+            `None`, when it is in use.
+
+        Errors:
+            ValueError: A file cannot be used; everything stays as it was.
+
+        Cancelling:
+            Fails with `CancelledError`; everything stays as it was.
+        """
+
+        def build() -> Deferred[None]:
+            return deferToThreadPool(
+                self._reactor, self._reactor.getThreadPool(), self.factory.build
+            ).addCallback(self.factory.swap)
+
+        return self._turn.run(build)
+
+
+class FileWatch:
+    """Looks at the files of a reloader from time to time, and reloads those that changed."""
+
+    def __init__(self, reactor: Any, reloader: Reloader, seconds: float, where: str) -> None:
+        """
+        Look every *seconds*, until `stop`.
+
+        Args:
+            reactor: For the time.
+            reloader: What to reload.
+            seconds: Between two looks.
+            where: Names the server in log lines.
+        """
+        self._reactor = reactor
+        self._reloader = reloader
+        self._seconds = seconds
+        self._where = where
+        self._seen = reloader.factory.signature
+        self._timer = reactor.callLater(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = self._reactor.callLater(self._seconds, self._look)
+        now = self._reloader.factory.current_signature()
+        if now != self._seen:
+            # One that cannot be used is not tried again until it changes.
+            self._seen = now
+            self._reloader.reload().addCallbacks(self._succeeded, self._failed)
+
+    def _succeeded(self, _: object) -> None:
+        _log.info("{where} has new certificates", where=self._where)
+
+    def _failed(self, failure: Failure) -> None:
+        _log.error(
+            "{where} keeps its certificates: {error}",
+            where=self._where,
+            error=str(failure.value),
+        )
+
+    def stop(self) -> None:
+        """Look no more; may be called again."""
+        if self._timer.active():
+            self._timer.cancel()

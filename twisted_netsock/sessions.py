@@ -1,0 +1,102 @@
+"""
+TLS sessions that a client may resume (RFC 8446, section 2.2; RFC 5077).
+
+A resumed handshake shows no certificate and verifies none: it relies on the
+verification of the handshake that the session came from. So a session is kept
+only after a verified handshake, for exactly what was verified then, and for a
+limited time that resuming does not renew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL
+
+__all__ = ["Resumption", "SessionStore"]
+
+_MOST_SESSIONS: Final = 256
+
+LIFETIME: Final = 7200.0
+"""Seconds after which a peer is verified anew, whatever the server would accept."""
+
+
+class _Kept(NamedTuple):
+    """A session, and when the verification that it relies on is too old."""
+
+    session: SSL.Session
+    until: float
+
+
+class SessionStore:
+    """The sessions of one context; each is used once (RFC 8446, appendix C.4)."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, key: Hashable) -> _Kept | None:
+        """Return what is kept under *key* and not too old, and keep it no more."""
+        kept = self._kept.pop(key, None)
+        return None if kept is None or kept.until <= self._clock() else kept
+
+    def keep(self, key: Hashable, session: SSL.Session, until: float) -> None:
+        """Keep *session* under *key*, instead of the one that is there."""
+        self._kept.pop(key, None)
+        self._kept[key] = _Kept(session, until)
+        if len(self._kept) > _MOST_SESSIONS:
+            self._kept.popitem(last=False)
+
+    def deadline(self, not_after: datetime) -> float:
+        """Return until when a verification of now holds, of a certificate valid to *not_after*."""
+        left = (not_after - datetime.now(UTC)).total_seconds()
+        return self._clock() + min(LIFETIME, left)
+
+
+class Resumption:
+    """The part that sessions play in one connection of a client."""
+
+    __slots__ = ("_key", "_offered", "_store")
+
+    def __init__(self, store: SessionStore, key: Hashable) -> None:
+        """Use the sessions of *store* under *key*: all that a verification depends on."""
+        self._store = store
+        self._key = key
+        self._offered = store.take(key)
+
+    @property
+    def offered(self) -> bool:
+        """Whether the server is offered a session."""
+        return self._offered is not None
+
+    def offer(self, connection: SSL.Connection) -> None:
+        """Offer the session that is kept, if there is one, in the handshake to come."""
+        if self._offered is not None:
+            connection.set_session(self._offered.session)
+
+    def keep(self, connection: SSL.Connection, not_after: datetime | None) -> None:
+        """
+        Keep the session of a connection that has ended well.
+
+        Args:
+            connection: Its handshake is done, and its peer was verified.
+            not_after: When the verified certificate expires; `None` if the
+                connection was resumed, and none was verified.
+        """
+        if not_after is not None:
+            until = self._store.deadline(not_after)
+        elif self._offered is not None:
+            until = self._offered.until
+        else:
+            return
+        session = connection.get_session()
+        if session is not None:
+            self._store.keep(self._key, session, until)
