@@ -42,8 +42,12 @@ if TYPE_CHECKING:
     from .options import is_server_tls_socket_options as is_server_tls_socket_options
     from .options import is_socket_options as is_socket_options
     from .options import is_tls_socket_options as is_tls_socket_options
+    from .selecting import SocketSelector as SocketSelector
+    from .selecting import wait_readable as wait_readable
+    from .selecting import wait_writable as wait_writable
     from .sockets import Socket as Socket
     from .tls_sockets import TLSSocket as TLSSocket
+    from .upgrading import start_tls as start_tls
 
 # Where each public name lives; loaded when it is first used, so that importing the
 # package installs no reactor and loads no TLS library.
@@ -69,6 +73,7 @@ _HOMES = {
     "SocketOptions": "options",
     "SocketPortError": "errors",
     "SocketReadTimeoutError": "errors",
+    "SocketSelector": "selecting",
     "SocketWriteTimeoutError": "errors",
     "TLSError": "errors",
     "TLSHandshakeError": "errors",
@@ -88,6 +93,9 @@ _HOMES = {
     "server_context_factory": "contexts",
     "server_endpoint": "endpoints",
     "socket_options_to_client_socket": "makers",
+    "start_tls": "upgrading",
+    "wait_readable": "selecting",
+    "wait_writable": "selecting",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, which a test compares with the imports above

@@ -70,6 +70,14 @@ def non_negative(value: Any, name: str) -> int:
     return int(number)
 
 
+def positive(value: Any, name: str) -> int:
+    """Take a C int of at least 1."""
+    number = _integer(value, name, "an integer of 1 or more")
+    if not 1 <= number < 2**31:
+        raise ValueError(f"{name}={number} must be an integer from 1 to 2147483647")
+    return int(number)
+
+
 def family(value: Any, name: str) -> AddressFamily:
     """Take one of the four families that this package knows."""
     number = _integer(value, name, "an address family (AF_INET, …)")
@@ -100,6 +108,13 @@ def duration(value: Any, name: str) -> timedelta:
 def optional_duration(value: Any, name: str) -> timedelta | None:
     """Take what `duration` takes, or `None`."""
     return None if value is None else duration(value, name)
+
+
+def wait(value: Any, name: str) -> timedelta | None:
+    """Take what `duration` takes, nothing at all (one try, no wait), or `None`."""
+    if isinstance(value, timedelta) and not value:
+        return value
+    return optional_duration(value, name)
 
 
 def connection_timeout(value: Any, name: str) -> timedelta | None:

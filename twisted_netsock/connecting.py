@@ -42,7 +42,7 @@ from .resolver import look_up, numeric_service
 from .tls import TLSDescriptor, handshake
 from .waiting import drive
 
-__all__ = ["Established", "connect", "listen"]
+__all__ = ["Deadline", "Established", "connect", "listen"]
 
 T = TypeVar("T")
 
@@ -75,8 +75,8 @@ class Established(NamedTuple):
         self.descriptor.close()
 
 
-class _Deadline:
-    """Seconds that several stages share."""
+class Deadline:
+    """The seconds of `connection_timeout`, which several stages share."""
 
     def __init__(self, reactor: Any, options: SocketOptions) -> None:
         self._reactor = reactor
@@ -414,7 +414,7 @@ async def _connect(
     factory: ClientContextFactory | None,
     protocols: Sequence[bytes],
 ) -> Established:
-    deadline = _Deadline(reactor, options)
+    deadline = Deadline(reactor, options)
     if options.ai_family == AF_UNIX:
         infos = [unix_info(node, options)]
     else:

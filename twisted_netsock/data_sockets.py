@@ -218,6 +218,11 @@ class DataSocket(BaseSocket):
             )
         return self._read(attempt)
 
+    def _try_readable(self) -> Want | None:
+        if self._input is not None and self._input.pending:
+            return None
+        return super()._try_readable()
+
     def _datagrams(self) -> PlainDescriptor:
         """Return the descriptor for what TLS does not have."""
         if not isinstance(self._descriptor, PlainDescriptor):

@@ -7,6 +7,7 @@ operation at once, parks it in the poller if it has to wait, and tries again.
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
@@ -23,7 +24,7 @@ from .errors import (
     SocketWriteTimeoutError,
 )
 from .options import SocketOptions
-from .readiness import Watch
+from .readiness import Watch, has_event
 
 __all__ = ["Operating", "Operation"]
 
@@ -122,6 +123,44 @@ class Operating:
             operation.timed_out = SocketWriteTimeoutError
             return self._park(operation, self._write_timeout)
         return succeed(result)
+
+    def _until_readable(self, timeout: timedelta | None = None) -> Deferred[None]:
+        """Wait in the receiving direction, and receive nothing."""
+        if self._closed or self._reader is not None:
+            return self._refuse()
+        want = self._try_readable()
+        if want is None:
+            return succeed(None)
+        operation: Operation[None]
+        operation = self._reader = Operation(self, self._try_readable, want)
+        return self._park(operation, timeout)
+
+    def _until_writable(self, timeout: timedelta | None = None) -> Deferred[None]:
+        """Wait in the sending direction, and send nothing."""
+        if self._closed or self._writer is not None:
+            return self._refuse()
+        want = self._try_writable()
+        if want is None:
+            return succeed(None)
+        operation: Operation[None]
+        operation = self._writer = Operation(self, self._try_writable, want)
+        operation.timed_out = SocketWriteTimeoutError
+        return self._park(operation, timeout)
+
+    def _try_readable(self) -> Want | None:
+        """Return `None` if a receive or an accept would not wait; never raises."""
+        return None if has_event(self._watch.fd, select.POLLIN) else WANT_READ
+
+    def _try_writable(self) -> Want | None:
+        """Return `None` if a send would not wait; never raises."""
+        try:
+            want: Want | None = self._descriptor.try_flush()
+        except SocketError:
+            # Kept, and the next send gets it: which does not wait either.
+            return None
+        if want is not None:
+            return want
+        return None if has_event(self._watch.fd, select.POLLOUT) else WANT_WRITE
 
     def _may_go_on(self) -> bool:
         """

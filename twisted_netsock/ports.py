@@ -251,6 +251,11 @@ class OutputPort:
         """How many bytes were written and are not with the kernel."""
         return self._queued
 
+    @property
+    def sending(self) -> bool:
+        """Whether what was written waits for the kernel to take more."""
+        return self._sending
+
     def write(self, data: Buffer) -> Deferred[None]:
         """
         Queue *data*, and send it as the peer takes it.

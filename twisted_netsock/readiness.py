@@ -31,7 +31,7 @@ from zope.interface import implementer
 
 from .errors import SocketConnectionLostError, SocketError
 
-__all__ = ["Poller", "Watch", "poller_for"]
+__all__ = ["Poller", "Watch", "has_event", "poller_for"]
 
 _MOST_EVENTS: Final = 128
 """Events handled between two turns of the reactor, so that timers and others get theirs."""
@@ -302,10 +302,10 @@ class EpollPoller(Poller):
         return f"<twisted_netsock poller of descriptors {sorted(self._registered)}>"
 
 
-def _has_event(fd: int) -> bool:
-    """Tell whether something can be read from *fd*, or it was hung up or failed."""
+def has_event(fd: int, event: int) -> bool:
+    """Tell whether *event* can be reported of *fd* now, or that it was hung up or failed."""
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    poll.register(fd, event)
     return bool(poll.poll(0))
 
 
@@ -339,7 +339,7 @@ class _Adapter:
     def connectionLost(self, reason: Failure) -> None:
         watch = self._watch
         self._poller.forget(watch)
-        if not _has_event(self._fd):
+        if not has_event(self._fd, select.POLLIN):
             self._poller.lose(watch)
             return
         # This is how some reactors tell of a hang-up: the owner finds out by trying.

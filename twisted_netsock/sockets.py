@@ -13,12 +13,13 @@ import errno
 import os
 import socket as _socket
 import ssl
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from . import _validation as check
 from .accepting import Acceptor
 from .addresses import Address, SocketAddress, as_socket_address
 from .data_sockets import DataSocket
@@ -27,6 +28,7 @@ from .descriptors import (
     Connect,
     Descriptor,
     PlainDescriptor,
+    Want,
     from_os_error,
 )
 from .errors import (
@@ -40,9 +42,7 @@ from .errors import (
 from .operations import Operation
 from .options import SocketOptions
 from .readiness import Watch, poller_for
-
-if TYPE_CHECKING:
-    pass
+from .serving import serve
 
 __all__ = ["Socket"]
 
@@ -56,6 +56,11 @@ def current_reactor(reactor: Any) -> Any:
 
         return installed
     return reactor
+
+
+def _until_delivered() -> Want:
+    """Try nothing: what this operation waits for is brought to it."""
+    return WANT_READ
 
 
 class Socket(DataSocket):
@@ -132,17 +137,42 @@ class Socket(DataSocket):
             SocketError: This is TLS, whose state would be lost.
         """
         self._check_open()
-        if self._reader is not None or self._writer is not None:
-            raise SocketBusyError(self)
-        for port in (self._input, self._output):
-            if port is not None and port.pending:
-                raise SocketPortError(port, socket=self, strerror="The port holds bytes")
-        plain = self._datagrams()
-        self._closed = True
+        if self._output is not None and self._output.pending:
+            raise SocketPortError(self._output, socket=self, strerror="output_port holds bytes")
+        plain, _ = self._spend()
         self._watch.close()
+        return plain.sock.detach()
+
+    def _spend(self) -> tuple[PlainDescriptor, Operation[Any] | None]:
+        """
+        Close this object, and leave its descriptor and watch to the caller.
+
+        Returns:
+            The descriptor, and the operation of the output port that is not
+            done: the caller does it, and fires its Deferred.
+
+        Raises:
+            SocketClosedError: The socket is closed.
+            SocketBusyError: An operation waits that is not the output port's.
+            SocketPortError: The input port holds bytes, or the output port failed.
+            SocketError: This is TLS, whose state would be lost.
+        """
+        self._check_open()
+        plain = self._datagrams()
+        sending = self._writer if self._output is not None and self._output.sending else None
+        if self._reader is not None or self._writer is not sending:
+            raise SocketBusyError(self)
+        if self._input is not None and self._input.pending:
+            raise SocketPortError(
+                self._input, socket=self, strerror="input_port holds unread bytes"
+            )
+        if sending is not None:
+            self._drop(sending)
+        self._closed = True
+        self._watch.owner = None
         self._close_ports()
         self._on_gone(None)
-        return plain.sock.detach()
+        return plain, sending
 
     # Connecting and listening
 
@@ -207,7 +237,7 @@ class Socket(DataSocket):
         except OSError as error:
             raise SocketError(self, error.errno, error.strerror) from None
 
-    def accept(self) -> Deferred[Socket]:
+    def accept(self) -> Deferred[Self]:
         """
         Take the next connection.
 
@@ -228,16 +258,53 @@ class Socket(DataSocket):
             return self._refuse()
         acceptor = self._acceptor or self._make_acceptor()
         try:
-            taken = acceptor.take()
+            taken = acceptor.take() if self._may_go_on() else None
         except SocketError as error:
             return self._failed(error)
         if taken is not None:
             return succeed(self._accepted(*taken))
         return self._park_accept(acceptor)
 
-    def _park_accept(self, acceptor: Acceptor | None) -> Deferred[Socket]:
+    def serve(
+        self, handler: Callable[[Self], object], *, limit: int | None = None
+    ) -> Deferred[None]:
+        """
+        Accept connections, and hand each to *handler* at once, until this is closed.
+
+        Args:
+            handler: Called with a connection; a coroutine function, or what
+                returns a Deferred or anything else. When it is done, or fails, the
+                connection is closed. What it raises is logged and touches no
+                other connection: in a line if it is an error of the
+                connection's own, else with its traceback.
+            limit: The most connections at a time, until they are closed; more
+                wait in the kernel's queue. `None`: no limit.
+
+        Returns:
+            `None`, when this socket is closed on this side and every handler
+            is done.
+
+        Raises:
+            TypeError: *handler* cannot be called, or *limit* is no number.
+            ValueError: *limit* is below 1.
+
+        Errors:
+            SocketBusyError: An accept is waiting.
+            SocketError: The socket does not listen.
+
+        Cancelling:
+            Fails with `CancelledError`. The handlers that run are cancelled and
+            their connections closed; this socket stays open.
+        """
+        if not callable(handler):
+            raise TypeError(f"handler={handler!r} must be callable with a connection")
+        if limit is not None:
+            check.positive(limit, "limit")
+        return serve(self.accept, handler, limit)
+
+    def _park_accept(self, acceptor: Acceptor | None) -> Deferred[Any]:
         """Wait in the receiving direction for a connection, which *acceptor* takes if given."""
-        operation: Operation[Socket] = Operation(self, lambda: WANT_READ, WANT_READ)
+        operation: Operation[Any] = Operation(self, _until_delivered, WANT_READ)
         operation.deferred = Deferred(lambda _: self._stop_accepting())
         self._reader = operation
         if acceptor is not None:
@@ -247,6 +314,12 @@ class Socket(DataSocket):
                 self._reader = None
                 return self._failed(from_os_error(error))
         return operation.deferred
+
+    @property
+    def _waiting_accept(self) -> Operation[Any] | None:
+        """The accept that waits for a connection, if one does."""
+        operation = self._reader
+        return operation if operation and operation.attempt is _until_delivered else None
 
     def _make_acceptor(self) -> Acceptor:
         self._acceptor = Acceptor(
@@ -268,7 +341,7 @@ class Socket(DataSocket):
             self._acceptor.stop()
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        operation = self._reader
+        operation = self._waiting_accept
         self._stop_accepting()
         assert operation is not None
         operation.deferred.callback(self._accepted(connection, peer))
@@ -278,7 +351,7 @@ class Socket(DataSocket):
         if operation is not None:
             operation.deferred.errback(Failure(reason))
 
-    def _accepted(self, connection: _socket.socket, peer: SocketAddress) -> Socket:
+    def _accepted(self, connection: _socket.socket, peer: SocketAddress) -> Any:
         watch = poller_for(self._reactor).watch(connection.fileno())
         return Socket(
             self._reactor,
@@ -289,7 +362,7 @@ class Socket(DataSocket):
             options=self._options,
         )
 
-    async def __aiter__(self) -> AsyncIterator[Socket]:
+    async def __aiter__(self) -> AsyncIterator[Self]:
         """Accept connections until this socket is closed on this side."""
         while not self._closed:
             try:

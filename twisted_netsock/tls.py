@@ -181,6 +181,22 @@ class TLSDescriptor:
         """Bytes, or an end that came with some, wait here, where the poller cannot see them."""
         return self._untold or self.connection.pending() > 0
 
+    def try_readable(self) -> Want | None:
+        """Return `None` if a receive has something to tell: data, the end, or an error."""
+        if self.buffered or self._failure is not None or self._ended or self._read_shut:
+            return None
+        try:
+            self.connection.recv(1, _socket.MSG_PEEK)
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except SSL.ZeroReturnError:
+            pass
+        except (SSL.Error, OSError) as error:
+            self._fail(self._data_error(error))
+        return None
+
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes, from one record; ``b""`` is the peer's close_notify."""
         self._untold = False

@@ -24,7 +24,7 @@ from .sockets import Socket
 from .tls import TLSDescriptor, handshake, say_goodbye
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    pass
 
 __all__ = ["TLSSocket"]
 
@@ -57,7 +57,7 @@ class TLSSocket(Socket):
         """Take *watch* and *descriptor* over; *factory* makes it listening."""
         super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
         self._factory = factory
-        self._ready: deque[TLSSocket] = deque()
+        self._ready: deque[Any] = deque()
         self._handshakes: ServerHandshakes | None = None
         self._running: Deferred[None] | None = None
         self._reloader: Reloader | None = None
@@ -85,7 +85,7 @@ class TLSSocket(Socket):
 
     # Accepting
 
-    def accept(self) -> Deferred[Socket]:
+    def accept(self) -> Deferred[Self]:
         """
         Take the next connection whose handshake is done and whose client is verified.
 
@@ -132,15 +132,18 @@ class TLSSocket(Socket):
             service=peer.port or None,
             options=self._options,
         )
-        operation = self._reader
+        operation = self._waiting_accept
         if operation is None:
             self._ready.append(connection)
+            if self._reader is not None:
+                # It waits to learn of this.
+                self._retry(self._reader)
             return
         self._stop_accepting()
         operation.deferred.callback(connection)
 
     def _on_room(self) -> None:
-        if self._reader is not None and self._acceptor is not None:
+        if self._waiting_accept is not None and self._acceptor is not None:
             self._acceptor.start()
 
     def reload(self) -> Deferred[None]:
@@ -179,10 +182,6 @@ class TLSSocket(Socket):
     def failed_handshakes(self) -> int:
         """How many handshakes have failed on this listening socket."""
         return 0 if self._handshakes is None else self._handshakes.failed
-
-    if TYPE_CHECKING:
-
-        def __aiter__(self) -> AsyncIterator[Socket]: ...
 
     # The handshake
 
@@ -269,6 +268,14 @@ class TLSSocket(Socket):
         return self._descriptor
 
     # Data
+
+    def _try_readable(self) -> Want | None:
+        descriptor = self._descriptor
+        if self._ready or (self._input is not None and self._input.pending):
+            return None
+        if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken:
+            return descriptor.try_readable()
+        return super()._try_readable()
 
     def _check_flags(self, flags: int) -> None:
         if flags:

@@ -1,0 +1,91 @@
+"""The accept loop of `Socket.serve`: bounded, and untouched by what one connection does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .errors import SocketClosedError, SocketConnectionLostError, SocketError
+
+if TYPE_CHECKING:
+    from .base_sockets import BaseSocket
+
+__all__ = ["serve"]
+
+_log = Logger()
+
+
+def serve(
+    accept: Callable[[], Deferred[Any]], handler: Callable[[Any], object], limit: int | None
+) -> Deferred[None]:
+    """Hand each connection that *accept* gives to *handler*; see `Socket.serve`."""
+    return Deferred.fromCoroutine(_Serving(handler, limit).run(accept))
+
+
+class _Serving:
+    """One running `serve`. A connection counts until it is closed, its goodbye included."""
+
+    def __init__(self, handler: Callable[[Any], object], limit: int | None) -> None:
+        self._handler = handler
+        self._limit = limit
+        self._running: dict[BaseSocket, Deferred[Any]] = {}
+        self._one_less: Deferred[None] | None = None
+
+    async def run(self, accept: Callable[[], Deferred[Any]]) -> None:
+        try:
+            while True:
+                while self._limit is not None and len(self._running) >= self._limit:
+                    await self._wait_for_one_less()
+                try:
+                    connection = await accept()
+                except (SocketClosedError, SocketConnectionLostError):
+                    # Closed here, or with the reactor.
+                    break
+                self._begin(connection)
+            while self._running:
+                await self._wait_for_one_less()
+        except BaseException:
+            self._end_all()
+            raise
+
+    def _wait_for_one_less(self) -> Deferred[None]:
+        self._one_less = Deferred()
+        return self._one_less
+
+    def _begin(self, connection: BaseSocket) -> None:
+        handling: Deferred[Any] = maybeDeferred(self._handler, connection)
+        self._running[connection] = handling
+        handling.addErrback(_report, connection)
+        handling.addBoth(lambda _: connection.close())
+        handling.addBoth(self._finish, connection)
+
+    def _finish(self, _: object, connection: BaseSocket) -> None:
+        del self._running[connection]
+        waiting, self._one_less = self._one_less, None
+        if waiting is not None and not waiting.called:
+            waiting.callback(None)
+
+    def _end_all(self) -> None:
+        for connection, handling in list(self._running.items()):
+            handling.cancel()
+            connection.close()
+
+
+def _report(failure: Failure, connection: BaseSocket) -> None:
+    """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
+    if failure.check(CancelledError) is not None:
+        return
+    error = failure.value
+    if isinstance(error, SocketError) and error.socket is connection:
+        _log.info(
+            "serving {node} {service} ended: {error}",
+            node=connection.node,
+            service=connection.service,
+            error=str(error),
+        )
+    else:
+        _log.failure("serving {node} failed", failure, node=connection.node)

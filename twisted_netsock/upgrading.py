@@ -1,0 +1,167 @@
+"""`start_tls`: from a plain socket to TLS on the same connection (STARTTLS)."""
+
+from __future__ import annotations
+
+import socket as _socket
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from .connecting import Deadline
+from .contexts import ClientContextFactory, ServerContextFactory, server_records
+from .descriptors import PlainDescriptor
+from .errors import SocketConnectionTimeoutError, SocketError
+from .operations import Operation
+from .options import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    require_reactor_mode,
+    require_record,
+)
+from .sockets import Socket
+from .tls import TLSDescriptor, handshake
+from .tls_sockets import TLSSocket
+from .waiting import drive
+
+__all__ = ["start_tls"]
+
+
+def start_tls(
+    socket: Socket,
+    options: TLSSocketOptions
+    | Iterable[ServerTLSSocketOptions]
+    | ClientContextFactory
+    | ServerContextFactory,
+    node: str | None = None,
+) -> Deferred[TLSSocket]:
+    """
+    Speak TLS on a connected plain socket from now on (``socket->tls-socket``).
+
+    To be called when both sides have agreed on it, as by SMTP's STARTTLS
+    (RFC 3207), and nothing of the plain conversation is still to be read. What
+    the peer has sent too early, in the kernel's buffer, ends the handshake.
+
+    Args:
+        socket: Spent at the call: closed, and its connection the new socket's.
+            What its `output_port` holds is sent first.
+        options: Its class says the side: a `TLSSocketOptions` a client's, a
+            `ServerTLSSocketOptions` (or several, chosen by the name that the
+            client asks for) a server's. What `client_context_factory` or
+            `server_context_factory` has made serves too, and saves a server
+            from reading its files for each connection.
+        node: What a client verifies, unless the options have `sni`; the
+            *socket*'s own node if `None`.
+
+    Returns:
+        The socket that speaks TLS, when the handshake is done and the peer is
+        verified, unless the options say ``handshake=False``. The caller's to
+        close. Time-outs that the options leave open are those of *socket*.
+
+    Raises:
+        TypeError: *socket* is no `Socket`, or speaks TLS; or *options* is no
+            record for TLS.
+        ValueError: *node* is given to a server; there is nothing to verify; or a
+            certificate, key or name cannot be used.
+
+    Errors:
+        SocketPortError: `input_port` holds unread bytes, which TLS does not
+            protect: whoever can write to the connection may have put them there.
+            *socket* stays open, as for the next three.
+        SocketBusyError: An operation is waiting.
+        SocketClosedError: *socket* is closed.
+        SocketError: It is not connected.
+        CertificateVerificationError: The peer's certificate is not good.
+        TLSHandshakeError: Anything else that TLS did not like.
+        SocketConnectionLostError: The peer went away.
+        SocketConnectionTimeoutError: `handshake_timeout` passed, or a client's
+            `connection_timeout`.
+
+    Cancelling:
+        Fails with `CancelledError`, and closes the connection.
+    """
+    if not isinstance(socket, Socket):
+        raise TypeError(f"socket={socket!r} must be a twisted_netsock.Socket")
+    if isinstance(socket, TLSSocket):
+        raise TypeError(f"socket={socket!r} speaks TLS already")
+    factory = _factory(socket, options, node)
+    require_reactor_mode(factory.options)
+    try:
+        if socket._descriptor.sock.type != _socket.SOCK_STREAM:
+            raise SocketError(strerror="TLS needs a stream, which this socket is not")  # noqa: TRY301
+        socket.getpeername()
+        plain, sending = socket._spend()
+    except SocketError as error:
+        return socket._failed(error)
+    named = factory.node if isinstance(factory, ClientContextFactory) else socket.node
+    return Deferred.fromCoroutine(_upgrade(socket, plain, sending, factory, named))
+
+
+def _factory(
+    socket: Socket, options: Any, node: str | None
+) -> ClientContextFactory | ServerContextFactory:
+    """Return what makes the connection for *options*."""
+    if isinstance(options, ClientContextFactory | ServerContextFactory):
+        if node is not None:
+            raise ValueError(f"node={node!r} must be given when options, a factory, is made")
+        return options
+    if not isinstance(options, TLSSocketOptions) and isinstance(options, Iterable):
+        factory = ServerContextFactory(server_records(options))
+    elif isinstance(options, ServerTLSSocketOptions):
+        factory = ServerContextFactory((options,))
+    else:
+        record = require_record(options, TLSSocketOptions, None, "give a record for TLS")
+        return ClientContextFactory(record, socket.node if node is None else node)
+    if node is not None:
+        raise ValueError(f"node={node!r} is for clients: a server verifies no name")
+    return factory
+
+
+async def _upgrade(
+    socket: Socket,
+    plain: PlainDescriptor,
+    sending: Operation[Any] | None,
+    factory: ClientContextFactory | ServerContextFactory,
+    node: str | None,
+) -> TLSSocket:
+    reactor, watch, options = socket._reactor, socket._watch, factory.options
+    limit = options.handshake_timeout
+    seconds = None if limit is None else limit.total_seconds()
+    is_client = isinstance(factory, ClientContextFactory)
+    # A server's record has no use for `connection_timeout`.
+    deadline = Deadline(reactor, options if is_client else SocketOptions())
+    try:
+        if sending is not None:
+            await _send_rest(socket, sending, deadline.remaining(seconds))
+        descriptor = TLSDescriptor(plain.sock, factory, (), socket.service)
+        if options.handshake:
+            await handshake(reactor, watch, descriptor, deadline.remaining(seconds))
+    except BaseException:
+        watch.close()
+        plain.close()
+        raise
+    made = TLSSocket(
+        reactor, watch, descriptor, node=node, service=socket.service, options=options
+    )
+    made.read_timeout = options.read_timeout or socket.read_timeout
+    made.write_timeout = options.write_timeout or socket.write_timeout
+    return made
+
+
+def _send_rest(socket: Socket, sending: Operation[Any], seconds: float | None) -> Deferred[None]:
+    """Send what the output port holds, and tell those who wait for that."""
+
+    def done(result: Failure | None) -> Failure | None:
+        if not sending.deferred.called:
+            sending.deferred.callback(result)
+        return result
+
+    return drive(
+        socket._reactor,
+        socket._watch,
+        socket.output_port._send_rest,
+        timeout=seconds,
+        timed_out=lambda: SocketConnectionTimeoutError("handshake"),
+    ).addBoth(done)
