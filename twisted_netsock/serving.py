@@ -75,12 +75,17 @@ class _Serving:
             connection.close()
 
 
+def _is_on(socket: Any, connection: BaseSocket) -> bool:
+    """Tell whether *socket* is *connection*, or the TLS socket that it has become."""
+    return socket is connection or getattr(socket, "_plain", None) is connection
+
+
 def _report(failure: Failure, connection: BaseSocket) -> None:
     """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
     if failure.check(CancelledError) is not None:
         return
     error = failure.value
-    if isinstance(error, SocketError) and error.socket is connection:
+    if isinstance(error, SocketError) and _is_on(error.socket, connection):
         _log.info(
             "serving {node} {service} ended: {error}",
             node=connection.node,

@@ -138,13 +138,16 @@ async def _upgrade(
         descriptor = TLSDescriptor(plain.sock, factory, (), socket.service)
         if options.handshake:
             await handshake(reactor, watch, descriptor, deadline.remaining(seconds))
-    except BaseException:
+    except BaseException as error:
         watch.close()
         plain.close()
+        if isinstance(error, SocketError):
+            error.socket = socket
         raise
     made = TLSSocket(
         reactor, watch, descriptor, node=node, service=socket.service, options=options
     )
+    made._plain = socket
     made.read_timeout = options.read_timeout or socket.read_timeout
     made.write_timeout = options.write_timeout or socket.write_timeout
     return made
