@@ -80,6 +80,7 @@ class Acceptor:
         self._deliver = deliver
         self._lost = lost
         self._running = False
+        self._starts = 0
         self._complained = False
         self._pause: Any = None
 
@@ -87,6 +88,7 @@ class Acceptor:
         """Take connections until `stop`; from the next turn of the reactor on."""
         if not self._running:
             self._running = True
+            self._starts += 1
             if self._pause is None:
                 self._listen()
 
@@ -167,8 +169,10 @@ class Acceptor:
 
     def on_readable(self) -> None:
         """Take what has come; for the poller."""
+        starts = self._starts
         for _ in range(_BATCH):
-            if not self._running:
+            if not self._running or self._starts != starts:
+                # Stopped, or begun anew, by whom it was delivered to.
                 return
             try:
                 taken = self.take()
