@@ -515,6 +515,8 @@ def server_endpoint(
     check_listening(node, service, first)
     _require_stream(first)
     interval = optional_duration(reload_every, "reload_every")
+    if interval is not None and isinstance(records, SocketOptions):
+        raise ValueError(f"reload_every={reload_every!r} needs TLS: a plain server has no files")
     poller_for(reactor)
     return ServerEndpoint(reactor, node, service, records, interval)
 
