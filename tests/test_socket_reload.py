@@ -249,8 +249,8 @@ async def test_nobody_looks_at_the_files_of_a_socket_that_is_gone(end, options):
     if end == "closed":
         listener.close()
     else:
+        del listener
         with pytest.warns(ResourceWarning):
-            del listener
             gc.collect()
     assert clock.getDelayedCalls() == []
 

@@ -65,17 +65,16 @@ class Mailbox:
             await say(connection, "250-here", "250 STARTTLS")
         await say(connection, "220 go ahead")
         tls = await start_tls(connection, self.factory)
-        async with tls:
-            in_data = False
-            while (line := await heard(tls)) is not None:
-                self.protected.append(line)
-                if in_data and line != ".":
-                    continue
-                in_data = line.upper() == "DATA"
-                if line.upper() == "QUIT":
-                    await say(tls, "221 farewell")
-                    return
-                await say(tls, "354 speak" if in_data else "250 ok")
+        in_data = False
+        while (line := await heard(tls)) is not None:
+            self.protected.append(line)
+            if in_data and line != ".":
+                continue
+            in_data = line.upper() == "DATA"
+            if line.upper() == "QUIT":
+                await say(tls, "221 farewell")
+                return
+            await say(tls, "354 speak" if in_data else "250 ok")
 
     async def imap(self, connection: Socket) -> None:
         await say(connection, "* OK IMAP4rev1 here")

@@ -19,6 +19,7 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     turns,
+    until,
 )
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
@@ -387,3 +388,48 @@ async def test_the_standard_library_upgrades_with_us(client, server, authority, 
             assert await soon(tls.recv(100)) == b"from the standard library"
             await tls.sendall(b"from us")
             assert await soon(running) == b"from us"
+
+
+# In an accept loop
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "cancelled"])
+async def test_serve_closes_what_a_connection_has_become(how, client, server, logged_errors):
+    upgraded_there: list[TLSSocket] = []
+
+    async def handle(connection: Socket) -> None:
+        tls = await start_tls(connection, server)
+        if how == "failed":
+            raise RuntimeError("a mistake")
+        upgraded_there.append(tls)
+        if how == "cancelled":
+            await tls.recv(1)
+
+    listener = await make_server_socket("127.0.0.1", 0)
+    served = listener.serve(handle)
+    plain = await make_client_socket("127.0.0.1", listener.getsockname().port)
+    async with await soon(start_tls(plain, client)) as tls:
+        if how == "cancelled":
+            await until(lambda: upgraded_there)
+            served.cancel()
+            assert isinstance(await failure(served), CancelledError)
+        assert await soon(tls.recv(1)) == b""
+    listener.close()
+    if how != "cancelled":
+        await soon(served)
+    assert len(logged_errors) == (how == "failed")
+    logged_errors.clear()
+
+
+async def test_a_peer_that_fails_the_handshake_is_a_line_in_the_log(server, log_lines):
+    async def handle(connection: Socket) -> None:
+        await start_tls(connection, server)
+
+    async with await make_server_socket("127.0.0.1", 0) as listener:
+        served = listener.serve(handle)
+        async with await make_client_socket("127.0.0.1", listener.getsockname().port) as plain:
+            await plain.sendall(b"this is no TLS, this is no TLS, this is no TLS")
+            with contextlib.suppress(SocketConnectionLostError):
+                await soon(plain.input_port.read_all())
+    await soon(served)
+    assert [line for line in log_lines if line.startswith("serving 127.0.0.1")]

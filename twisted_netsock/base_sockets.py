@@ -50,6 +50,8 @@ class BaseSocket(Operating):
         self._aborted = False
         self._ending: Deferred[None] | None = None
         self._farewells: list[Deferred[None]] = []
+        self._successor: BaseSocket | None = None
+        """The socket that has the connection now: by `start_tls`, which spent this one."""
 
     # Closing
 

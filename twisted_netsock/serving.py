@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -60,7 +60,7 @@ class _Serving:
         handling: Deferred[Any] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
         handling.addErrback(_report, connection)
-        handling.addBoth(lambda _: connection.close())
+        handling.addBoth(lambda _: _close(connection))
         handling.addBoth(self._finish, connection)
 
     def _finish(self, _: object, connection: BaseSocket) -> None:
@@ -72,12 +72,16 @@ class _Serving:
     def _end_all(self) -> None:
         for connection, handling in list(self._running.items()):
             handling.cancel()
-            connection.close()
+            _close(connection)
 
 
-def _is_on(socket: Any, connection: BaseSocket) -> bool:
-    """Tell whether *socket* is *connection*, or the TLS socket that it has become."""
-    return socket is connection or getattr(socket, "_plain", None) is connection
+def _ends(connection: BaseSocket) -> list[BaseSocket]:
+    """Return *connection*, and the socket that it has become in its handler."""
+    return [end for end in (connection, connection._successor) if end is not None]
+
+
+def _close(connection: BaseSocket) -> Deferred[Any]:
+    return gatherResults([end.close() for end in _ends(connection)])
 
 
 def _report(failure: Failure, connection: BaseSocket) -> None:
@@ -85,7 +89,7 @@ def _report(failure: Failure, connection: BaseSocket) -> None:
     if failure.check(CancelledError) is not None:
         return
     error = failure.value
-    if isinstance(error, SocketError) and _is_on(error.socket, connection):
+    if isinstance(error, SocketError) and error.socket in _ends(connection):
         _log.info(
             "serving {node} {service} ended: {error}",
             node=connection.node,

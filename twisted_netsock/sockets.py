@@ -274,9 +274,10 @@ class Socket(DataSocket):
         Args:
             handler: Called with a connection; a coroutine function, or what
                 returns a Deferred or anything else. When it is done, or fails, the
-                connection is closed. What it raises is logged and touches no
-                other connection: in a line if it is an error of the
-                connection's own, else with its traceback.
+                connection is closed, also if it has been given to `start_tls`.
+                What it raises is logged and touches no other connection: in a
+                line if it is an error of the connection's own, else with its
+                traceback.
             limit: The most connections at a time, until they are closed; more
                 wait in the kernel's queue. `None`: no limit.
 

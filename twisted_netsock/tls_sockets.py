@@ -60,8 +60,6 @@ class TLSSocket(Socket):
         self._ready: deque[Any] = deque()
         self._handshakes: ServerHandshakes | None = None
         self._running: Deferred[None] | None = None
-        self._plain: Socket | None = None
-        """The plain socket that this was made of, by `start_tls`."""
         self._reloader: Reloader | None = None
         self._file_watch: FileWatch | None = None
         if factory is not None:

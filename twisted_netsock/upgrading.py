@@ -147,7 +147,7 @@ async def _upgrade(
     made = TLSSocket(
         reactor, watch, descriptor, node=node, service=socket.service, options=options
     )
-    made._plain = socket
+    socket._successor = made
     made.read_timeout = options.read_timeout or socket.read_timeout
     made.write_timeout = options.write_timeout or socket.write_timeout
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import assert_type
 
@@ -45,7 +46,31 @@ async def sockets() -> None:
     async with await netsock.make_server_socket(None, 0) as server:
         async for connection in server:
             assert_type(connection, netsock.Socket)
-    await netsock.make_server_tls_socket(None, 0, [netsock.ServerTLSSocketOptions()])
+    listener = await netsock.make_server_tls_socket(
+        None, 0, [netsock.ServerTLSSocketOptions()], reload_every=timedelta(hours=1)
+    )
+    assert_type(listener, netsock.TLSSocket)
+    assert_type(await listener.accept(), netsock.TLSSocket)
+    assert_type(listener.serve(handle, limit=100), Deferred[None])
+    assert_type(await netsock.start_tls(sock, netsock.TLSSocketOptions()), netsock.TLSSocket)
+    await netsock.start_tls(sock, netsock.TLSSocketOptions(), "example.com")
+    assert_type(await netsock.wait_readable(sock, timeout=timedelta(1)), list[netsock.Socket])
+    assert_type(await netsock.wait_writable(tls), list[netsock.TLSSocket])
+    selector = netsock.SocketSelector(timedelta(seconds=10))
+    selector.add(tls, on_read, timedelta(seconds=1))
+    await listener.serve(print)
+
+
+async def handle(connection: netsock.TLSSocket) -> None:
+    await connection.sendall(b"hello")
+
+
+async def on_read(
+    sock: netsock.Socket, error: netsock.SocketError | None, again: Callable[..., None]
+) -> None:
+    if error is None:
+        await sock.recv(10)
+    again()
 
 
 def endpoints(reactor: object) -> None:
