@@ -49,6 +49,8 @@ ORDER = [
     "verification",
     "sessions",
     "contexts",
+    "client_contexts",
+    "server_contexts",
     "reloading",
     "tls",
     "handshakes",

@@ -37,8 +37,8 @@ from twisted_netsock import (
     make_server_tls_socket,
     resolver,
 )
+from twisted_netsock.client_contexts import ClientContextFactory
 from twisted_netsock.connecting import connect
-from twisted_netsock.contexts import ClientContextFactory
 from twisted_netsock.testing import ScriptedResolver
 
 STAGES = ["look-up", "connect", "handshake"]

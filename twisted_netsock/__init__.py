@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .addresses import AddressInfo as AddressInfo
     from .addresses import SocketAddress as SocketAddress
-    from .contexts import client_context_factory as client_context_factory
-    from .contexts import server_context_factory as server_context_factory
+    from .client_contexts import client_context_factory as client_context_factory
     from .endpoints import ClientEndpoint as ClientEndpoint
     from .endpoints import ServerEndpoint as ServerEndpoint
     from .endpoints import client_endpoint as client_endpoint
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from .selecting import SocketSelector as SocketSelector
     from .selecting import wait_readable as wait_readable
     from .selecting import wait_writable as wait_writable
+    from .server_contexts import server_context_factory as server_context_factory
     from .sockets import Socket as Socket
     from .tls_sockets import TLSSocket as TLSSocket
     from .upgrading import start_tls as start_tls
@@ -81,7 +81,7 @@ _HOMES = {
     "TLSSocketOptions": "options",
     "TLSTruncatedError": "errors",
     "VerifyResult": "options",
-    "client_context_factory": "contexts",
+    "client_context_factory": "client_contexts",
     "client_endpoint": "endpoints",
     "is_server_tls_socket_options": "options",
     "is_socket_options": "options",
@@ -90,7 +90,7 @@ _HOMES = {
     "make_client_tls_socket": "makers",
     "make_server_socket": "makers",
     "make_server_tls_socket": "makers",
-    "server_context_factory": "contexts",
+    "server_context_factory": "server_contexts",
     "server_endpoint": "endpoints",
     "socket_options_to_client_socket": "makers",
     "start_tls": "upgrading",

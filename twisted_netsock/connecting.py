@@ -27,7 +27,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
-from .contexts import ClientContextFactory
+from .client_contexts import ClientContextFactory
 from .descriptors import Connect, Descriptor, PlainDescriptor
 from .errors import (
     SocketBindError,

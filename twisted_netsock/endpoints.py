@@ -32,13 +32,9 @@ from zope.interface import implementer
 from ._validation import optional_duration
 from .accepting import Acceptor
 from .addresses import SocketAddress, to_twisted_address
+from .client_contexts import client_context_factory
 from .connecting import Established, check_listening, check_target, connect, listen
-from .contexts import (
-    ServerContextFactory,
-    client_context_factory,
-    negotiated_protocols,
-    server_context_factory,
-)
+from .contexts import negotiated_protocols
 from .descriptors import Descriptor, PlainDescriptor
 from .errors import SocketClosedError
 from .handshakes import ServerHandshakes
@@ -52,6 +48,7 @@ from .options import (
 )
 from .readiness import Watch, poller_for
 from .reloading import FileWatch, Reloader
+from .server_contexts import ServerContextFactory, server_context_factory
 from .tls import TLSDescriptor, say_goodbye
 from .transports import TLSTransport, Transport
 

@@ -17,8 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .addresses import SocketAddress
-from .contexts import ServerContextFactory
 from .readiness import Watch, poller_for
+from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor, handshake
 
 __all__ = ["ServerHandshakes"]

@@ -10,8 +10,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from ._validation import optional_duration
+from .client_contexts import ClientContextFactory
 from .connecting import check_listening, check_target, connect, listen
-from .contexts import ClientContextFactory, ServerContextFactory, server_records
 from .descriptors import PlainDescriptor
 from .options import (
     ServerTLSSocketOptions,
@@ -22,6 +22,7 @@ from .options import (
     require_record,
 )
 from .readiness import poller_for
+from .server_contexts import ServerContextFactory, server_records
 from .sockets import Socket, current_reactor
 from .tls_sockets import TLSSocket
 

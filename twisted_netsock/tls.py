@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 
-from .contexts import ClientContextFactory, ServerContextFactory, quiet_context
+from .client_contexts import ClientContextFactory
 from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
 from .errors import (
     SocketClosedError,
@@ -31,6 +31,7 @@ from .errors import (
 )
 from .options import TLSSocketOptions
 from .readiness import Watch
+from .server_contexts import ServerContextFactory, quiet_context
 from .waiting import drive
 
 if TYPE_CHECKING:

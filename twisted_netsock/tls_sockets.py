@@ -12,7 +12,6 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from .addresses import SocketAddress
-from .contexts import ServerContextFactory
 from .descriptors import WANT_READ, Descriptor, Want
 from .errors import SocketError
 from .handshakes import ServerHandshakes
@@ -20,6 +19,7 @@ from .operations import Operation
 from .options import SocketOptions, TLSSocketOptions
 from .readiness import Watch, poller_for
 from .reloading import FileWatch, Reloader
+from .server_contexts import ServerContextFactory
 from .sockets import Socket
 from .tls import TLSDescriptor, handshake, say_goodbye
 

@@ -35,7 +35,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from .contexts import ClientContextFactory, ServerContextFactory, negotiated_protocols
+from .client_contexts import ClientContextFactory
+from .contexts import negotiated_protocols
 from .descriptors import (
     WANT_READ,
     WANT_WRITE,
@@ -47,6 +48,7 @@ from .descriptors import (
 from .errors import SocketError, SocketReadTimeoutError, SocketWriteTimeoutError
 from .options import SocketOptions
 from .readiness import Watch
+from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor, handshake, say_goodbye
 
 __all__ = ["IViewProtocol", "TLSTransport", "Transport"]

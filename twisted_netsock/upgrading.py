@@ -9,8 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from .client_contexts import ClientContextFactory
 from .connecting import Deadline
-from .contexts import ClientContextFactory, ServerContextFactory, server_records
 from .descriptors import PlainDescriptor
 from .errors import SocketConnectionTimeoutError, SocketError
 from .operations import Operation
@@ -21,6 +21,7 @@ from .options import (
     require_reactor_mode,
     require_record,
 )
+from .server_contexts import ServerContextFactory, server_records
 from .sockets import Socket
 from .tls import TLSDescriptor, handshake
 from .tls_sockets import TLSSocket
