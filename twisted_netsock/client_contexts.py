@@ -81,7 +81,8 @@ def _client_context(options: TLSSocketOptions) -> _ClientContext:
     """Return the context for *options*: the same one while its files are unchanged."""
     # The verifier itself is the connection's business, and may claim to equal anything.
     verifies = options.certificate_verifier is not False
-    cached = options.replace(certificate_verifier=None)
+    plain = options.certificate_verifier is None
+    cached = options if plain else options.replace(certificate_verifier=None)
     return _cached_client_context(cached, verifies, _client_signature(options))
 
 

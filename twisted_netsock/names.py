@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 import idna
 
@@ -19,12 +20,16 @@ __all__ = [
 _HOST_LIMIT = 253
 _LABEL_LIMIT = 63
 
+# Each connection asks the same of the same few names.
+_remembered = lru_cache(maxsize=256)
+
 
 def strip_zone(host: str) -> str:
     """Return *host* without an IPv6 zone (``fe80::1%eth0``; RFC 4007, section 11)."""
     return host.partition("%")[0]
 
 
+@_remembered
 def is_ip_address(host: str) -> bool:
     """Tell whether *host* is a numeric IPv4 or IPv6 address, with or without a zone."""
     try:
@@ -52,6 +57,7 @@ def host_to_ascii(host: str) -> str:
         raise ValueError(f"{host!r} is not a valid host name: {error}") from None
 
 
+@_remembered
 def is_host_name(text: str) -> bool:
     """Tell whether *text* has the form of a host name or an address."""
     if is_ip_address(text):
@@ -76,6 +82,7 @@ def server_name_pattern(name: str) -> str:
     return reference_identity(name)
 
 
+@_remembered
 def reference_identity(host: str) -> str:
     """
     Return *host* as it is compared with a certificate and sent as SNI.
