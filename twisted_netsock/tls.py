@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import re
+import select
 import socket as _socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,8 +49,8 @@ _RECORD: Final = 16384
 _DISCARD_LIMIT: Final = 1024 * 1024
 """How many bytes to read and drop while waiting for the peer's close_notify."""
 
-_SENDS_TO_CHECK: Final = 64
-"""Sends of a TLS 1.3 client that may come before the server's refusal has arrived."""
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
+"""The peer sends nothing more; the kernel adds errors and resets by itself."""
 
 _ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
 """OpenSSL's reason for a received alert: ``tlsv1 alert unknown ca``, ``tls alert …``."""
@@ -76,8 +77,8 @@ class TLSDescriptor:
         "_ended",
         "_failure",
         "_kept",
+        "_maybe_refused",
         "_read_shut",
-        "_sends_to_check",
         "_untold",
         "connection",
         "handshaken",
@@ -111,7 +112,7 @@ class TLSDescriptor:
         self._close_sent = False
         self._discarded = 0
         self._untold = False
-        self._sends_to_check = 0
+        self._maybe_refused = False
 
     # The handshake
 
@@ -142,8 +143,9 @@ class TLSDescriptor:
         else:
             self.connection.set_context(quiet_context())
         self.handshaken = True
-        if self.is_client and self.connection.get_protocol_version() == SSL.TLS1_3_VERSION:
-            self._sends_to_check = _SENDS_TO_CHECK
+        self._maybe_refused = (
+            self.is_client and self.connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        )
 
     def _handshake_error(self, error: Exception) -> SocketError:
         """Say why the handshake failed: first of all, if it was our verification."""
@@ -206,7 +208,7 @@ class TLSDescriptor:
         if self._ended or self._read_shut or n == 0:
             return b""
         try:
-            return self.connection.recv(min(_RECORD, n))
+            data = self.connection.recv(min(_RECORD, n))
         except SSL.WantReadError:
             return WANT_READ
         except SSL.WantWriteError:
@@ -216,6 +218,8 @@ class TLSDescriptor:
             return b""
         except (SSL.Error, OSError) as error:
             raise self._fail(self._data_error(error)) from None
+        self._maybe_refused = False
+        return data
 
     def try_recv_into(self, view: memoryview | bytearray, flags: int = 0) -> int | Want:
         """
@@ -236,6 +240,7 @@ class TLSDescriptor:
             while filled < size:
                 count = connection.recv_into(target[filled:], _RECORD)
                 filled += count
+                self._maybe_refused = False
                 if count < _RECORD and not connection.pending():
                     break
         except SSL.WantReadError:
@@ -276,7 +281,7 @@ class TLSDescriptor:
         piece = piece[:_RECORD]
         if not piece:
             return 0
-        if self._sends_to_check:
+        if self._maybe_refused:
             self._look_for_refusal()
         try:
             return self.connection.send(piece)
@@ -293,8 +298,14 @@ class TLSDescriptor:
 
         With TLS 1.3 it comes after our handshake, or for the lack of one; and
         once a send has failed for it OpenSSL does not tell the alert any more.
+        A server that refuses ends the connection. OpenSSL is asked then alone:
+        the descriptor stays readable, so nobody who waits for that loses what is
+        decrypted here.
         """
-        self._sends_to_check -= 1
+        poller = select.poll()
+        poller.register(self.sock, _HUNG_UP)
+        if not poller.poll(0):
+            return
         try:
             self.connection.recv(1, _socket.MSG_PEEK)
         except (SSL.WantReadError, SSL.WantWriteError):
@@ -303,7 +314,7 @@ class TLSDescriptor:
             pass
         except (SSL.Error, OSError) as error:
             raise self._fail(self._data_error(error)) from None
-        self._sends_to_check = 0
+        self._maybe_refused = False
 
     def try_flush(self) -> Want | None:
         """Send the piece that was taken and is not with the kernel yet."""
