@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_netsock import (
+    ServerTLSSocketOptions,
     Socket,
     SocketOptions,
     TLSSocket,
@@ -285,19 +286,43 @@ class TLSStreams(Streams):
         self._version = version
         self._server_first = server_first
 
+    def server_options(self, **fields: Any) -> ServerTLSSocketOptions:
+        return self._authority.server_options(maximum_version=self._version, **fields)
+
+    def client_options(self, **fields: Any) -> TLSSocketOptions:
+        return self._authority.client_options(maximum_version=self._version, **fields)
+
     def listen(self, reactor: Any = None, **fields: Any) -> Deferred[Socket]:
-        options = self._authority.server_options(maximum_version=self._version, **fields)
+        options = self.server_options(**fields)
         made: Deferred[Any] = make_server_tls_socket("127.0.0.1", 0, options, reactor=reactor)
         return made
 
     def connect(self, listener: Socket, reactor: Any = None, **fields: Any) -> Deferred[Socket]:
-        options = self._authority.client_options(maximum_version=self._version, **fields)
+        options = self.client_options(**fields)
         host, port = listener.getsockname()
         made: Deferred[Any] = make_client_tls_socket(host, port, options, reactor=reactor)
         return made
 
     def arrange(self, client: Socket, accepted: Socket) -> tuple[Socket, Socket]:
         return (accepted, client) if self._server_first else (client, accepted)
+
+
+class UNIXTLSStreams(Streams):
+    """TLS over a UNIX socket, which takes and gives room record by record."""
+
+    def __init__(self, tls: TLSStreams, path: Path) -> None:
+        self._tls = tls
+        self._path = str(path)
+
+    def listen(self, **fields: Any) -> Deferred[Socket]:
+        options = self._tls.server_options(ai_family=socket.AF_UNIX, **fields)
+        made: Deferred[Any] = make_server_tls_socket(self._path, None, options)
+        return made
+
+    def connect(self, listener: Socket, **fields: Any) -> Deferred[Socket]:
+        options = self._tls.client_options(ai_family=socket.AF_UNIX, sni="localhost", **fields)
+        made: Deferred[Any] = make_client_tls_socket(self._path, None, options)
+        return made
 
 
 def noise(size: int, seed: int = 0) -> bytes:

@@ -13,6 +13,7 @@ from stream_helpers import (
     ClockedReactor,
     PythonPeers,
     TLSStreams,
+    UNIXTLSStreams,
     failure_of,
     fill,
     finished,
@@ -27,6 +28,7 @@ from stream_helpers import (
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import (
+    SocketClosedError,
     SocketConnectionLostError,
     SocketError,
     SocketWriteTimeoutError,
@@ -311,6 +313,27 @@ class TestCancelledSends:
             assert failure_of(ending) is CancelledError
             _, got = await together(finished(one.shutdown(socket.SHUT_WR)), read_to_end(other))
             self.check(got, sent, chunk, b"")
+
+    async def test_nothing_can_be_sent_after_a_shutdown_that_was_cancelled_at_its_end(
+        self, tls: TLSStreams, tmp_path: Path
+    ) -> None:
+        """OpenSSL takes no more data once close_notify has been made, be it stuck here."""
+        unix = UNIXTLSStreams(tls, tmp_path / "socket")
+        async with unix.pair() as (one, other):
+            shrink_buffers(one, other)
+            sent, sending = await fill(one, b"x")
+            sending.cancel()
+            assert failure_of(sending) is CancelledError
+            # Now there is room for one record: the one that was kept.
+            assert await soon(other.recv(1)) == b"x"
+            ending = one.shutdown(socket.SHUT_WR)
+            assert not ending.called
+            ending.cancel()
+            assert failure_of(ending) is CancelledError
+            with pytest.raises(SocketClosedError, match="shut down for writing"):
+                await soon(one.send(b"late"))
+            _, got = await together(finished(one.shutdown(socket.SHUT_WR)), read_to_end(other))
+            assert got == sent
 
     async def test_other_bytes_follow_a_write_timeout_exactly(self, tls: TLSStreams) -> None:
         clock = ClockedReactor()

@@ -1,4 +1,4 @@
-"""Looking for a server's late refusal, before a send, takes nothing from whoever receives."""
+"""Certificates of clients, and how a server's refusal, be it late, reaches the client."""
 
 from __future__ import annotations
 
@@ -12,15 +12,99 @@ from stream_helpers import (
     failure_of,
     read_exactly,
     soon,
+    turns,
     until,
 )
 from twisted.internet.defer import CancelledError
 from twisted.internet.protocol import Factory, Protocol
 
-from twisted_netsock import TLSError, client_endpoint
+from twisted_netsock import TLSError, TLSHandshakeError, client_endpoint
 from twisted_netsock.testing import CertificateAuthority
 
 VERSIONS = ["TLSv1.2", "TLSv1.3"]
+
+
+@pytest.fixture
+def demanding(authority: CertificateAuthority) -> dict[str, Any]:
+    return {
+        "trusted_certificates": authority.certificate_pem,
+        "client_certificate_required": True,
+    }
+
+
+class TestClientCertificates:
+    @pytest.mark.parametrize("version", VERSIONS)
+    async def test_a_good_one_is_accepted(
+        self, authority: CertificateAuthority, demanding: dict[str, Any], version: str
+    ) -> None:
+        issued = authority.issue("client@example.com")
+        mine = {"certificates": issued.pem}
+        streams = TLSStreams(authority, version)
+        async with streams.pair(server=demanding, client=mine) as (client, server):
+            assert server.peer_certificate == issued.certificate
+            await client.sendall(b"known")
+            assert await read_exactly(server, 5) == b"known"
+
+    @pytest.mark.parametrize(
+        ("faults", "alert"),
+        [
+            (None, "certificate required"),
+            ({"self_signed": True}, "unknown ca"),
+            ({"expired": True}, "certificate expired"),
+        ],
+    )
+    async def test_with_tls_1_3_the_first_receive_tells_of_a_refusal(
+        self,
+        authority: CertificateAuthority,
+        demanding: dict[str, Any],
+        faults: dict[str, bool] | None,
+        alert: str,
+    ) -> None:
+        streams = TLSStreams(authority)
+        mine = {}
+        if faults is not None:
+            mine["certificates"] = authority.issue("client@example.com", **faults).pem
+        async with await streams.listen(**demanding) as listener:
+            accepting = listener.accept()
+            client = await soon(streams.connect(listener, **mine))
+            for _ in range(2):
+                with pytest.raises(TLSError) as caught:
+                    await soon(client.recv(1))
+                assert caught.value.alert == alert
+                assert caught.value.socket is client
+            assert listener.failed_handshakes == 1
+            accepting.cancel()
+            assert failure_of(accepting) is CancelledError
+            client.abort()
+
+    async def test_with_tls_1_3_a_send_tells_of_a_refusal_too(
+        self, authority: CertificateAuthority, demanding: dict[str, Any]
+    ) -> None:
+        streams = TLSStreams(authority)
+        async with await streams.listen(**demanding) as listener:
+            accepting = listener.accept()
+            client = await soon(streams.connect(listener))
+            await until(lambda: listener.failed_handshakes)
+            with pytest.raises(TLSError) as caught:
+                for _ in range(100):
+                    await soon(client.sendall(b"anybody there?"))
+                    await turns(1)
+            assert caught.value.alert == "certificate required"
+            accepting.cancel()
+            assert failure_of(accepting) is CancelledError
+            client.abort()
+
+    async def test_with_tls_1_2_the_handshake_tells_of_a_refusal(
+        self, authority: CertificateAuthority, demanding: dict[str, Any]
+    ) -> None:
+        streams = TLSStreams(authority, "TLSv1.2")
+        async with await streams.listen(**demanding) as listener:
+            accepting = listener.accept()
+            with pytest.raises(TLSHandshakeError) as caught:
+                await soon(streams.connect(listener))
+            assert caught.value.alert == "handshake failure"
+            accepting.cancel()
+            assert failure_of(accepting) is CancelledError
 
 
 @pytest.fixture(params=VERSIONS)
@@ -78,13 +162,9 @@ async def test_a_write_leaves_what_has_come_to_the_protocol(
 
 @pytest.mark.parametrize("then", ["send", "recv"])
 async def test_a_refusal_is_told_however_much_was_sent_before_it_came(
-    authority: CertificateAuthority, then: str
+    authority: CertificateAuthority, demanding: dict[str, Any], then: str
 ) -> None:
     streams = TLSStreams(authority)
-    demanding: dict[str, Any] = {
-        "trusted_certificates": authority.certificate_pem,
-        "client_certificate_required": True,
-    }
     room = {"socket_options": (socket.SOL_SOCKET, socket.SO_SNDBUF, 2_000_000)}
     sent: list[Any] = []
 

@@ -172,7 +172,12 @@ class TestHandshake:
                     lambda each=each: each.recv_into(bytearray(1)),
                     lambda each=each: each.sendall(b"x"),
                     lambda each=each: each.send(b"x"),
+                    lambda each=each: each.recv(0),
+                    lambda each=each: each.send(b""),
                     lambda each=each: each.shutdown(socket.SHUT_WR),
+                    lambda each=each: each.shutdown(socket.SHUT_RD),
+                    lambda each=each: each.shutdown(socket.SHUT_RDWR),
+                    lambda each=each: each.input_port.read(1),
                 ):
                     with pytest.raises(TLSError, match="the handshake is not done"):
                         await soon(call())
@@ -414,85 +419,3 @@ class TestAccepting:
         for each in (*clients, accepted):
             each.abort()
         await until(lambda: not clock.getDelayedCalls())
-
-
-class TestClientCertificates:
-    @pytest.fixture
-    def demanding(self, authority: CertificateAuthority) -> dict[str, Any]:
-        return {
-            "trusted_certificates": authority.certificate_pem,
-            "client_certificate_required": True,
-        }
-
-    @pytest.mark.parametrize("version", VERSIONS)
-    async def test_a_good_one_is_accepted(
-        self, authority: CertificateAuthority, demanding: dict[str, Any], version: str
-    ) -> None:
-        issued = authority.issue("client@example.com")
-        mine = {"certificates": issued.pem}
-        streams = TLSStreams(authority, version)
-        async with streams.pair(server=demanding, client=mine) as (client, server):
-            assert server.peer_certificate == issued.certificate
-            await client.sendall(b"known")
-            assert await read_exactly(server, 5) == b"known"
-
-    @pytest.mark.parametrize(
-        ("faults", "alert"),
-        [
-            (None, "certificate required"),
-            ({"self_signed": True}, "unknown ca"),
-            ({"expired": True}, "certificate expired"),
-        ],
-    )
-    async def test_with_tls_1_3_the_first_receive_tells_of_a_refusal(
-        self,
-        authority: CertificateAuthority,
-        demanding: dict[str, Any],
-        faults: dict[str, bool] | None,
-        alert: str,
-    ) -> None:
-        streams = TLSStreams(authority)
-        mine = {}
-        if faults is not None:
-            mine["certificates"] = authority.issue("client@example.com", **faults).pem
-        async with await streams.listen(**demanding) as listener:
-            accepting = listener.accept()
-            client = await soon(streams.connect(listener, **mine))
-            for _ in range(2):
-                with pytest.raises(TLSError) as caught:
-                    await soon(client.recv(1))
-                assert caught.value.alert == alert
-                assert caught.value.socket is client
-            assert listener.failed_handshakes == 1
-            accepting.cancel()
-            assert failure_of(accepting) is CancelledError
-            client.abort()
-
-    async def test_with_tls_1_3_a_send_tells_of_a_refusal_too(
-        self, authority: CertificateAuthority, demanding: dict[str, Any]
-    ) -> None:
-        streams = TLSStreams(authority)
-        async with await streams.listen(**demanding) as listener:
-            accepting = listener.accept()
-            client = await soon(streams.connect(listener))
-            await until(lambda: listener.failed_handshakes)
-            with pytest.raises(TLSError) as caught:
-                for _ in range(100):
-                    await soon(client.sendall(b"anybody there?"))
-                    await turns(1)
-            assert caught.value.alert == "certificate required"
-            accepting.cancel()
-            assert failure_of(accepting) is CancelledError
-            client.abort()
-
-    async def test_with_tls_1_2_the_handshake_tells_of_a_refusal(
-        self, authority: CertificateAuthority, demanding: dict[str, Any]
-    ) -> None:
-        streams = TLSStreams(authority, "TLSv1.2")
-        async with await streams.listen(**demanding) as listener:
-            accepting = listener.accept()
-            with pytest.raises(TLSHandshakeError) as caught:
-                await soon(streams.connect(listener))
-            assert caught.value.alert == "handshake failure"
-            accepting.cancel()
-            assert failure_of(accepting) is CancelledError

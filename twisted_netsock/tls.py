@@ -58,7 +58,7 @@ _ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
 
 class TLSDescriptor:
     """
-    A non-blocking socket that speaks TLS; owns it.
+    A non-blocking socket, which it owns, that speaks TLS.
 
     A method raises `TLSError` or a kin of `SocketConnectionLostError`. The first
     fatal error is kept, and every later call raises it again.
@@ -80,6 +80,7 @@ class TLSDescriptor:
         "_maybe_refused",
         "_read_shut",
         "_untold",
+        "_write_shut",
         "connection",
         "handshaken",
         "is_client",
@@ -109,6 +110,7 @@ class TLSDescriptor:
         self._failure: SocketError | None = None
         self._ended = False
         self._read_shut = False
+        self._write_shut = False
         self._close_sent = False
         self._discarded = 0
         self._untold = False
@@ -137,9 +139,8 @@ class TLSDescriptor:
         return None
 
     def _conclude_handshake(self) -> None:
-        state = self.connection.state
         if self.is_client:
-            state.verification.conclude()
+            self.connection.state.verification.conclude()
         else:
             self.connection.set_context(quiet_context())
         self.handshaken = True
@@ -158,7 +159,7 @@ class TLSDescriptor:
                 return SocketConnectionLostError(
                     strerror="The peer closed the connection during the TLS handshake"
                 )
-            return _from_errno(error.args[0])
+            return from_os_error(OSError(error.args[0], os.strerror(error.args[0])))
         if isinstance(error, OSError):
             return from_os_error(error)
         alert, reason = _explain(error)
@@ -267,7 +268,7 @@ class TLSDescriptor:
         """
         if self._failure is not None or not self.handshaken:
             self._check()
-        if self._close_sent:
+        if self._write_shut:
             raise SocketClosedError(
                 errno=errno.EPIPE, strerror="This side has been shut down for writing"
             )
@@ -296,11 +297,9 @@ class TLSDescriptor:
         """
         Raise the server's refusal of our certificate, if it is here already.
 
-        With TLS 1.3 it comes after our handshake, or for the lack of one; and
-        once a send has failed for it OpenSSL does not tell the alert any more.
-        A server that refuses ends the connection. OpenSSL is asked then alone:
-        the descriptor stays readable, so nobody who waits for that loses what is
-        decrypted here.
+        With TLS 1.3 it comes after our handshake, and a send that fails for it hides
+        the alert. OpenSSL is asked only when the server has ended: the descriptor
+        stays readable then, and who waits for that wakes.
         """
         poller = select.poll()
         poller.register(self.sock, _HUNG_UP)
@@ -338,7 +337,7 @@ class TLSDescriptor:
         if isinstance(error, SSL.SysCallError):
             if error.args[0] == -1:
                 return TLSTruncatedError(errno=errno.ECONNRESET)
-            return _from_errno(error.args[0])
+            return from_os_error(OSError(error.args[0], os.strerror(error.args[0])))
         if isinstance(error, SSL.ZeroReturnError):
             return SocketConnectionLostError(strerror="The peer has finished the connection")
         if isinstance(error, OSError):
@@ -355,6 +354,8 @@ class TLSDescriptor:
         Writing ends with close_notify, after the kept piece; reading ends here
         alone: TLS has no message for it.
         """
+        if not self.handshaken:
+            self._check()
         if how != _socket.SHUT_WR:
             self._read_shut = True
         if how == _socket.SHUT_RD or self._close_sent:
@@ -363,6 +364,8 @@ class TLSDescriptor:
         want = self.try_flush()
         if want is not None:
             return want
+        # From here on OpenSSL takes no more data, also if it has to wait.
+        self._write_shut = True
         try:
             self.connection.shutdown()
         except SSL.WantReadError:
@@ -456,10 +459,6 @@ class TLSDescriptor:
         """The name that the client asked for, or `None`."""
         raw = self.connection.get_servername()
         return None if raw is None else raw.decode("ascii", "backslashreplace")
-
-
-def _from_errno(number: int) -> SocketError:
-    return from_os_error(OSError(number, os.strerror(number)))
 
 
 def _explain(error: Exception) -> tuple[str | None, str]:
