@@ -117,7 +117,7 @@ async def read_to_end(sock: Socket) -> bytes:
     return bytes(data)
 
 
-def shrink_buffers(*socks: Socket) -> None:
+def shrink_buffers(*socks: Socket | socket.socket) -> None:
     """Give the kernel little room, so that a peer that does not read is noticed soon."""
     for sock in socks:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
