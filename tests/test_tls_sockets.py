@@ -53,6 +53,12 @@ class TestTLS13(StreamContract):
         return TLSStreams(authority)
 
 
+class TestTLS12FromTheServersSide(StreamContract):
+    @pytest.fixture
+    def streams(self, authority: CertificateAuthority) -> Streams:
+        return TLSStreams(authority, "TLSv1.2", server_first=True)
+
+
 class TestTLS13FromTheServersSide(StreamContract):
     @pytest.fixture
     def streams(self, authority: CertificateAuthority) -> Streams:
