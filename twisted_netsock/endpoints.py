@@ -45,6 +45,7 @@ from .options import (
     require_client_flags,
     require_reactor_mode,
     require_record,
+    require_stream,
 )
 from .readiness import Watch, poller_for
 from .reloading import FileWatch, Reloader
@@ -457,7 +458,7 @@ def client_endpoint(
     require_reactor_mode(record)
     require_client_flags(record)
     check_target(node, service, record)
-    _require_stream(record)
+    require_stream(record, "endpoints are")
     poller_for(reactor)
     return ClientEndpoint(reactor, node, service, record)
 
@@ -510,14 +511,9 @@ def server_endpoint(
     first = records if isinstance(records, SocketOptions) else records[0]
     require_reactor_mode(first)
     check_listening(node, service, first)
-    _require_stream(first)
+    require_stream(first, "endpoints are")
     interval = optional_duration(reload_every, "reload_every")
     if interval is not None and isinstance(records, SocketOptions):
         raise ValueError(f"reload_every={reload_every!r} needs TLS: a plain server has no files")
     poller_for(reactor)
     return ServerEndpoint(reactor, node, service, records, interval)
-
-
-def _require_stream(options: SocketOptions) -> None:
-    if options.ai_socktype != _socket.SOCK_STREAM:
-        raise ValueError(f"ai_socktype={options.ai_socktype!r}: endpoints are for SOCK_STREAM")

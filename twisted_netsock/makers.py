@@ -20,6 +20,7 @@ from .options import (
     require_client_flags,
     require_reactor_mode,
     require_record,
+    require_stream,
 )
 from .readiness import poller_for
 from .server_contexts import ServerContextFactory, server_records
@@ -113,7 +114,8 @@ def make_client_tls_socket(
 
     Raises:
         TypeError: *options* is a server's record, or no record.
-        ValueError: As `make_client_socket`; or a certificate or key cannot be used.
+        ValueError: As `make_client_socket`; or a certificate or key cannot be used;
+            or *ai_socktype* is not ``SOCK_STREAM``.
 
     Errors:
         As `make_client_socket`, and
@@ -132,6 +134,7 @@ def make_client_tls_socket(
     checked = (
         record if isinstance(record, TLSSocketOptions) else TLSSocketOptions.from_options(record)
     )
+    require_stream(checked, "TLS is")
     _check_client(node, service, checked)
     reactor = current_reactor(reactor)
     factory = ClientContextFactory(checked, node)
@@ -222,7 +225,8 @@ def make_server_tls_socket(
     Raises:
         TypeError: A record is no server's.
         ValueError: As `make_server_socket`; or there is no certificate or key,
-            or it cannot be used; or the records cannot be served together.
+            or it cannot be used; or the records cannot be served together;
+            or *ai_socktype* is not ``SOCK_STREAM``.
 
     Errors:
         As `make_server_socket`.
@@ -232,6 +236,7 @@ def make_server_tls_socket(
     """
     records = server_records(options)
     first = records[0]
+    require_stream(first, "TLS is")
     require_reactor_mode(first)
     check_listening(node, service, first)
     interval = optional_duration(reload_every, "reload_every")

@@ -477,3 +477,14 @@ def require_reactor_mode(options: SocketOptions) -> None:
             "non_blocking=False: a socket on the reactor never blocks; "
             "for calls that wait, use twisted_netsock.blocking"
         )
+
+
+def require_stream(options: SocketOptions, what: str) -> None:
+    """
+    Refuse a record of datagrams or raw packets for *what*, which needs a stream.
+
+    Raises:
+        ValueError: *ai_socktype* is not ``SOCK_STREAM``.
+    """
+    if options.ai_socktype != SOCK_STREAM:
+        raise ValueError(f"ai_socktype={options.ai_socktype!r}: {what} for SOCK_STREAM")
