@@ -12,7 +12,15 @@ import socket as _socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from socket import AF_INET, AF_INET6, AF_UNSPEC, SOCK_STREAM, AddressFamily, SocketKind
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNSPEC,
+    SOCK_RAW,
+    SOCK_STREAM,
+    AddressFamily,
+    SocketKind,
+)
 from typing import Any
 
 import attrs
@@ -38,6 +46,9 @@ __all__ = ["look_up", "look_up_system", "numeric_service"]
 _MOST_THREADS = 32
 _IDLE_SECONDS = 10.0
 _PORT_LIMIT = 65536
+
+# Of <linux/in.h>; the socket module has it where the C library does.
+_IPPROTO_MPTCP = 262
 
 Job = Callable[[], None]
 
@@ -151,6 +162,26 @@ def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
     return list(infos.values())
 
 
+def _getaddrinfo(
+    node: str | None,
+    service: str | int | None,
+    family: int,
+    kind: int,
+    protocol: int,
+    flags: int,
+) -> list[tuple[Any, ...]]:
+    """Call `socket.getaddrinfo`, as it likes to be asked about Multipath TCP and raw sockets."""
+    if kind == SOCK_RAW and service in (0, "0"):
+        # There are no ports: any service, 0 too, would be refused.
+        service = None
+    # A protocol that it does not know, and to it the same as TCP.
+    asked = _socket.IPPROTO_TCP if protocol == _IPPROTO_MPTCP else protocol
+    results = _socket.getaddrinfo(node, service, family, kind, asked, flags)
+    if asked == protocol:
+        return list(results)
+    return [(*result[:2], protocol, *result[3:]) for result in results]
+
+
 def _numeric_infos(
     node: str | None,
     port: int,
@@ -162,7 +193,7 @@ def _numeric_infos(
 ) -> list[AddressInfo]:
     """Answer a look-up of a numeric node, or of `None`, without asking anybody."""
     try:
-        results = _socket.getaddrinfo(
+        results = _getaddrinfo(
             node,
             None if service is None else port,
             family,
@@ -200,7 +231,7 @@ def _ask_system(
 ) -> list[AddressInfo]:
     """Ask `socket.getaddrinfo`, which may take its time, for *name*, written *node*."""
     try:
-        found = _infos(_socket.getaddrinfo(name, service, family, kind, protocol, flags), flags)
+        found = _infos(_getaddrinfo(name, service, family, kind, protocol, flags), flags)
     except _socket.gaierror as error:
         raise HostNotFoundError(
             node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
