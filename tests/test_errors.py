@@ -19,6 +19,7 @@ from twisted_netsock.errors import (
     CertificateVerificationError,
     HostNotFoundError,
     NetsockError,
+    ProxyHeaderError,
     SocketBindError,
     SocketBusyError,
     SocketClosedError,
@@ -69,6 +70,14 @@ CASES = [
         "cannot look up 'nowhere.invalid', service 'https': Name or service not known",
         socket.EAI_NONAME,
         {"node": "nowhere.invalid", "service": "https"},
+    ),
+    Case(
+        ProxyHeaderError("it is longer than 107 bytes"),
+        (NetsockError,),
+        (ValueError,),
+        "bad PROXY header: it is longer than 107 bytes",
+        None,
+        {"reason": "it is longer than 107 bytes"},
     ),
     Case(
         HostNotFoundError(None, 443, errno=socket.EAI_AGAIN, strerror="Try again"),

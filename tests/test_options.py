@@ -73,6 +73,7 @@ PLAIN_DEFAULTS = {
     "backlog": 128,
     "reuse_port": False,
     "v6_only": False,
+    "proxy_protocol": None,
 }
 TLS_DEFAULTS = {
     **PLAIN_DEFAULTS,
@@ -163,6 +164,8 @@ ACCEPTED = [
     ("backlog", 2**31 - 1, 2**31 - 1),
     ("reuse_port", True, True),
     ("v6_only", True, True),
+    ("proxy_protocol", "v1", "v1"),
+    ("proxy_protocol", "any", "any"),
     ("handshake", False, False),
     ("private_key_password", "pässword", "pässword".encode()),
     ("private_key_password", b"\xff\0", b"\xff\0"),
@@ -280,6 +283,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "backlog": NUMBERS,
     "reuse_port": BOOLEANS,
     "v6_only": BOOLEANS,
+    "proxy_protocol": [1, 2, True, b"v1", ["v1"]],
     "handshake": BOOLEANS,
     "certificate_verifier": [True, 0, 1, "no", []],
     "sni": [1, b"example.com", True, object()],
@@ -341,6 +345,7 @@ WRONG_VALUES: dict[str, list[tuple[Any, str]]] = {
         (("localhost", 80), "numeric host"),
     ],
     "backlog": WRONG_NUMBERS,
+    "proxy_protocol": [("", "v1, v2, any"), ("V1", "v1, v2, any"), ("v3", "v1, v2, any")],
     "alpn": [
         ("", "1 to 255"),
         ("x" * 256, "1 to 255"),
@@ -824,6 +829,14 @@ def test_replace_checks_and_converts(cls):
         cls().replace(non_blocking=1)
 
 
+@every_record
+@pytest.mark.parametrize("kind", [SOCK_DGRAM, SOCK_RAW])
+def test_only_streams_begin_with_a_proxy_header(cls, kind):
+    told = refusal(cls, ValueError, ai_socktype=kind, proxy_protocol="v2")
+    assert "proxy_protocol='v2'" in told
+    assert "SOCK_STREAM" in told
+
+
 def test_replace_checks_fields_together():
     options = TLSSocketOptions(certificates="chain.pem", private_key="key.pem")
     with pytest.raises(ValueError, match="private_key needs certificates"):
@@ -1018,6 +1031,7 @@ PLAIN_FIELDS = {
     "backlog": NUMBER,
     "reuse_port": st.booleans(),
     "v6_only": st.booleans(),
+    "proxy_protocol": st.sampled_from([None, "v1", "v2", "any"]),
 }
 VERSIONS = [
     ("TLSv1.2", None),
@@ -1048,13 +1062,19 @@ SERVER_FIELDS = {
 }
 
 
+def only_streams_are_proxied(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields.get("ai_socktype") in (SOCK_DGRAM, SOCK_RAW):
+        fields.pop("proxy_protocol", None)
+    return fields
+
+
 @st.composite
 def fields_for(draw: st.DrawFn, cls: type[SocketOptions]) -> dict[str, Any]:
     """Draw any fields that *cls* takes together."""
     if cls is SocketOptions:
-        return draw(st.fixed_dictionaries({}, optional=PLAIN_FIELDS))
+        return only_streams_are_proxied(draw(st.fixed_dictionaries({}, optional=PLAIN_FIELDS)))
     kinds = TLS_FIELDS if cls is TLSSocketOptions else SERVER_FIELDS
-    fields = draw(st.fixed_dictionaries({}, optional=kinds))
+    fields = only_streams_are_proxied(draw(st.fixed_dictionaries({}, optional=kinds)))
     if fields.get("certificates") is not None:
         fields["private_key"] = draw(st.none() | SOURCE)
     oldest, newest = draw(st.sampled_from(VERSIONS))

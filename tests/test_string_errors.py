@@ -63,6 +63,12 @@ BAD = [
     # Numbers, words and lists
     (C, f"{HOST}:reusePort=maybe", "reusePort='maybe'", "yes or no", "true/false, on/off, 1/0"),
     (C, f"{HOST}:v6Only=", "v6Only=''", "yes or no"),
+    (C, f"{HOST}:proxyProtocol=", "proxyProtocol=''", "v1, v2, any"),
+    (C, f"{HOST}:proxyProtocol=2", "proxyProtocol='2'", "v1, v2, any"),
+    (C, f"{HOST}:proxyProtocol=any", "proxyProtocol='any'", "for servers", "v1 or v2"),
+    (C, f"{TLS}:proxyProtocol=any", "proxyProtocol='any'", "for servers", "v1 or v2"),
+    (S, "netsock:8000:proxyProtocol=yes", "proxyProtocol='yes'", "v1, v2, any"),
+    (S, "netsock:8000:proxyprotocol=v1", "proxyprotocol='v1'", "did you mean proxyProtocol?"),
     (C, f"{HOST}:backlog=many", "backlog='many'", "an integer"),
     (C, f"{HOST}:backlog=1.5", "backlog='1.5'", "an integer"),
     (C, f"{HOST}:backlog=-1", "backlog=-1", "from 0 to 2147483647"),

@@ -113,6 +113,7 @@ PLAIN = {
     "backlog": same(st.integers(0, 2**31 - 1)),
     "reusePort": booleans(),
     "v6Only": booleans(),
+    "proxyProtocol": st.sampled_from([("v1", "v1"), ("V2", "v2")]),
 }
 TLS = {
     "certificateVerifier": st.sampled_from([("no", False), ("NO", False)]),
@@ -141,6 +142,7 @@ FIELDS = {
     "backlog": "backlog",
     "reusePort": "reuse_port",
     "v6Only": "v6_only",
+    "proxyProtocol": "proxy_protocol",
     "certificateVerifier": "certificate_verifier",
     "alpn": "alpn",
     "minimumVersion": "minimum_version",

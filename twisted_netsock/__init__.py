@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .errors import CertificateVerificationError as CertificateVerificationError
     from .errors import HostNotFoundError as HostNotFoundError
     from .errors import NetsockError as NetsockError
+    from .errors import ProxyHeaderError as ProxyHeaderError
     from .errors import SocketBindError as SocketBindError
     from .errors import SocketBusyError as SocketBusyError
     from .errors import SocketClosedError as SocketClosedError
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from .options import is_server_tls_socket_options as is_server_tls_socket_options
     from .options import is_socket_options as is_socket_options
     from .options import is_tls_socket_options as is_tls_socket_options
+    from .proxy_headers import ProxyHeader as ProxyHeader
+    from .proxy_tlvs import ProxyTLS as ProxyTLS
+    from .proxy_tlvs import ProxyTLV as ProxyTLV
     from .selecting import SocketSelector as SocketSelector
     from .selecting import wait_readable as wait_readable
     from .selecting import wait_writable as wait_writable
@@ -57,6 +61,10 @@ _HOMES = {
     "ClientEndpoint": "endpoints",
     "HostNotFoundError": "errors",
     "NetsockError": "errors",
+    "ProxyHeader": "proxy_headers",
+    "ProxyHeaderError": "errors",
+    "ProxyTLS": "proxy_tlvs",
+    "ProxyTLV": "proxy_tlvs",
     "ServerEndpoint": "endpoints",
     "ServerTLSSocketOptions": "options",
     "Socket": "sockets",

@@ -19,6 +19,7 @@ from typing import Any
 from .names import is_host_name
 
 _FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
+_PROXY_PROTOCOLS = ("v1", "v2", "any")
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 _SHORTEST_MICROSECONDS = 100_000
@@ -133,6 +134,15 @@ def connection_timeout(value: Any, name: str) -> timedelta | None:
     elif not isinstance(value, timedelta | None):
         raise _wrong_type(value, name, "a datetime.timedelta, an int of microseconds or None")
     return optional_duration(value, name)
+
+
+def proxy_protocol(value: Any, name: str) -> str | None:
+    """Take a version of the PROXY protocol, ``"any"`` of them, or `None`."""
+    if not isinstance(value, str | None):
+        raise _wrong_type(value, name, f"one of {', '.join(_PROXY_PROTOCOLS)}, or None")
+    if value is not None and value not in _PROXY_PROTOCOLS:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(_PROXY_PROTOCOLS)}")
+    return value
 
 
 def local_address(value: Any, name: str) -> tuple[str, int] | None:

@@ -21,6 +21,7 @@ from .descriptors import Descriptor, set_linger_reset
 from .errors import SocketClosedError, SocketError
 from .operations import Operating
 from .options import SocketOptions
+from .proxy_headers import ProxyHeader
 from .readiness import Watch
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class BaseSocket(Operating):
         super().__init__(reactor, watch, descriptor, options or SocketOptions())
         self.node = node
         self.service = service
+        self.proxy_header: ProxyHeader | None = None
         self._gone = False
         self._aborted = False
         self._ending: Deferred[None] | None = None

@@ -37,6 +37,8 @@ from .errors import (
     SocketError,
 )
 from .options import SocketOptions
+from .proxy_headers import ProxyHeader
+from .proxying import send_header
 from .readiness import Watch, poller_for
 from .resolver import look_up, numeric_service
 from .tls import TLSDescriptor, handshake
@@ -380,6 +382,7 @@ def connect(
     options: SocketOptions,
     factory: ClientContextFactory | None = None,
     protocols: Sequence[bytes] = (),
+    header: ProxyHeader | None = None,
 ) -> Deferred[Established]:
     """
     Connect to *node* and *service*, and shake hands if there is a *factory*.
@@ -391,6 +394,8 @@ def connect(
         options: Everything else.
         factory: Makes the TLS connection.
         protocols: For ALPN, beside those of the options.
+        header: The PROXY header to send, where the options have `proxy_protocol`;
+            one with the connection's own addresses if `None`.
 
     Returns:
         The connection, verified if it is TLS; the caller's to close.
@@ -403,7 +408,9 @@ def connect(
     Cancelling:
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
-    return Deferred.fromCoroutine(_connect(reactor, node, service, options, factory, protocols))
+    return Deferred.fromCoroutine(
+        _connect(reactor, node, service, options, factory, protocols, header)
+    )
 
 
 async def _connect(
@@ -413,6 +420,7 @@ async def _connect(
     options: SocketOptions,
     factory: ClientContextFactory | None,
     protocols: Sequence[bytes],
+    header: ProxyHeader | None,
 ) -> Established:
     deadline = Deadline(reactor, options)
     if options.ai_family == AF_UNIX:
@@ -421,19 +429,23 @@ async def _connect(
         infos = await deadline.bound(_client_infos(reactor, node, service, options), "look-up")
     race = _Race(reactor, infos, options)
     established = await deadline.bound(race.run(), "connect", race.attempts)
-    if factory is None:
-        return established
-    limit = factory.options.handshake_timeout
-    seconds = deadline.remaining(None if limit is None else limit.total_seconds())
+    sock, watch = established.descriptor.sock, established.watch
     try:
+        if options.proxy_protocol is not None:
+            sending = send_header(reactor, watch, sock, options.proxy_protocol, header)
+            await deadline.bound(sending, "connect", race.attempts)
+        if factory is None:
+            return established
+        limit = factory.options.handshake_timeout
+        seconds = deadline.remaining(None if limit is None else limit.total_seconds())
         place = node if service is None else service
-        descriptor = TLSDescriptor(established.descriptor.sock, factory, protocols, place)
+        descriptor = TLSDescriptor(sock, factory, protocols, place)
         if factory.options.handshake:
-            await handshake(reactor, established.watch, descriptor, seconds)
+            await handshake(reactor, watch, descriptor, seconds)
     except BaseException:
         established.close()
         raise
-    return Established(descriptor, established.watch)
+    return Established(descriptor, watch)
 
 
 # Listening

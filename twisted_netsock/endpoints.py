@@ -8,36 +8,30 @@ record, whose class chooses plain or TLS. Their transports shake hands before
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket as _socket
 from collections.abc import Iterable
+from copy import copy
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
-    IAddress,
     IListeningPort,
     IProtocol,
     IProtocolFactory,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ._validation import optional_duration
-from .accepting import Acceptor
 from .addresses import SocketAddress, to_twisted_address
 from .client_contexts import client_context_factory
 from .connecting import Established, check_listening, check_target, connect, listen
 from .contexts import negotiated_protocols
-from .descriptors import Descriptor, PlainDescriptor
-from .errors import SocketClosedError
-from .handshakes import ServerHandshakes
+from .listening_ports import ListeningPort, make_transport, start_factory, stop_factory
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -47,34 +41,13 @@ from .options import (
     require_record,
     require_stream,
 )
-from .readiness import Watch, poller_for
-from .reloading import FileWatch, Reloader
+from .proxy_headers import ProxyHeader
+from .proxying import check_header
+from .readiness import poller_for
+from .reloading import Reloader
 from .server_contexts import ServerContextFactory, server_context_factory
-from .tls import TLSDescriptor, say_goodbye
-from .transports import TLSTransport, Transport
 
 __all__ = ["ClientEndpoint", "ServerEndpoint", "client_endpoint", "server_endpoint"]
-
-_MOST_HANDSHAKES: Final = 1024
-
-_log = Logger()
-
-
-def _transport(
-    reactor: Any,
-    watch: Watch,
-    descriptor: Descriptor,
-    options: SocketOptions,
-    peer: IAddress,
-    *,
-    is_client: bool,
-) -> Transport:
-    """Return a transport on *descriptor* that the poller keeps until it is lost."""
-    sock = descriptor.sock
-    host = to_twisted_address(SocketAddress.of(sock.family, sock.getsockname()))
-    kind = TLSTransport if isinstance(descriptor, TLSDescriptor) else Transport
-    watch.keep()
-    return kind(reactor, watch, descriptor, options, host, peer, is_client=is_client)
 
 
 @implementer(IStreamClientEndpoint)
@@ -88,6 +61,7 @@ class ClientEndpoint:
         self._node = node
         self._service = service
         self._options = options
+        self._header: ProxyHeader | None = None
         self._context_factory = (
             client_context_factory(options, node)
             if isinstance(options, TLSSocketOptions)
@@ -110,6 +84,23 @@ class ClientEndpoint:
         """The record that it was made with."""
         return self._options
 
+    def on_behalf_of(self, header: ProxyHeader) -> ClientEndpoint:
+        """
+        Return an endpoint that connects as this one does, and sends *header* first.
+
+        For a proxy, which tells with it whose connection it passes on: an endpoint
+        for each. Without it, the PROXY header has the connection's own addresses.
+
+        Raises:
+            TypeError: *header* is no `ProxyHeader`.
+            ValueError: The options have no `proxy_protocol`, or that version
+                cannot tell what is in *header*.
+        """
+        check_header(self._options, header)
+        other = copy(self)
+        other._header = header
+        return other
+
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """
         Connect, and build a protocol when the connection stands.
@@ -131,13 +122,13 @@ class ClientEndpoint:
         """
         factory: Any = protocolFactory
         protocols = negotiated_protocols(factory)
-        _start(factory)
+        start_factory(factory)
 
         def connected(established: Established) -> Any:
             return self._attach(established, factory)
 
         def failed(failure: Failure) -> Failure:
-            _stop(factory)
+            stop_factory(factory)
             return failure
 
         return connect(
@@ -147,6 +138,7 @@ class ClientEndpoint:
             self._options,
             self._context_factory,
             protocols,
+            self._header,
         ).addCallbacks(connected, failed)
 
     def _attach(self, established: Established, factory: Any) -> Any:
@@ -156,186 +148,25 @@ class ClientEndpoint:
             protocol = factory.buildProtocol(peer)
             if protocol is None:
                 raise NoProtocol  # noqa: TRY301 - the clean-up below is for it, too
-            transport = _transport(
-                self._reactor,
-                established.watch,
-                established.descriptor,
-                self._options,
-                peer,
-                is_client=True,
+            transport = make_transport(
+                self._reactor, established, self._options, peer, is_client=True
             )
         except BaseException:
             established.close()
-            _stop(factory)
+            stop_factory(factory)
             raise
-        transport.attach(protocol, lambda: _stop(factory))
+        transport.attach(protocol, lambda: stop_factory(factory))
         return protocol
 
     def __repr__(self) -> str:
-        return f"<ClientEndpoint {_where(self._node, self._service)} {self._options!r}>"
+        where = _where(self._node, self._service)
+        told = "" if self._header is None else f" on behalf of {self._header.source}"
+        return f"<ClientEndpoint {where}{told} {self._options!r}>"
 
 
 def _where(node: str | None, service: str | int | None) -> str:
     host = "*" if node is None else repr(node)
     return host if service is None else f"{host} {service!r}"
-
-
-def _start(factory: Any) -> None:
-    start = getattr(factory, "doStart", None)
-    if start is not None:
-        start()
-
-
-def _stop(factory: Any) -> None:
-    stop = getattr(factory, "doStop", None)
-    if stop is not None:
-        stop()
-
-
-@implementer(IListeningPort)
-class _Port:
-    """What a server endpoint listens on: one descriptor, or one for each address."""
-
-    def __init__(
-        self,
-        reactor: Any,
-        sockets: list[_socket.socket],
-        factory: Any,
-        options: SocketOptions,
-        context_factory: ServerContextFactory | None,
-    ) -> None:
-        self._reactor = reactor
-        self._sockets = sockets
-        self._factory = factory
-        self._options = options
-        self._protocols = negotiated_protocols(factory)
-        self._handshakes = (
-            None
-            if context_factory is None
-            else ServerHandshakes(
-                reactor, context_factory, self._on_handshake, self._on_room, _MOST_HANDSHAKES
-            )
-        )
-        self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
-        self._listening = False
-        self._watches: list[Watch] = []
-        self._acceptors: list[Acceptor] = []
-        self._file_watch: FileWatch | None = None
-
-    def startListening(self) -> None:
-        """Take connections; done by the endpoint already."""
-        if self._listening:
-            return
-        if not self._sockets:
-            raise SocketClosedError(strerror="A port that has stopped cannot start again")
-        poller = poller_for(self._reactor)
-        for sock in self._sockets:
-            watch = poller.watch(sock.fileno())
-            watch.keep()
-            acceptor = Acceptor(
-                self._reactor, watch, sock, self._on_connection, self._on_acceptor_lost
-            )
-            self._watches.append(watch)
-            self._acceptors.append(acceptor)
-        self._listening = True
-        _start(self._factory)
-        _log.info(
-            "{factory} listening on {address}", factory=self._factory, address=str(self._host)
-        )
-        for acceptor in self._acceptors:
-            acceptor.start()
-
-    def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        if self._handshakes is None:
-            watch = poller_for(self._reactor).watch(connection.fileno())
-            self._serve(PlainDescriptor(connection), watch, peer)
-            return
-        try:
-            self._handshakes.begin(connection, peer, self._protocols)
-        except Exception:  # noqa: BLE001 - it costs this connection and no other
-            _log.failure("a new connection could not be served")
-        if self._handshakes.full:
-            for acceptor in self._acceptors:
-                acceptor.stop()
-
-    def _on_room(self) -> None:
-        for acceptor in self._acceptors:
-            acceptor.start()
-
-    def _on_handshake(self, descriptor: TLSDescriptor, watch: Watch, peer: SocketAddress) -> None:
-        self._serve(descriptor, watch, peer)
-
-    def _serve(self, descriptor: Descriptor, watch: Watch, peer: SocketAddress) -> None:
-        """Build a protocol for a connection, or drop the connection."""
-        established = Established(descriptor, watch)
-        address = to_twisted_address(peer)
-        try:
-            protocol = self._factory.buildProtocol(address)
-            if protocol is None:
-                if isinstance(descriptor, TLSDescriptor):
-                    say_goodbye(self._reactor, watch, descriptor)
-                else:
-                    established.close()
-                return
-            transport = _transport(
-                self._reactor, watch, descriptor, self._options, address, is_client=False
-            )
-        except Exception:  # noqa: BLE001 - it costs this connection and no other
-            _log.failure("a new connection could not be served")
-            established.close()
-            return
-        transport.attach(protocol)
-
-    def watch_files(self, reloader: Reloader, seconds: float) -> None:
-        """Look every *seconds* whether the files of *reloader* have changed, while listening."""
-        self._file_watch = FileWatch(self._reactor, reloader, seconds, str(self._host))
-
-    def _on_acceptor_lost(self, reason: Exception) -> None:
-        if self._listening:
-            _log.info("{address} listens no more: {reason}", address=self._host, reason=reason)
-            self.stopListening()
-
-    def stopListening(self) -> Deferred[None]:
-        """
-        Take no more connections; those that there are live on.
-
-        Returns:
-            `None`, already: the port is free.
-        """
-        if not self._listening:
-            return succeed(None)
-        self._listening = False
-        for acceptor, watch, sock in zip(
-            self._acceptors, self._watches, self._sockets, strict=True
-        ):
-            acceptor.stop()
-            watch.close()
-            sock.close()
-        self._sockets = []
-        self._acceptors = []
-        self._watches = []
-        if self._file_watch is not None:
-            self._file_watch.stop()
-        if self._handshakes is not None:
-            self._handshakes.close()
-        path = self._host.host
-        if self._host.family == _socket.AF_UNIX and path and not path.startswith("\0"):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        _stop(self._factory)
-        return succeed(None)
-
-    def loseConnection(self) -> None:
-        """Do as `stopListening`."""
-        self.stopListening()
-
-    def getHost(self) -> Any:
-        """Return the address that is listened on, of several the first."""
-        return to_twisted_address(self._host)
-
-    def __repr__(self) -> str:
-        state = "listening on" if self._listening else "stopped, was on"
-        return f"<port {state} {self._host} for {self._factory!r}>"
 
 
 @implementer(IStreamServerEndpoint)
@@ -389,7 +220,7 @@ class ServerEndpoint:
         """
 
         def bound(sockets: list[_socket.socket]) -> Any:
-            port = _Port(
+            port = ListeningPort(
                 self._reactor, sockets, protocolFactory, self._options, self._context_factory
             )
             port.startListening()
@@ -446,8 +277,8 @@ def client_endpoint(
         TypeError: *options* is a server's record, or no record; or *reactor*
             cannot wait for sockets.
         ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set;
-            *non_blocking* or *handshake* is `False`; or a certificate, key or
-            name cannot be used.
+            *non_blocking* or *handshake* is `False`; *proxy_protocol* is ``"any"``;
+            or a certificate, key or name cannot be used.
     """
     record = require_record(
         SocketOptions() if options is None else options,

@@ -29,6 +29,7 @@ __all__ = [
     "CertificateVerificationError",
     "HostNotFoundError",
     "NetsockError",
+    "ProxyHeaderError",
     "SocketBindError",
     "SocketBusyError",
     "SocketClosedError",
@@ -98,6 +99,22 @@ class HostNotFoundError(NetsockError, _error.DNSLookupError, _socket.gaierror):
 
     def __str__(self) -> str:
         return f"cannot look up {self.node!r}, service {self.service!r}: {self.strerror}"
+
+
+class ProxyHeaderError(NetsockError, ValueError):
+    """
+    A header of the PROXY protocol is malformed, or something else stands in its place.
+
+    Attributes:
+        reason: What is wrong with it, in words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"bad PROXY header: {self.reason}"
 
 
 class SocketError(NetsockError, OSError):
@@ -170,7 +187,8 @@ class SocketConnectionTimeoutError(SocketConnectionError, _error.TimeoutError, T
     No connection was made within `connection_timeout` or `handshake_timeout`.
 
     Attributes:
-        stage: What was under way: ``"look-up"``, ``"connect"`` or ``"handshake"``.
+        stage: What was under way: ``"look-up"``, ``"connect"`` or ``"handshake"``;
+            in the log of a server also ``"PROXY header"``.
     """
 
     default_errno = _errno.ETIMEDOUT

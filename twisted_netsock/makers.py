@@ -22,6 +22,8 @@ from .options import (
     require_record,
     require_stream,
 )
+from .proxy_headers import ProxyHeader
+from .proxying import check_header
 from .readiness import poller_for
 from .server_contexts import ServerContextFactory, server_records
 from .sockets import Socket, current_reactor
@@ -42,6 +44,7 @@ def make_client_socket(
     options: SocketOptions | None = None,
     *,
     reactor: Any = None,
+    proxy_header: ProxyHeader | None = None,
 ) -> Deferred[Socket]:
     """
     Connect to *node* and *service* (``make-client-socket``).
@@ -51,14 +54,17 @@ def make_client_socket(
         service: A service's name or a port; `None` with ``AF_UNIX``.
         options: A plain `SocketOptions`; its defaults if `None`.
         reactor: The installed one if `None`.
+        proxy_header: What to tell with the PROXY header, where *options* have
+            `proxy_protocol`; the connection's own addresses if `None`.
 
     Returns:
         The connected socket, which is the caller's to close.
 
     Raises:
         TypeError: *options* is a record for TLS, or no record.
-        ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set; or
-            *non_blocking* is `False`.
+        ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set;
+            *non_blocking* is `False`; *proxy_protocol* is ``"any"``; or it cannot
+            tell *proxy_header*.
 
     Errors:
         HostNotFoundError: There is no such node or service.
@@ -75,19 +81,22 @@ def make_client_socket(
         TLSSocketOptions,
         "use make_client_tls_socket",
     )
-    _check_client(node, service, checked)
+    _check_client(node, service, checked, proxy_header)
     reactor = current_reactor(reactor)
-    return connect(reactor, node, service, checked).addCallback(
+    return connect(reactor, node, service, checked, header=proxy_header).addCallback(
         lambda made: Socket(
             reactor, made.watch, made.descriptor, node=node, service=service, options=checked
         )
     )
 
 
-def _check_client(node: str, service: str | int | None, options: SocketOptions) -> None:
+def _check_client(
+    node: str, service: str | int | None, options: SocketOptions, header: ProxyHeader | None
+) -> None:
     require_reactor_mode(options)
     require_client_flags(options)
     check_target(node, service, options)
+    check_header(options, header)
 
 
 def make_client_tls_socket(
@@ -96,6 +105,7 @@ def make_client_tls_socket(
     options: SocketOptions | None = None,
     *,
     reactor: Any = None,
+    proxy_header: ProxyHeader | None = None,
 ) -> Deferred[TLSSocket]:
     """
     Connect to *node* and *service*, and speak TLS (``make-client-tls-socket``).
@@ -107,6 +117,8 @@ def make_client_tls_socket(
         options: A `TLSSocketOptions`, or a plain record, whose connection then
             has the defaults of TLS.
         reactor: The installed one if `None`.
+        proxy_header: What to tell with the PROXY header, where *options* have
+            `proxy_protocol`; the connection's own addresses if `None`.
 
     Returns:
         The connected socket, after the handshake and the verification of the
@@ -135,10 +147,10 @@ def make_client_tls_socket(
         record if isinstance(record, TLSSocketOptions) else TLSSocketOptions.from_options(record)
     )
     require_stream(checked, "TLS is")
-    _check_client(node, service, checked)
+    _check_client(node, service, checked, proxy_header)
     reactor = current_reactor(reactor)
     factory = ClientContextFactory(checked, node)
-    return connect(reactor, node, service, checked, factory).addCallback(
+    return connect(reactor, node, service, checked, factory, (), proxy_header).addCallback(
         lambda made: TLSSocket(
             reactor, made.watch, made.descriptor, node=node, service=service, options=checked
         )
@@ -262,7 +274,12 @@ def make_server_tls_socket(
 
 
 def socket_options_to_client_socket(
-    options: SocketOptions, node: str, service: str | int | None, *, reactor: Any = None
+    options: SocketOptions,
+    node: str,
+    service: str | int | None,
+    *,
+    reactor: Any = None,
+    proxy_header: ProxyHeader | None = None,
 ) -> Deferred[Socket]:
     """
     Connect as the class of *options* says (``socket-options->client-socket``).
@@ -274,8 +291,12 @@ def socket_options_to_client_socket(
         TypeError: *options* is a server's record, or no record.
     """
     if isinstance(options, TLSSocketOptions):
-        made: Deferred[Any] = make_client_tls_socket(node, service, options, reactor=reactor)
+        made: Deferred[Any] = make_client_tls_socket(
+            node, service, options, reactor=reactor, proxy_header=proxy_header
+        )
     else:
         require_record(options, SocketOptions, None, "give an option record")
-        made = make_client_socket(node, service, options, reactor=reactor)
+        made = make_client_socket(
+            node, service, options, reactor=reactor, proxy_header=proxy_header
+        )
     return made

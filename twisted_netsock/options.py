@@ -104,6 +104,7 @@ class SocketOptionFields(TypedDict, total=False):
     backlog: int
     reuse_port: bool
     v6_only: bool
+    proxy_protocol: Literal["v1", "v2", "any"] | None
 
 
 class TLSSocketOptionFields(SocketOptionFields, total=False):
@@ -211,6 +212,9 @@ class SocketOptions:
         backlog: How many connections the kernel queues for a server.
         reuse_port: Set ``SO_REUSEPORT``: several processes share a port.
         v6_only: Listen on IPv6 only where a server listens on every interface.
+        proxy_protocol: ``"v1"`` or ``"v2"``, a version of the PROXY protocol, or
+            `None`. A client sends such a header before anything else; a server
+            requires one of every connection, of either version if this is ``"any"``.
     """
 
     ai_family: AddressFamily = _field(AF_UNSPEC, check.family, "family")
@@ -226,6 +230,7 @@ class SocketOptions:
     backlog: int = _field(128, check.non_negative, "integer")
     reuse_port: bool = _field(False, check.boolean, "boolean")
     v6_only: bool = _field(False, check.boolean, "boolean")
+    proxy_protocol: str | None = _field(None, check.proxy_protocol, "proxy_protocol")
 
     if TYPE_CHECKING:
 
@@ -239,6 +244,11 @@ class SocketOptions:
                 raise ValueError(
                     f"local_address={given!r} must be a numeric host: nobody looks it up"
                 )
+        if self.proxy_protocol is not None and self.ai_socktype != SOCK_STREAM:
+            raise ValueError(
+                f"proxy_protocol={self.proxy_protocol!r} needs ai_socktype=SOCK_STREAM: "
+                "only a stream begins with a header"
+            )
 
     def replace(self, **changes: Unpack[SocketOptionFields]) -> Self:
         """
@@ -459,10 +469,12 @@ def require_client_flags(options: SocketOptions) -> None:
     Refuse what only makes sense for a server.
 
     Raises:
-        ValueError: ``AI_PASSIVE`` is among the flags.
+        ValueError: ``AI_PASSIVE`` is among the flags, or *proxy_protocol* is ``"any"``.
     """
     if options.ai_flags & AI_PASSIVE:
         raise ValueError(f"ai_flags={options.ai_flags}: AI_PASSIVE is for servers")
+    if options.proxy_protocol == "any":
+        raise ValueError("proxy_protocol='any' is for servers: a client sends v1 or v2")
 
 
 def require_reactor_mode(options: SocketOptions) -> None:

@@ -13,6 +13,7 @@ import errno
 import os
 import socket as _socket
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
@@ -22,6 +23,7 @@ from twisted.python.failure import Failure
 from . import _validation as check
 from .accepting import Acceptor
 from .addresses import Address, SocketAddress, as_socket_address
+from .arrivals import Arrival, Arrivals
 from .data_sockets import DataSocket
 from .descriptors import (
     WANT_READ,
@@ -77,6 +79,8 @@ class Socket(DataSocket):
     Attributes:
         node: The host, address or path that it was made for, or `None`.
         service: The service that it was made for, or `None`.
+        proxy_header: The PROXY header that an accepted connection began with, whose
+            source `node` and `service` are then, or `None`.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Socket(DataSocket):
         """Take *watch* and *descriptor* over; see `from_socket` for the public way."""
         super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
         self._acceptor: Acceptor | None = None
+        self._arrivals: Arrivals | None = None
+        self._ready: deque[Any] = deque()
 
     @classmethod
     def from_socket(cls, sock: _socket.socket | int, *, reactor: Any = None) -> Self:
@@ -241,6 +247,10 @@ class Socket(DataSocket):
         """
         Take the next connection.
 
+        Where the options have `proxy_protocol`, one whose PROXY header has come.
+        A connection without a good one, within 10 seconds, is closed, counted
+        (`failed_handshakes`) and logged, and never fails this call.
+
         Returns:
             Its socket, which is the caller's to close. `read_timeout` and
             `write_timeout` of this socket hold for it; neither holds for this call.
@@ -256,7 +266,11 @@ class Socket(DataSocket):
         """
         if self._closed or self._reader is not None:
             return self._refuse()
+        if self._ready:
+            return succeed(self._ready.popleft())
         acceptor = self._acceptor or self._make_acceptor()
+        if self._arrivals is not None:
+            return self._park_accept(None if self._arrivals.full else acceptor)
         try:
             taken = acceptor.take() if self._may_go_on() else None
         except SocketError as error:
@@ -323,6 +337,10 @@ class Socket(DataSocket):
         return operation if operation and operation.attempt is _until_delivered else None
 
     def _make_acceptor(self) -> Acceptor:
+        if self._arrivals is None and self._options.proxy_protocol is not None:
+            self._arrivals = Arrivals(
+                self._reactor, self._options, self._on_arrival, self._on_room
+            )
         self._acceptor = Acceptor(
             self._reactor,
             self._watch,
@@ -334,18 +352,64 @@ class Socket(DataSocket):
 
     def _stop_accepting(self) -> None:
         self._reader = None
-        if self._acceptor is not None:
-            self._acceptor.stop()
+        self._pause_acceptor()
 
     def _stop_helpers(self) -> None:
-        if self._acceptor is not None:
-            self._acceptor.stop()
+        self._pause_acceptor()
+
+    def _let_go(self, *, abort: bool) -> None:
+        if self._arrivals is not None:
+            self._arrivals.close()
+            while self._ready:
+                self._ready.popleft().close()
+        super()._let_go(abort=abort)
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
+        if self._arrivals is not None:
+            self._arrivals.begin(connection, peer)
+            if self._arrivals.full:
+                self._pause_acceptor()
+            return
         operation = self._waiting_accept
         self._stop_accepting()
         assert operation is not None
         operation.deferred.callback(self._accepted(connection, peer))
+
+    def _pause_acceptor(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.stop()
+
+    def _on_room(self) -> None:
+        if self._waiting_accept is not None and self._acceptor is not None:
+            self._acceptor.start()
+
+    def _on_arrival(self, arrival: Arrival, descriptor: Descriptor) -> None:
+        connection = type(self)(
+            self._reactor,
+            arrival.watch,
+            descriptor,
+            node=arrival.peer.host,
+            service=arrival.peer.port or None,
+            options=self._options,
+        )
+        connection.proxy_header = arrival.header
+        operation = self._waiting_accept
+        if operation is None:
+            self._ready.append(connection)
+            if self._reader is not None:
+                # It waits to learn of this.
+                self._retry(self._reader)
+            return
+        self._stop_accepting()
+        operation.deferred.callback(connection)
+
+    def _try_readable(self) -> Want | None:
+        return None if self._ready else super()._try_readable()
+
+    @property
+    def failed_handshakes(self) -> int:
+        """How many connections failed before `accept`, by their PROXY header or handshake."""
+        return 0 if self._arrivals is None else self._arrivals.failed
 
     def _on_acceptor_lost(self, reason: Exception) -> None:
         operation, self._reader = self._reader, None

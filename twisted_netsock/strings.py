@@ -173,6 +173,7 @@ _PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "names": _items,
     "path": _text,
     "paths": _paths,
+    "proxy_protocol": _choice({"v1": "v1", "v2": "v2", "any": "any"}, ""),
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "verifier": _verifier,
     "version": _text,

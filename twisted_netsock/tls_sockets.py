@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import socket as _socket
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from cryptography import x509
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .addresses import SocketAddress
+from .arrivals import Arrivals
 from .descriptors import WANT_READ, Descriptor, Want
 from .errors import SocketError
-from .handshakes import ServerHandshakes
+from .handshakes import shaking_hands
 from .operations import Operation
 from .options import SocketOptions, TLSSocketOptions
-from .readiness import Watch, poller_for
+from .readiness import Watch
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 from .sockets import Socket
@@ -57,15 +56,17 @@ class TLSSocket(Socket):
         """Take *watch* and *descriptor* over; *factory* makes it listening."""
         super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
         self._factory = factory
-        self._ready: deque[Any] = deque()
-        self._handshakes: ServerHandshakes | None = None
         self._running: Deferred[None] | None = None
         self._reloader: Reloader | None = None
         self._file_watch: FileWatch | None = None
         if factory is not None:
             self._reloader = Reloader(reactor, factory)
-            self._handshakes = ServerHandshakes(
-                reactor, factory, self._on_handshake, self._on_room
+            self._arrivals = Arrivals(
+                reactor,
+                factory.options,
+                self._on_arrival,
+                self._on_room,
+                secure=shaking_hands(reactor, factory),
             )
 
     @classmethod
@@ -90,8 +91,10 @@ class TLSSocket(Socket):
         Take the next connection whose handshake is done and whose client is verified.
 
         A handshake that fails is closed, counted (`failed_handshakes`) and
-        logged, and never fails this call. With ``handshake=False`` the
-        connection comes at once, and the handshake is the caller's.
+        logged, and never fails this call; so is one without the PROXY header that
+        `proxy_protocol` requires, for which `handshake_timeout` holds, too. With
+        ``handshake=False`` the connection comes at once (after the header), and
+        the handshake is the caller's.
 
         Returns:
             A `TLSSocket`, which is the caller's to close.
@@ -102,49 +105,7 @@ class TLSSocket(Socket):
         Cancelling:
             Fails with `CancelledError`; the next accept gets the connection.
         """
-        if self._handshakes is None:
-            return super().accept()
-        if self._closed or self._reader is not None:
-            return self._refuse()
-        if self._ready:
-            return succeed(self._ready.popleft())
-        acceptor = self._acceptor or self._make_acceptor()
-        return self._park_accept(None if self._handshakes.full else acceptor)
-
-    def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        assert self._handshakes is not None
-        assert self._factory is not None
-        if not self._factory.options.handshake:
-            descriptor = TLSDescriptor(connection, self._factory)
-            watch = poller_for(self._reactor).watch(connection.fileno())
-            self._on_handshake(descriptor, watch, peer)
-            return
-        self._handshakes.begin(connection, peer)
-        if self._handshakes.full and self._acceptor is not None:
-            self._acceptor.stop()
-
-    def _on_handshake(self, descriptor: TLSDescriptor, watch: Watch, peer: SocketAddress) -> None:
-        connection = TLSSocket(
-            self._reactor,
-            watch,
-            descriptor,
-            node=peer.host,
-            service=peer.port or None,
-            options=self._options,
-        )
-        operation = self._waiting_accept
-        if operation is None:
-            self._ready.append(connection)
-            if self._reader is not None:
-                # It waits to learn of this.
-                self._retry(self._reader)
-            return
-        self._stop_accepting()
-        operation.deferred.callback(connection)
-
-    def _on_room(self) -> None:
-        if self._waiting_accept is not None and self._acceptor is not None:
-            self._acceptor.start()
+        return super().accept()
 
     def reload(self) -> Deferred[None]:
         """
@@ -177,11 +138,6 @@ class TLSSocket(Socket):
         assert self._reloader is not None
         where = str(self.getsockname())
         self._file_watch = FileWatch(self._reactor, self._reloader, seconds, where)
-
-    @property
-    def failed_handshakes(self) -> int:
-        """How many handshakes have failed on this listening socket."""
-        return 0 if self._handshakes is None else self._handshakes.failed
 
     # The handshake
 
@@ -301,10 +257,6 @@ class TLSSocket(Socket):
     # Closing
 
     def _let_go(self, *, abort: bool) -> None:
-        if self._handshakes is not None:
-            self._handshakes.close()
-            while self._ready:
-                self._ready.popleft().close()
         descriptor = self._descriptor
         if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken and not abort:
             self._ending = say_goodbye(self._reactor, self._watch, descriptor)

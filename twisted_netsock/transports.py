@@ -47,6 +47,7 @@ from .descriptors import (
 )
 from .errors import SocketError, SocketReadTimeoutError, SocketWriteTimeoutError
 from .options import SocketOptions
+from .proxy_headers import ProxyHeader
 from .readiness import Watch
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor, handshake, say_goodbye
@@ -96,6 +97,8 @@ class Transport:
         connected: The connection stands.
         disconnecting: `loseConnection` was called.
         disconnected: The connection is lost.
+        proxy_header: The PROXY header that the peer began with, whose addresses
+            `getPeer` and `getHost` give then, or `None`.
     """
 
     _is_tls = False
@@ -114,6 +117,7 @@ class Transport:
         """Take *watch*, which was made with ``keep``, and *descriptor* over."""
         self.reactor = reactor
         self.protocol: Any = None
+        self.proxy_header: ProxyHeader | None = None
         self.connected = True
         self.disconnecting = False
         self.disconnected = False

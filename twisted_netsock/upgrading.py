@@ -148,6 +148,7 @@ async def _upgrade(
     made = TLSSocket(
         reactor, watch, descriptor, node=node, service=socket.service, options=options
     )
+    made.proxy_header = socket.proxy_header
     socket._successor = made
     made.read_timeout = options.read_timeout or socket.read_timeout
     made.write_timeout = options.write_timeout or socket.write_timeout

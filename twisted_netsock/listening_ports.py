@@ -1,0 +1,233 @@
+"""What a server endpoint listens with: its port, and the transports of its connections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as _socket
+from socket import SOCK_STREAM
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from .accepting import Acceptor
+from .addresses import SocketAddress, to_twisted_address
+from .arrivals import Arrival, Arrivals
+from .connecting import Established
+from .contexts import negotiated_protocols
+from .descriptors import Descriptor, PlainDescriptor
+from .errors import SocketClosedError
+from .handshakes import shaking_hands
+from .options import SocketOptions
+from .proxy_headers import ProxyHeader
+from .readiness import Watch, poller_for
+from .reloading import FileWatch, Reloader
+from .server_contexts import ServerContextFactory
+from .tls import TLSDescriptor, say_goodbye
+from .transports import TLSTransport, Transport
+
+__all__ = ["ListeningPort", "make_transport", "start_factory", "stop_factory"]
+
+_MOST_ARRIVALS: Final = 1024
+
+_log = Logger()
+
+
+def make_transport(
+    reactor: Any,
+    established: Established,
+    options: SocketOptions,
+    peer: IAddress,
+    *,
+    header: ProxyHeader | None = None,
+    is_client: bool,
+) -> Transport:
+    """Return a transport on *established* that the poller keeps until it is lost."""
+    descriptor, watch = established
+    if header is not None and header.destination is not None:
+        host = to_twisted_address(header.destination, header.socket_type)
+    else:
+        sock = descriptor.sock
+        host = to_twisted_address(SocketAddress.of(sock.family, sock.getsockname()))
+    kind = TLSTransport if isinstance(descriptor, TLSDescriptor) else Transport
+    watch.keep()
+    transport = kind(reactor, watch, descriptor, options, host, peer, is_client=is_client)
+    transport.proxy_header = header
+    return transport
+
+
+def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
+    """Return *peer*, whom *header* may have told, as Twisted names it."""
+    return to_twisted_address(peer, SOCK_STREAM if header is None else header.socket_type)
+
+
+def start_factory(factory: Any) -> None:
+    """Tell *factory* that it is used, if it wants to know."""
+    start = getattr(factory, "doStart", None)
+    if start is not None:
+        start()
+
+
+def stop_factory(factory: Any) -> None:
+    """Tell *factory* that it is used no more, if it wants to know."""
+    stop = getattr(factory, "doStop", None)
+    if stop is not None:
+        stop()
+
+
+@implementer(IListeningPort)
+class ListeningPort:
+    """What a server endpoint listens on: one descriptor, or one for each address."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        sockets: list[_socket.socket],
+        factory: Any,
+        options: SocketOptions,
+        context_factory: ServerContextFactory | None,
+    ) -> None:
+        self._reactor = reactor
+        self._sockets = sockets
+        self._factory = factory
+        self._options = options
+        self._arrivals: Arrivals | None = None
+        if context_factory is not None or options.proxy_protocol is not None:
+            self._arrivals = Arrivals(
+                reactor,
+                options,
+                self._serve,
+                self._on_room,
+                secure=(
+                    None
+                    if context_factory is None
+                    else shaking_hands(reactor, context_factory, negotiated_protocols(factory))
+                ),
+                most=_MOST_ARRIVALS,
+            )
+        self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
+        self._listening = False
+        self._watches: list[Watch] = []
+        self._acceptors: list[Acceptor] = []
+        self._file_watch: FileWatch | None = None
+
+    def startListening(self) -> None:
+        """Take connections; done by the endpoint already."""
+        if self._listening:
+            return
+        if not self._sockets:
+            raise SocketClosedError(strerror="A port that has stopped cannot start again")
+        poller = poller_for(self._reactor)
+        for sock in self._sockets:
+            watch = poller.watch(sock.fileno())
+            watch.keep()
+            acceptor = Acceptor(
+                self._reactor, watch, sock, self._on_connection, self._on_acceptor_lost
+            )
+            self._watches.append(watch)
+            self._acceptors.append(acceptor)
+        self._listening = True
+        start_factory(self._factory)
+        _log.info(
+            "{factory} listening on {address}", factory=self._factory, address=str(self._host)
+        )
+        for acceptor in self._acceptors:
+            acceptor.start()
+
+    def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
+        if self._arrivals is None:
+            watch = poller_for(self._reactor).watch(connection.fileno())
+            self._build(PlainDescriptor(connection), watch, peer, None)
+            return
+        self._arrivals.begin(connection, peer)
+        if self._arrivals.full:
+            for acceptor in self._acceptors:
+                acceptor.stop()
+
+    def _on_room(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.start()
+
+    def _serve(self, arrival: Arrival, descriptor: Descriptor) -> None:
+        self._build(descriptor, arrival.watch, arrival.peer, arrival.header)
+
+    def _build(
+        self,
+        descriptor: Descriptor,
+        watch: Watch,
+        peer: SocketAddress,
+        header: ProxyHeader | None,
+    ) -> None:
+        """Build a protocol for a connection, or drop the connection."""
+        established = Established(descriptor, watch)
+        try:
+            address = twisted_peer(peer, header)
+            protocol = self._factory.buildProtocol(address)
+            if protocol is None:
+                if isinstance(descriptor, TLSDescriptor):
+                    say_goodbye(self._reactor, watch, descriptor)
+                else:
+                    established.close()
+                return
+            transport = make_transport(
+                self._reactor, established, self._options, address, header=header, is_client=False
+            )
+        except Exception:  # noqa: BLE001 - it costs this connection and no other
+            _log.failure("a new connection could not be served")
+            established.close()
+            return
+        transport.attach(protocol)
+
+    def watch_files(self, reloader: Reloader, seconds: float) -> None:
+        """Look every *seconds* whether the files of *reloader* have changed, while listening."""
+        self._file_watch = FileWatch(self._reactor, reloader, seconds, str(self._host))
+
+    def _on_acceptor_lost(self, reason: Exception) -> None:
+        if self._listening:
+            _log.info("{address} listens no more: {reason}", address=self._host, reason=reason)
+            self.stopListening()
+
+    def stopListening(self) -> Deferred[None]:
+        """
+        Take no more connections; those that there are live on.
+
+        Returns:
+            `None`, already: the port is free.
+        """
+        if not self._listening:
+            return succeed(None)
+        self._listening = False
+        for acceptor, watch, sock in zip(
+            self._acceptors, self._watches, self._sockets, strict=True
+        ):
+            acceptor.stop()
+            watch.close()
+            sock.close()
+        self._sockets = []
+        self._acceptors = []
+        self._watches = []
+        if self._file_watch is not None:
+            self._file_watch.stop()
+        if self._arrivals is not None:
+            self._arrivals.close()
+        path = self._host.host
+        if self._host.family == _socket.AF_UNIX and path and not path.startswith("\0"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        stop_factory(self._factory)
+        return succeed(None)
+
+    def loseConnection(self) -> None:
+        """Do as `stopListening`."""
+        self.stopListening()
+
+    def getHost(self) -> Any:
+        """Return the address that is listened on, of several the first."""
+        return to_twisted_address(self._host)
+
+    def __repr__(self) -> str:
+        state = "listening on" if self._listening else "stopped, was on"
+        return f"<port {state} {self._host} for {self._factory!r}>"
