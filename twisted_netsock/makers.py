@@ -96,7 +96,8 @@ def _check_client(
     require_reactor_mode(options)
     require_client_flags(options)
     check_target(node, service, options)
-    check_header(options, header)
+    if header is not None:
+        check_header(options, header)
 
 
 def make_client_tls_socket(

@@ -100,7 +100,7 @@ def receive_header(
     )
 
 
-def check_header(options: SocketOptions, header: ProxyHeader | None) -> None:
+def check_header(options: SocketOptions, header: ProxyHeader) -> None:
     """
     Refuse a header that a client with these *options* cannot send.
 
@@ -108,8 +108,6 @@ def check_header(options: SocketOptions, header: ProxyHeader | None) -> None:
         TypeError: It is no `ProxyHeader`.
         ValueError: There is no `proxy_protocol`, or that version cannot tell it.
     """
-    if header is None:
-        return
     if not isinstance(header, ProxyHeader):
         raise TypeError(f"proxy_header must be a ProxyHeader, not {header!r}")
     if options.proxy_protocol is None:
@@ -122,12 +120,12 @@ def _own_header(sock: _socket.socket) -> ProxyHeader:
     Return a header that tells the addresses of the connection itself.
 
     Raises:
-        SocketError: It is lost already.
+        SocketConnectionLostError: It is lost already.
     """
     try:
         source, destination = sock.getsockname(), sock.getpeername()
     except OSError as error:
-        raise from_os_error(error) from None
+        raise SocketConnectionLostError(errno=error.errno, strerror=error.strerror) from None
     return ProxyHeader(
         SocketAddress.of(sock.family, source), SocketAddress.of(sock.family, destination)
     )
@@ -154,7 +152,7 @@ def send_header(
         `None`, when the kernel has all of it.
 
     Raises:
-        SocketError: The connection is lost already.
+        SocketConnectionLostError: The peer went away before.
 
     Errors:
         SocketConnectionLostError: The peer went away.
