@@ -49,7 +49,7 @@ nitpick_ignore_regex = [
     # types, which reference/options.md explains.
     ("py:class", r"twisted_netsock\.\w+\.(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
     ("py:class", r"twisted_netsock\.\w+\.(Watch|Descriptor)"),
-    ("py:class", r"Address|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
+    ("py:class", r"(Any)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
     ("py:class", r"Verifier|Version"),
     # An attribute of the error that it is written beside.
     ("py:obj", r"partial"),

@@ -194,7 +194,7 @@ class ProxyHeader:
 
     @property
     def authority(self) -> str | None:
-        """The host name that the client asked the proxy for: over TLS its server name."""
+        """The host name that the client asked for, over TLS its server name."""
         return as_text(first_value(self.tlvs, ProxyTLV.AUTHORITY))
 
     @property

@@ -126,8 +126,8 @@ class ProxyTLS:
     What a proxy tells about the TLS of its client (``PP2_TYPE_SSL``, section 2.2.6).
 
     Attributes:
-        client: Flags: `SSL` (the client spoke TLS), `CERT_CONN` (it showed a
-            certificate on this connection), `CERT_SESS` (it did in this session).
+        client: Flags: ``SSL`` (the client spoke TLS), ``CERT_CONN`` (it showed a
+            certificate on this connection), ``CERT_SESS`` (it did in this session).
         verify: The proxy's verdict on that certificate, 0 if it is good. Some
             proxies tell 0 without a certificate, too: see `verified`.
         tlvs: Types, of those that begin with ``SSL_`` in `ProxyTLV`, and values.

@@ -79,8 +79,8 @@ class Socket(DataSocket):
     Attributes:
         node: The host, address or path that it was made for, or `None`.
         service: The service that it was made for, or `None`.
-        proxy_header: The PROXY header that an accepted connection began with, whose
-            source `node` and `service` are then, or `None`.
+        proxy_header: The PROXY header that an accepted connection began with, or
+            `None`; *node* and *service* are its source then.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import assert_type
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -71,6 +72,24 @@ async def on_read(
     if error is None:
         await sock.recv(10)
     again()
+
+
+async def proxies(reactor: object) -> None:
+    options = netsock.SocketOptions(proxy_protocol="v2")
+    header = netsock.ProxyHeader(
+        ("192.0.2.1", 56324),
+        IPv4Address("TCP", "192.0.2.2", 443),
+        tlvs=[(netsock.ProxyTLV.SSL, netsock.ProxyTLS(client=1).encode()), (0xE0, b"")],
+        checksum=True,
+    )
+    assert_type(header.source, netsock.SocketAddress | None)
+    assert_type(header.tls, netsock.ProxyTLS | None)
+    assert_type(netsock.ProxyHeader.parse(header.encode("v2")), netsock.ProxyHeader)
+    sock = await netsock.make_client_socket("localhost", 80, options, proxy_header=header)
+    assert_type(sock.proxy_header, netsock.ProxyHeader | None)
+    behalf = netsock.client_endpoint(reactor, "localhost", 80, options).on_behalf_of(header)
+    assert_type(behalf, netsock.ClientEndpoint)
+    netsock.SocketOptions(proxy_protocol="v3")  # type: ignore[arg-type]
 
 
 def endpoints(reactor: object) -> None:
