@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
+import attrs
 from twisted.application.service import IService, Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, serverFromString
@@ -33,6 +34,8 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..endpoints import ClientEndpoint
+from ..proxy_headers import ProxyHeader
 from ..transports import IViewProtocol, Transport
 
 __all__ = ["RelayFactory", "RelayOptions", "RelayService", "make_relay"]
@@ -123,6 +126,22 @@ def _end_stream(transport: Any) -> None:
         transport.loseWriteConnection()
 
 
+def _on_behalf_of(backend: IStreamClientEndpoint, transport: Any) -> IStreamClientEndpoint:
+    """Return *backend*; if it sends a PROXY header, one that tells of *transport*'s client."""
+    if not isinstance(backend, ClientEndpoint) or backend.options.proxy_protocol is None:
+        return backend
+    header: ProxyHeader | None = getattr(transport, "proxy_header", None)
+    if header is None:
+        try:
+            header = ProxyHeader(transport.getPeer(), transport.getHost())
+        except (TypeError, ValueError):
+            # Twisted has endpoints whose addresses are no sockets'.
+            header = ProxyHeader()
+    elif backend.options.proxy_protocol == "v1":
+        header = attrs.evolve(header, tlvs=(), checksum=False)
+    return backend.on_behalf_of(header)
+
+
 class _Front(_Side):
     """The connection of a client, whose first words wait until the backend is connected."""
 
@@ -138,7 +157,8 @@ class _Front(_Side):
         super().connectionMade()
         self._write = self._keep
         factory = _BackFactory(self._sides)
-        self._connecting = self._backend.connect(factory)
+        backend = _on_behalf_of(self._backend, self.transport)
+        self._connecting = backend.connect(factory)
         self._connecting.addCallbacks(self._connected, self._refused)
 
     def _keep(self, data: bytes | memoryview) -> None:
