@@ -277,6 +277,22 @@ async def test_header_and_handshake_share_one_time(authority, log_lines):
             assert "timed out during the handshake" in line
 
 
+async def test_a_path_cannot_forge_lines_of_the_log(authority, log_lines):
+    kind = Kind(authority, tls=True)
+    source = UNIXAddress(b"/a\nforged \xff")
+    header = ProxyHeader(source, UNIXAddress(b"/b"))
+    async with listening(kind.server(proxy_protocol="v2"), Protocols()) as port:
+        with raw_client(port) as sock:
+            sock.send(header.encode("v2") + b"this is no TLS")
+            with contextlib.suppress(ConnectionResetError):
+                while await raw_receive(sock):
+                    pass
+    [line] = [line for line in log_lines if "TLS handshake" in line]
+    assert "\n" not in line
+    assert line.isascii()
+    assert r"unix:/a\nforged" in line
+
+
 async def test_mute_peers_hold_up_nobody(kind):
     servers = Protocols()
     async with listening(kind.server(proxy_protocol="any"), servers) as port:
@@ -407,6 +423,19 @@ async def test_an_ipv4_connection_of_a_dual_stack_port_is_told_as_ipv4(kind):
         server = await servers.connected()
         assert server.transport.getPeer() == client.transport.getHost()
         assert isinstance(server.transport.getHost(), IPv4Address)
+        await clients.all_lost()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_ipv6_connections_are_told_as_such(version):
+    servers, clients = Protocols(), Protocols()
+    options = SocketOptions(proxy_protocol=version)
+    async with listening(options, servers, node="::1") as port:
+        where = client_endpoint(reactor, "::1", port.getHost().port, options)
+        client = await where.connect(clients)
+        server = await servers.connected()
+        assert server.transport.getPeer() == client.transport.getHost()
+        assert server.transport.getHost() == port.getHost()
         await clients.all_lost()
 
 

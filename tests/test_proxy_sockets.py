@@ -221,26 +221,19 @@ async def test_the_number_of_connections_on_the_way_is_bounded(makers):
             client.abort()
 
 
-async def test_those_that_are_ready_wait_for_the_next_accept(makers):
-    async with await makers.listen() as listener:
+async def test_those_that_are_ready_wait_for_the_next_accept():
+    async with await Makers(None, tls=False).listen() as listener:
         accepting = listener.accept()
-        held = raw(listener)
-        with held:
-            await turns()
-            clients = [await soon(makers.connect(listener))]
+        with raw(listener) as late, raw(listener, V2):
             first = await soon(accepting)
-            # This one was on its way when the accept was served.
-            held.sendall(V2)
-            if makers.tls:
-                held.close()
-                accepting = listener.accept()
-                clients.append(await soon(makers.connect(listener)))
-            else:
-                await turns(10)
-                accepting = listener.accept()
-            second = await soon(accepting)
-            for each in (first, second, *clients):
-                each.abort()
+            # It was on its way when the accept was served.
+            late.sendall(V1 + b"late")
+            await turns(10)
+            second = await soon(listener.accept())
+            assert second.getpeername() == late.getsockname()
+            assert await second.recv(100) == b"late"
+            first.abort()
+            second.abort()
 
 
 async def test_a_second_accept_is_refused(makers):

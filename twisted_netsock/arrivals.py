@@ -78,8 +78,8 @@ class Arrival:
 
     def __str__(self) -> str:
         """Name the peer in the log, and through whom it came."""
-        # The header's source may be a path of any bytes.
-        peer = str(self.peer).encode("ascii", "backslashreplace").decode("ascii")
+        # The header's source may be a path of any bytes, line breaks among them.
+        peer = str(self.peer).encode("unicode_escape").decode("ascii")
         return peer if self.peer is self._real else f"{peer} through {self._real}"
 
 

@@ -323,7 +323,8 @@ class TLSSocketOptions(SocketOptions):
         alpn: Application protocols to offer, the preferred first.
         minimum_version: The oldest TLS version to speak: TLS 1.2 or 1.3.
         maximum_version: The newest, or `None` for the newest there is.
-        handshake_timeout: Time for the handshake, or `None` for no limit.
+        handshake_timeout: Time for the handshake, on servers together with the PROXY
+            header before it, or `None` for no limit.
         close_timeout: Time for the peer's half of the goodbye.
         keylog_file: A file to append session secrets to, for debugging.
     """
