@@ -1,0 +1,113 @@
+"""What arrives at a server: bounds, and failures that nobody foresaw."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from protocols import (
+    Kind,
+    Protocols,
+    client_context,
+    listening,
+    raw_client,
+    tls_peer,
+    turns,
+)
+from stream_helpers import until
+from twisted.internet import reactor
+from twisted.internet.defer import fail
+
+from twisted_netsock import ProxyHeader, SocketAddress, SocketOptions
+from twisted_netsock.arrivals import Arrival, Arrivals
+
+HEADER = ProxyHeader(("192.0.2.1", 56324), ("192.0.2.2", 443)).encode("v1")
+
+
+def raise_at_once(_: Arrival):
+    raise RuntimeError("nobody foresaw this")
+
+
+def fail_later(_: Arrival):
+    return fail(RuntimeError("nobody foresaw this"))
+
+
+@pytest.mark.parametrize("secure", [raise_at_once, fail_later])
+async def test_an_error_that_nobody_foresaw_costs_one_connection(secure, logged_errors):
+    delivered = []
+    arrivals = Arrivals(
+        reactor,
+        SocketOptions(),
+        lambda *ready: delivered.append(ready),
+        lambda: None,
+        secure=secure,
+    )
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        arrivals.begin(ours, SocketAddress(("",)))
+        assert arrivals.failed == 1
+        assert theirs.recv(1) == b""
+    assert not delivered
+    [logged] = logged_errors
+    assert logged["log_failure"].check(RuntimeError)
+    logged_errors.clear()
+
+
+async def test_an_error_of_whoever_it_is_delivered_to_is_logged(logged_errors):
+    def deliver(arrival, descriptor):
+        arrival.watch.close()
+        descriptor.close()
+        raise RuntimeError("not today")
+
+    arrivals = Arrivals(reactor, SocketOptions(), deliver, lambda: None)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        arrivals.begin(ours, SocketAddress(("",)))
+    assert arrivals.failed == 0
+    [logged] = logged_errors
+    assert logged["log_failure"].check(RuntimeError)
+    logged_errors.clear()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_a_port_leaves_what_is_too_much_to_the_kernel(tls, authority, monkeypatch):
+    monkeypatch.setattr("twisted_netsock.listening_ports._MOST_ARRIVALS", 3)
+    kind = Kind(authority, tls=tls)
+    servers = Protocols()
+    async with listening(kind.server(proxy_protocol="v1"), servers) as port:
+        with contextlib.ExitStack() as stack:
+            first, *_ = [stack.enter_context(raw_client(port)) for _ in range(3)]
+            await turns()
+            sock = stack.enter_context(raw_client(port))
+            sock.send(HEADER)
+            await turns(20)
+            assert servers.built == []
+            first.close()
+            if tls:
+                stack.enter_context(await tls_peer(sock, client_context(authority), "localhost"))
+            server = await servers.connected()
+            assert server.transport.getPeer().host == "192.0.2.1"
+
+
+async def test_closing_gives_no_room(log_lines):
+    rooms = []
+    arrivals = Arrivals(
+        reactor,
+        SocketOptions(proxy_protocol="any"),
+        lambda *_: None,
+        lambda: rooms.append(True),
+        most=1,
+    )
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        arrivals.begin(ours, SocketAddress(("",)))
+        assert arrivals.full
+        arrivals.close()
+        await until(lambda: not arrivals.full)
+        assert theirs.recv(1) == b""
+    assert not rooms
+    assert arrivals.failed == 0
+    assert not [line for line in log_lines if "refused" in line]
