@@ -23,6 +23,8 @@ from twisted_netsock import (
     make_server_socket,
     make_server_tls_socket,
     socket_options_to_client_socket,
+    start_tls,
+    wait_readable,
 )
 from twisted_netsock.arrivals import MOST_ARRIVALS
 from twisted_netsock.testing import CertificateAuthority
@@ -234,6 +236,68 @@ async def test_those_that_are_ready_wait_for_the_next_accept():
             assert await second.recv(100) == b"late"
             first.abort()
             second.abort()
+
+
+async def test_a_wait_learns_of_those_that_are_ready():
+    async with await Makers(None, tls=False).listen() as listener:
+        accepting = listener.accept()
+        with raw(listener) as late, raw(listener, V2):
+            (await soon(accepting)).abort()
+            waiting = wait_readable(listener)
+            await turns()
+            assert not waiting.called
+            late.sendall(V1)
+            assert await soon(waiting) == [listener]
+            (await soon(listener.accept())).abort()
+
+
+async def test_a_serve_loop_hands_on_what_has_a_header(makers, log_lines):
+    listener = await makers.listen()
+    served: list[Any] = []
+
+    async def handler(connection):
+        served.append(connection.proxy_header)
+        await connection.sendall(await connection.recv(100))
+
+    serving = listener.serve(handler)
+    with raw(listener, b"GET / HTTP/1.0\r\n\r\n"):
+        await until(lambda: listener.failed_handshakes)
+    client = await soon(makers.connect(listener, "v2", HEADER))
+    await client.sendall(b"hello")
+    assert await soon(client.recv(100)) == b"hello"
+    assert served == [HEADER]
+    client.abort()
+    await listener.close()
+    await soon(serving)
+
+
+async def test_tls_that_begins_later_keeps_the_header(authority):
+    async with await Makers(None, tls=False).listen() as listener:
+        plain = Makers(None, tls=False)
+        async with met(listener, plain.connect(listener, "v1", HEADER)) as (one, other):
+            upgrading = start_tls(other, authority.server_options())
+            client = await soon(start_tls(one, authority.client_options()))
+            server = await soon(upgrading)
+            assert server.proxy_header == HEADER
+            assert (server.node, server.service) == SOURCE
+            client.abort()
+            server.abort()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_a_client_whose_handshake_comes_later_has_sent_its_header(authority, version):
+    makers = Makers(authority, tls=True)
+    async with await makers.listen(version) as listener:
+        accepting = listener.accept()
+        options = authority.client_options(proxy_protocol=version, handshake=False)
+        client = await soon(
+            make_client_tls_socket("127.0.0.1", listener.getsockname().port, options)
+        )
+        await soon(client.handshake())
+        server = await soon(accepting)
+        assert (server.node, server.service) == tuple(client.getsockname())
+        client.abort()
+        server.abort()
 
 
 async def test_a_second_accept_is_refused(makers):
