@@ -241,10 +241,14 @@ class Streams:
             ends.append(await soon(self.connect(listener, **fields, **client)))
             ends.append(await soon(accepting))
             listener.close()
+            await self.settle(ends[0])
             yield self.arrange(*ends)
         finally:
             for each in (listener, *ends):
                 each.abort()
+
+    async def settle(self, client: Any) -> None:
+        """Let *client* take what comes before any data."""
 
     def arrange(self, client: Socket, accepted: Socket) -> tuple[Socket, Socket]:
         return client, accepted
@@ -302,6 +306,14 @@ class TLSStreams(Streams):
         host, port = listener.getsockname()
         made: Deferred[Any] = make_client_tls_socket(host, port, options, reactor=reactor)
         return made
+
+    async def settle(self, client: Any) -> None:
+        """Take the tickets: one for each turn of the reactor, while the kernel finds more room."""
+        if client.tls_version == "TLSv1.3":
+            receiving = client.recv(1)
+            await turns(3)
+            receiving.cancel()
+            failure_of(receiving)
 
     def arrange(self, client: Socket, accepted: Socket) -> tuple[Socket, Socket]:
         return (accepted, client) if self._server_first else (client, accepted)

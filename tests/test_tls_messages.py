@@ -84,6 +84,25 @@ class TestNewKeys:
             await soon(ours.sendall(b"answer"))
             assert await in_thread(peer.read_exactly, 6) == b"answer"
 
+    async def test_a_flood_of_them_lets_others_have_their_turn(
+        self, authority: CertificateAuthority, tmp_path: Path, side: str
+    ) -> None:
+        async with meet_openssl(authority, side, tmp_path) as (ours, peer):
+
+            def flood() -> None:
+                for _ in range(2000):
+                    peer.update_keys(KEY_UPDATE_NOT_REQUESTED)
+                peer.send(b"data")
+
+            await in_thread(flood)
+            receiving = ours.recv(10)
+            count = 0
+            while not receiving.called:
+                await turns(1)
+                count += 1
+            assert await receiving == b"data"
+            assert count > 10
+
     @KINDS
     @pytest.mark.parametrize("cancel", [False, True])
     async def test_a_send_that_waits_goes_on_byte_by_byte(
