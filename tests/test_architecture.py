@@ -66,6 +66,7 @@ ORDER = [
     "transports",
     "listening_ports",
     "endpoints",
+    "agents",
     "authority",
     "parsers",
     "strings",

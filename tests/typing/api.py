@@ -14,6 +14,8 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.web.client import Agent
+from twisted.web.iweb import IAgentEndpointFactory
 
 import twisted_netsock as netsock
 
@@ -102,3 +104,11 @@ def endpoints(reactor: object) -> None:
         netsock.ServerTLSSocketOptions()
     )
     print(client, server, for_client, for_server)
+
+
+def http(reactor: object) -> None:
+    factory: IAgentEndpointFactory = netsock.agent_endpoint_factory(
+        reactor, netsock.TLSSocketOptions(alpn="http/1.1")
+    )
+    Agent.usingEndpointFactory(reactor, factory)
+    netsock.agent_endpoint_factory(reactor, "options")  # type: ignore[arg-type]
