@@ -380,7 +380,7 @@ def test_a_uri_without_a_place_is_a_value_error(text, told):
 def test_a_host_of_other_characters_is_a_value_error():
     host = "bücher.example".encode()
     where = URI(b"http", host, host, 80, b"/", b"", b"", b"")
-    with pytest.raises(ValueError, match="must be ASCII.*IDNA"):
+    with pytest.raises(ValueError, match=r"must be ASCII.*IDNA"):
         agent_endpoint_factory(reactor).endpointForURI(where)
 
 

@@ -981,6 +981,18 @@ async def test_a_factory_knows_the_connections_that_there_are(place):
             await turns()
 
 
+@pytest.mark.parametrize("front", HALF_CLOSING_FRONTS)
+@pytest.mark.parametrize("back", HALF_CLOSING_BACKS)
+async def test_a_connection_ends_when_both_directions_have(front, back, place):
+    async with relayed(front, back, place) as relay:
+        client, server = await relay.pair()
+        client.end()
+        assert await server.receive() == b""
+        server.end()
+        assert await client.receive() == b""
+        await until(lambda: relay.service._factory.idle)
+
+
 # The command's options
 
 

@@ -24,7 +24,7 @@ from .options import (
     record_fields,
 )
 
-__all__ = ["parse_client", "parse_server"]
+__all__ = ["parse_client", "parse_duration", "parse_server"]
 
 T = TypeVar("T")
 
@@ -88,7 +88,13 @@ def _integer(key: str, value: str) -> int:
     return int(value)
 
 
-def _duration(key: str, value: str) -> timedelta:
+def parse_duration(key: str, value: str) -> timedelta:
+    """
+    Read a time with its unit, such as ``10s``.
+
+    Raises:
+        ValueError: It is none; the error names *key*.
+    """
     matched = _DURATION.fullmatch(value)
     if matched is None:
         hint = f"; {value}s for seconds" if re.fullmatch(r"\d+(\.\d+)?", value) else ""
@@ -165,7 +171,7 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
 
 _PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "boolean": _boolean,
-    "duration": _duration,
+    "duration": parse_duration,
     "family": _choice(_FAMILIES, "af_"),
     "flags": _flags,
     "integer": _integer,
@@ -422,7 +428,7 @@ def parse_server(
         raise ValueError(f"{missing} is missing: {form}")
     reload_every = None
     if tls and _RELOAD_EVERY in given:
-        reload_every = _duration(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
+        reload_every = parse_duration(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
     options = _options(record, given)
     return _build(
         lambda: server_endpoint(

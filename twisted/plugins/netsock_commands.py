@@ -5,6 +5,6 @@ from twisted.application.service import ServiceMaker
 netsock = ServiceMaker(
     "netsock",
     "twisted_netsock.commands",
-    "Sockets and TLS: relay connections between any two endpoints.",
+    "Sockets and TLS: relay connections between any two endpoints, or echo them.",
     "netsock",
 )

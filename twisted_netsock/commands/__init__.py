@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from twisted.application.service import IService
 from twisted.python import usage
 
+from .echo import EchoOptions, make_echo
 from .relay import RelayOptions, make_relay
 
 __all__ = ["Options", "makeService"]
@@ -17,6 +18,7 @@ class Options(usage.Options):
 
     synopsis = "<subcommand> [options]"
     subCommands: ClassVar[Any] = [
+        ["echo", None, EchoOptions, "Send back what clients send."],
         ["relay", None, RelayOptions, "Relay connections between any two endpoints."],
     ]
 
@@ -31,4 +33,5 @@ def makeService(options: Options) -> IService:
     """Return the service of the chosen subcommand."""
     from twisted.internet import reactor
 
-    return make_relay(options.subOptions, reactor)
+    make = make_echo if options.subCommand == "echo" else make_relay
+    return make(options.subOptions, reactor)

@@ -8,27 +8,22 @@ buffer, from descriptor to descriptor without a copy.
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 import attrs
-from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.application.service import IService
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
-    IListeningPort,
-    ISSLTransport,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -37,13 +32,12 @@ from zope.interface import implementer
 from ..endpoints import ClientEndpoint
 from ..proxy_headers import ProxyHeader
 from ..transports import IViewProtocol, Transport
+from .serving import ListeningService, end_stream, endpoint_option, fail_at_exit, written
 
 __all__ = ["RelayFactory", "RelayOptions", "RelayService", "make_relay"]
 
 _EARLY_LIMIT: Final = 64 * 1024
 """Bytes of a client that wait for its backend to be connected."""
-
-_STOP_TURNS: Final = 16
 
 _log = Logger()
 
@@ -56,6 +50,7 @@ class _Side(Protocol):
         self.other: _Side | None = None
         self.lost = False
         self.ended = False
+        self._write_ended = False
         self._sides = sides
         self._write: Callable[[Any], None] | None = None
         self._takes_views = False
@@ -86,10 +81,19 @@ class _Side(Protocol):
         self.ended = True
         other = self.other
         if other is not None and not other.lost:
-            _end_stream(other.transport)
+            end_stream(other.transport)
+        self._close_if_over()
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: the other direction goes on."""
+        """Go on with the other direction, if there still is one."""
+        self._write_ended = True
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        """Close the connection after both directions: Twisted's own transports stay open."""
+        if self.ended and self._write_ended:
+            transport: Any = self.transport
+            transport.loseConnection()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self.lost = True
@@ -105,25 +109,6 @@ class _Side(Protocol):
         else:
             # A stream that was cut off must not look complete at the other end.
             transport.abortConnection()
-
-
-def _written(address: Any) -> str:
-    """Return an address as people write it."""
-    host = getattr(address, "host", None)
-    if host is None:
-        return str(address)
-    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
-
-
-def _end_stream(transport: Any) -> None:
-    """Half-close *transport* when everything is sent, or close it where that is impossible."""
-    transport.unregisterProducer()
-    if ISSLTransport.providedBy(transport) and not isinstance(transport, Transport):
-        # Twisted's own TLS has no half-close: beneath it, the plain connection's would
-        # cut the TLS stream off.
-        transport.loseConnection()
-    else:
-        transport.loseWriteConnection()
 
 
 def _on_behalf_of(backend: IStreamClientEndpoint, transport: Any) -> IStreamClientEndpoint:
@@ -180,7 +165,7 @@ class _Front(_Side):
             back_transport: Any = back.transport
             back_transport.write(b"".join(early))
         if self.ended:
-            _end_stream(back.transport)
+            end_stream(back.transport)
 
     def _refused(self, failure: Failure) -> None:
         self._connecting = None
@@ -190,7 +175,7 @@ class _Front(_Side):
         if failure.check(CancelledError) is None:
             _log.error(
                 "cannot connect {client} to {backend}: {error}",
-                client=_written(transport.getPeer()),
+                client=written(transport.getPeer()),
                 backend=self._name,
                 error=str(failure.value),
             )
@@ -250,7 +235,7 @@ class RelayFactory(Factory):
             transport.abortConnection()
 
 
-class RelayService(Service):
+class RelayService(ListeningService):
     """Listens while it runs, and relays."""
 
     def __init__(
@@ -274,61 +259,19 @@ class RelayService(Service):
             name: What *to* is called in the log.
             failed: Called if it is impossible to listen, before the reactor stops.
         """
-        self._reactor = reactor
-        self._endpoint = listen
-        self._factory = RelayFactory(to, name)
+        super().__init__(
+            reactor,
+            [listen],
+            RelayFactory(to, name),
+            what="relay",
+            started=started,
+            failed=failed,
+        )
         self._to = repr(to) if name is None else name
-        self._started = started
-        self._failed = failed
-        self._listening: Deferred[Any] | None = None
-        self._port: IListeningPort | None = None
 
-    def startService(self) -> None:
-        """Begin to listen."""
-        super().startService()
-        listening = self._listening = self._endpoint.listen(self._factory)
-        listening.addCallback(self._on_port)
-        if isinstance(getattr(listening, "result", None), Failure) and not self._reactor.running:
-            # The command ends here, and its exit status says so.
-            failures: list[Failure] = []
-            listening.addErrback(failures.append)
-            raise SystemExit(str(failures[0].value))
-        listening.addErrback(self._on_failure)
-
-    def _on_port(self, port: IListeningPort) -> None:
-        self._listening = None
-        self._port = port
-        _log.info("relaying from {host} to {to}", host=_written(port.getHost()), to=self._to)
-        if self._started is not None:
-            self._started(port.getHost())
-
-    def _on_failure(self, failure: Failure) -> None:
-        self._listening = None
-        if failure.check(CancelledError) is not None:
-            return
-        _log.critical("cannot listen, so the relay ends: {error}", error=str(failure.value))
-        if self._failed is not None:
-            self._failed()
-        self._reactor.callWhenRunning(self._reactor.stop)
-
-    def stopService(self) -> Deferred[None]:
-        """Stop listening, and end the connections that there are."""
-        super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-        port, self._port = self._port, None
-        if port is not None:
-            await maybeDeferred(port.stopListening)
-        # Until they are gone: a process that ends before would close them in order, and
-        # half of something would look like the whole.
-        for _ in range(_STOP_TURNS):
-            if self._factory.idle:
-                return
-            self._factory.abort()
-            await deferLater(self._reactor, 0)
+    def announce(self, host: Any) -> None:
+        """Tell the log where from and where to."""
+        _log.info("relaying from {host} to {to}", host=written(host), to=self._to)
 
 
 class RelayOptions(usage.Options):
@@ -355,16 +298,8 @@ class RelayOptions(usage.Options):
             raise usage.UsageError(f"--{missing} is missing; give both, or neither to try it out")
         if self["listen"] is not None:
             self["name"] = self["to"]
-            self["listen"] = _endpoint(serverFromString, reactor, "listen", self["listen"])
-            self["to"] = _endpoint(clientFromString, reactor, "to", self["to"])
-
-
-def _endpoint(make: Any, reactor: Any, option: str, text: str) -> Any:
-    """Make an endpoint of what the user wrote, or say what is wrong with it."""
-    try:
-        return make(reactor, text)
-    except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
-        raise usage.UsageError(f"--{option} {text}: {error}") from None
+            self["listen"] = endpoint_option(serverFromString, reactor, "listen", self["listen"])
+            self["to"] = endpoint_option(clientFromString, reactor, "to", self["to"])
 
 
 def make_relay(options: Any, reactor: Any) -> IService:
@@ -378,16 +313,5 @@ def make_relay(options: Any, reactor: Any) -> IService:
         options["listen"],
         options["to"],
         name=options["name"],
-        failed=_fail_at_exit,
+        failed=fail_at_exit,
     )
-
-
-def _fail_at_exit() -> None:
-    atexit.register(_exit_with_failure)
-
-
-def _exit_with_failure() -> None:
-    """End the process with status 1: ``twist`` itself ends with 0 whenever the reactor stops."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
