@@ -73,6 +73,10 @@ ORDER = [
     "__init__",
     "chibi",
     "blocking",
+    "contracts",
+    "transport_contracts",
+    "endpoint_contracts",
+    "socket_contracts",
     "testing",
     "commands",
 ]

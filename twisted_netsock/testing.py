@@ -2,7 +2,9 @@
 Helpers for tests: of this package, and of applications built on it.
 
 They use real sockets on loopback and certificates in memory; nothing is mocked
-but the look-up of names.
+but the look-up of names. The contracts, which need no pytest, can be imported
+from `twisted_netsock.endpoint_contracts` and `twisted_netsock.socket_contracts`
+as well.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from .authority import CertificateAuthority, IssuedCertificate
+from .endpoint_contracts import ClientEndpointContract, ServerEndpointContract
+from .socket_contracts import SocketContract
 from .sockets import Socket, current_reactor
 
 __all__ = [
     "CertificateAuthority",
+    "ClientEndpointContract",
     "IssuedCertificate",
     "ScriptedResolver",
+    "ServerEndpointContract",
+    "SocketContract",
     "clean_reactor",
     "connected_pair",
 ]

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import assert_type
+from typing import Any, assert_type
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
+    IAddress,
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
 from twisted.web.iweb import IAgentEndpointFactory
 
 import twisted_netsock as netsock
+from twisted_netsock.testing import (
+    CertificateAuthority,
+    ClientEndpointContract,
+    ServerEndpointContract,
+    SocketContract,
+    connected_pair,
+)
 
 
 def records() -> None:
@@ -112,3 +121,34 @@ def http(reactor: object) -> None:
     )
     Agent.usingEndpointFactory(reactor, factory)
     netsock.agent_endpoint_factory(reactor, "options")  # type: ignore[arg-type]
+
+
+class Endpoints:
+    def make_server_endpoint(self, address: IAddress | None = None) -> IStreamServerEndpoint:
+        from twisted.internet import reactor
+
+        return netsock.server_endpoint(reactor, "localhost", 0)
+
+    def make_client_endpoint(self, address: IAddress) -> IStreamClientEndpoint:
+        from twisted.internet import reactor
+
+        return netsock.client_endpoint(reactor, "localhost", 80)
+
+
+class ClientTests(Endpoints, ClientEndpointContract, TestCase):
+    pass
+
+
+class ServerTests(Endpoints, ServerEndpointContract, TestCase):
+    half_close = False
+
+
+class SocketTests(SocketContract, TestCase):
+    async def make_sockets(self) -> tuple[Any, Any]:
+        return connected_pair()
+
+
+def certificates() -> None:
+    authority = CertificateAuthority()
+    assert_type(authority.server_options("localhost"), netsock.ServerTLSSocketOptions)
+    assert_type(authority.client_options(), netsock.TLSSocketOptions)
