@@ -178,10 +178,10 @@ class ServerEndpointContract(EndpointContract):
     """
     Tests for a server endpoint: mix it into a class of tests.
 
-    The class supplies `make_server_endpoint`, which returns the endpoint to test,
-    and `make_client_endpoint`, which returns any endpoint that can connect to it.
+    The class supplies ``make_server_endpoint``, which returns the endpoint to test,
+    and ``make_client_endpoint``, which returns any endpoint that can connect to it.
     A test has the endpoint log an exception; if the runner fails tests for that,
-    the class has a ``flushLoggedErrors(*kinds)`` as trial's `TestCase` does, which
+    the class has a ``flushLoggedErrors(*kinds)`` as trial's ``TestCase`` does, which
     returns what was logged. Everything else is as with `ClientEndpointContract`.
     """
 

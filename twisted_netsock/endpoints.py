@@ -31,6 +31,7 @@ from .addresses import SocketAddress, to_twisted_address
 from .client_contexts import client_context_factory
 from .connecting import Established, check_listening, check_target, connect, listen
 from .contexts import negotiated_protocols
+from .errors import SocketConnectionLostError
 from .listening_ports import ListeningPort, make_transport, start_factory, stop_factory
 from .options import (
     ServerTLSSocketOptions,
@@ -144,7 +145,7 @@ class ClientEndpoint:
     def _attach(self, established: Established, factory: Any) -> Any:
         sock = established.descriptor.sock
         try:
-            peer = to_twisted_address(SocketAddress.of(sock.family, sock.getpeername()))
+            peer = to_twisted_address(SocketAddress.of(sock.family, _peer_name(established)))
             protocol = factory.buildProtocol(peer)
             if protocol is None:
                 raise NoProtocol  # noqa: TRY301 - the clean-up below is for it, too
@@ -162,6 +163,23 @@ class ClientEndpoint:
         where = _where(self._node, self._service)
         told = "" if self._header is None else f" on behalf of {self._header.source}"
         return f"<ClientEndpoint {where}{told} {self._options!r}>"
+
+
+def _peer_name(established: Established) -> Any:
+    """
+    Return the native address of the peer.
+
+    Raises:
+        SocketError: It has reset the connection already, as a TLS 1.3 server may that
+            misses a certificate: the client's handshake is over when it finds out. The
+            error is what it has said, if it has.
+    """
+    try:
+        return established.descriptor.sock.getpeername()
+    except OSError:
+        # Raises what the peer has said; whatever else there is to read is lost.
+        established.descriptor.try_recv(1)
+        raise SocketConnectionLostError from None
 
 
 def _where(node: str | None, service: str | int | None) -> str:
