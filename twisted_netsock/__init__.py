@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .addresses import AddressInfo as AddressInfo
     from .addresses import SocketAddress as SocketAddress
-    from .client_contexts import client_context_factory as client_context_factory
     from .agents import agent_endpoint_factory as agent_endpoint_factory
-    from .contexts import client_context_factory as client_context_factory
-    from .contexts import server_context_factory as server_context_factory
+    from .client_contexts import client_context_factory as client_context_factory
     from .endpoints import ClientEndpoint as ClientEndpoint
     from .endpoints import ServerEndpoint as ServerEndpoint
     from .endpoints import client_endpoint as client_endpoint
@@ -92,9 +90,8 @@ _HOMES = {
     "TLSSocketOptions": "options",
     "TLSTruncatedError": "errors",
     "VerifyResult": "options",
-    "client_context_factory": "client_contexts",
     "agent_endpoint_factory": "agents",
-    "client_context_factory": "contexts",
+    "client_context_factory": "client_contexts",
     "client_endpoint": "endpoints",
     "is_server_tls_socket_options": "options",
     "is_socket_options": "options",

@@ -69,9 +69,23 @@ _TWISTED_KEYS: Final = {
 }
 """What keys of Twisted's own endpoint strings are called here: hints, not aliases."""
 
+_NO_KEYS: Final = {
+    "handshake": "endpoints always shake hands",
+    "socketOptions": "each socket option is a key of its own, such as SO_KEEPALIVE=1",
+}
+"""Why some fields of the records are none."""
+
+
+_LONGEST_SHOWN: Final = 80
+
+
+def _told(value: str) -> str:
+    """Return a value as errors tell it, cut where it is very long."""
+    return repr(value) if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}…"
+
 
 def _bad(key: str, value: str, allowed: str) -> ValueError:
-    return ValueError(f"{key}={value!r} must be {allowed}")
+    return ValueError(f"{key}={_told(value)} must be {allowed}")
 
 
 def _boolean(key: str, value: str) -> bool:
@@ -84,7 +98,9 @@ def _boolean(key: str, value: str) -> bool:
 
 def _integer(key: str, value: str) -> int:
     if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
-        raise _bad(key, value, "an integer")
+        word = value.lower()
+        hint = f"; {int(word in _TRUE)} for {value}" if word in _TRUE | _FALSE else ""
+        raise _bad(key, value, f"an integer{hint}")
     return int(value)
 
 
@@ -145,9 +161,16 @@ def _verifier(key: str, value: str) -> bool:
     return False
 
 
-def _text(key: str, value: str) -> str:
+def _names(key: str, value: str) -> tuple[str, ...]:
+    names = _items(key, value)
+    if not names and key == "alpn":
+        raise _bad(key, value, "a protocol, or several separated by commas")
+    return names
+
+
+def _path(key: str, value: str) -> str:
     if not value:
-        raise _bad(key, value, "given a value")
+        raise _bad(key, value, "a path")
     return value
 
 
@@ -162,8 +185,10 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
     matched = re.fullmatch(
         r"\[(?P<v6>[^]]*)\](?::(?P<p6>\d{1,5}))?", value, re.ASCII
     ) or re.fullmatch(r"(?P<v4>[^:]+):(?P<p4>\d{1,5})", value, re.ASCII)
+    if not value:
+        raise _bad(key, value, "a numeric address, or one and a port")
     if matched is None:
-        return _text(key, value), 0
+        return value, 0
     groups = matched.groupdict()
     host = groups.get("v6") or groups.get("v4") or ""
     return host, int(groups.get("p6") or groups.get("p4") or 0)
@@ -176,13 +201,13 @@ _PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "flags": _flags,
     "integer": _integer,
     "local_address": _local_address,
-    "names": _items,
-    "path": _text,
+    "names": _names,
+    "path": _path,
     "paths": _paths,
     "proxy_protocol": _choice({"v1": "v1", "v2": "v2", "any": "any"}, ""),
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "verifier": _verifier,
-    "version": _text,
+    "version": lambda _key, value: value,
 }
 """How the text of each kind of field is read; `twisted_netsock.options` has the kinds."""
 
@@ -205,18 +230,26 @@ def _keys(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, st
 _ALL_FIELDS: Final = {
     field.name: camel_case(field.name) for field in record_fields(ServerTLSSocketOptions)
 }
-_FIELD_NAME: Final = re.compile(
-    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b("
-    + "|".join(name for name in _ALL_FIELDS if "_" in name)
-    + r")\b"
+_IN_STRINGS: Final = {
+    **{name: key for name, key in _ALL_FIELDS.items() if "_" in name},
+    "=True": "=yes",
+    "=False": "=no",
+    "TLSv1_2": "TLSv1.2",
+    "TLSv1_3": "TLSv1.3",
+    "be None": "be left out",
+}
+"""What records say, and how it is said of strings."""
+
+_SAID: Final = re.compile(
+    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b(" + "|".join(_IN_STRINGS) + r")\b"
 )
-"""The name of a field, or a value in quotes, which is left alone."""
+"""One of these, or a value in quotes, which is left alone."""
 
 
 def _in_keys(message: str) -> str:
     """Rewrite a record's error in terms of keys."""
-    return _FIELD_NAME.sub(
-        lambda matched: _ALL_FIELDS[matched[1]] if matched[1] else matched[0], message
+    return _SAID.sub(
+        lambda matched: _IN_STRINGS[matched[1]] if matched[1] else matched[0], message
     )
 
 
@@ -227,6 +260,8 @@ def _unknown(
     tls_only = {*_keys(ServerTLSSocketOptions), _PASSWORD_FILE, _RELOAD_EVERY}
     if key in _TWISTED_KEYS:
         meant = f"here it is called {_TWISTED_KEYS[key]}"
+    elif key in _NO_KEYS:
+        meant = _NO_KEYS[key]
     elif key in tls_only and not issubclass(record, TLSSocketOptions):
         meant = "it is for netsock-tls"
     elif key in tls_only:
@@ -243,7 +278,7 @@ def _unknown(
     if "password" in key.lower() and key != _PASSWORD_FILE:
         # Whatever it is, it may be one.
         return ValueError(f"unknown key {_shown(key)}: passwords never stand here; {meant}")
-    return ValueError(f"unknown key {_shown(key)}={value!r}: {meant}")
+    return ValueError(f"unknown key {_shown(key)}={_told(value)}: {meant}")
 
 
 def _shown(key: str) -> str:
@@ -343,10 +378,14 @@ def _place(
     args: Sequence[str], kwargs: dict[str, str], names: Sequence[str], form: str
 ) -> dict[str, str]:
     """Take node and service, positional or spelled out, off *kwargs*."""
-    for key in ("node", "service", "localAddress"):
-        if key in kwargs and not (key == "localAddress" and "]" in kwargs[key]):
-            _check_stray_bracket(key, kwargs[key], args)
-    positional = _join_brackets(args)
+    if _is_unix(kwargs):
+        # A path may begin with a bracket.
+        positional = list(args)
+    else:
+        for key in ("node", "service", "localAddress"):
+            if key in kwargs and not (key == "localAddress" and "]" in kwargs[key]):
+                _check_stray_bracket(key, kwargs[key], args)
+        positional = _join_brackets(args)
     if len(positional) > len(names):
         raise ValueError(f"{':'.join(positional)!r}: too many parts without a key; {form}")
     place: dict[str, str] = {}
