@@ -51,6 +51,7 @@ _TEXTS: dict[str, Any] = {
     "names": _items,
     "path": str,
     "paths": _items,
+    "proxy_protocol": str,
     "socktype": lambda value: value.name.removeprefix("SOCK_").lower(),
     "verifier": lambda value: "no" if value is False else None,
     "version": lambda value: {ssl.TLSVersion.TLSv1_2: "TLSv1.2"}.get(value, "TLSv1.3"),

@@ -69,6 +69,7 @@ PLAIN: dict[str, Any] = {
     "backlog": NUMBERS,
     "reuse_port": st.booleans(),
     "v6_only": st.booleans(),
+    "proxy_protocol": st.sampled_from(["v1", "v2"]),
 }
 TLS: dict[str, Any] = {
     **PLAIN,
