@@ -362,7 +362,7 @@ STRINGS_PAGE = REFERENCE / "endpoint-strings.md"
 def test_the_reference_has_every_key_of_endpoint_strings() -> None:
     """And says rightly which prefix and side takes it."""
     plain = {*strings._keys(SocketOptions), "node", "service"}
-    tls = {*strings._keys(TLSSocketOptions), strings._PASSWORD_FILE}
+    tls = {*strings._keys(TLSSocketOptions), strings._PASSWORD_FILE, strings._ENDPOINT}
     server = {*strings._keys(ServerTLSSocketOptions), strings._RELOAD_EVERY}
     expected = dict.fromkeys(server, "`netsock-tls`, servers")
     expected |= dict.fromkeys(tls, "`netsock-tls`")

@@ -23,6 +23,8 @@ from protocols import (
     until,
 )
 from twisted.internet.error import ConnectionDone
+from twisted.python import context
+from twisted.python.log import ILogContext
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -375,7 +377,7 @@ async def test_a_lost_transport_answers_still(kind):
         assert not transport.getTcpKeepAlive()
         assert (transport.getHost(), transport.getPeer()) == (host, peer)
         assert transport.fileno() == -1
-        assert transport.logPrefix() == "-"
+        assert transport.logPrefix() == "Recorder,client"
 
 
 async def test_the_handle_is_the_socket_or_the_tls_connection(kind):
@@ -392,8 +394,37 @@ async def test_the_log_prefix_is_the_protocol_s(kind):
             return "a name of its own"
 
     async with connected(kind, Named) as pair:
-        assert pair.client.transport.logPrefix() == "a name of its own"
-        assert pair.server.transport.logPrefix() == "Recorder"
+        assert pair.client.transport.logPrefix() == "a name of its own,client"
+        name, number, host = pair.server.transport.logPrefix().split(",")
+        assert (name, number.isdecimal(), host) == ("Recorder", True, LOOPBACK)
+
+
+async def test_log_lines_of_a_protocol_carry_its_prefix(kind):
+    systems = {}
+
+    class Talkative(Recorder):
+        def note(self, when):
+            systems[when] = context.get(ILogContext)["system"]
+
+        def connectionMade(self):
+            super().connectionMade()
+            self.note("made")
+
+        def dataReceived(self, data):
+            super().dataReceived(data)
+            self.note("data")
+
+        def connectionLost(self, reason=None):
+            super().connectionLost(reason)
+            self.note("lost")
+
+    async with connected(kind, Talkative) as pair:
+        pair.server.transport.write(b"a")
+        await pair.client.receives(1)
+        pair.server.transport.loseConnection()
+        await pair.client.loses()
+    assert systems == dict.fromkeys(("made", "data", "lost"), "Talkative,client")
+    assert context.get(ILogContext)["system"] == "-"
 
 
 async def test_the_text_form_tells_kind_state_and_addresses(kind):

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.protocol import ClientFactory, Protocol, ServerFactory
 
@@ -47,6 +48,30 @@ class TLSCreator(PlainCreator):
 
     server_options = AUTHORITY.server_options()
     client_options = AUTHORITY.client_options()
+
+
+class LayeredCreator(TLSCreator):
+    """Makes TLS endpoints over Twisted's TCP endpoints."""
+
+    def server(self, reactor):
+        inner = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        return server_endpoint(reactor, None, None, self.server_options, endpoint=inner)
+
+    def client(self, reactor, serverAddress):  # noqa: N803
+        inner = TCP4ClientEndpoint(reactor, serverAddress.host, serverAddress.port)
+        return client_endpoint(reactor, "127.0.0.1", None, self.client_options, endpoint=inner)
+
+
+class OursBelowCreator(TLSCreator):
+    """Makes TLS endpoints over plain ones of ours."""
+
+    def server(self, reactor):
+        inner = server_endpoint(reactor, "127.0.0.1", 0)
+        return server_endpoint(reactor, None, None, self.server_options, endpoint=inner)
+
+    def client(self, reactor, serverAddress):  # noqa: N803
+        inner = client_endpoint(reactor, serverAddress.host, serverAddress.port)
+        return client_endpoint(reactor, "127.0.0.1", None, self.client_options, endpoint=inner)
 
 
 class Builder(ReactorBuilder):
@@ -104,9 +129,7 @@ def kept(factory_class):
 
 
 class Connections(Builder, ConnectionTestsMixin, AbortConnectionMixin):
-    # It looks for the prefix in the reactor's log context. Our events do not pass through
-    # the reactor one by one, so there is none; logPrefix() itself is in test_transports.py.
-    test_logPrefix = None  # noqa: N815
+    """What they have in common."""
 
 
 class PlainConnections(Connections):
@@ -119,6 +142,17 @@ class TLSConnections(Connections):
     # The client resets the connection before the server's handshake is done, and so before
     # the server has a protocol, which the test insists on.
     test_resumeProducingThrows = None  # noqa: N815
+
+
+class LayeredConnections(TLSConnections):
+    endpoints = LayeredCreator()
+
+    # As above: Twisted's transport beneath has sent nothing yet when it is aborted.
+    test_fullWriteBuffer = None  # noqa: N815
+
+
+class OursBelowConnections(TLSConnections):
+    endpoints = OursBelowCreator()
 
 
 class Writing(WriteSequenceTestsMixin, Builder):
@@ -152,5 +186,17 @@ class TLSWriting(Writing):
     endpoints = TLSCreator()
 
 
-for builder in (PlainConnections, TLSConnections, PlainWriting, TLSWriting):
+class LayeredWriting(Writing):
+    endpoints = LayeredCreator()
+
+
+for builder in (
+    PlainConnections,
+    TLSConnections,
+    LayeredConnections,
+    OursBelowConnections,
+    PlainWriting,
+    TLSWriting,
+    LayeredWriting,
+):
     globals().update(builder.makeTestCaseClasses())

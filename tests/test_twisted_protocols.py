@@ -1,4 +1,4 @@
-"""Twisted's own protocols over our endpoints: HTTP, plain and TLS, and mail with STARTTLS."""
+"""Twisted's own protocols over our endpoints: HTTP and lines, plain and TLS."""
 
 # ruff: noqa: N802 - Twisted owns the names
 
@@ -10,10 +10,8 @@ import pytest
 from protocols import BULK, LOOPBACK, Kind, until
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Cooperator
-from twisted.mail import smtp
 from twisted.protocols.basic import FileSender, LineReceiver
 from twisted.protocols.policies import TimeoutFactory, WrappingFactory
 from twisted.web.client import Agent, FileBodyProducer, HTTPConnectionPool, readBody
@@ -23,9 +21,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface import implementer
 
 from twisted_netsock import (
-    client_context_factory,
     client_endpoint,
-    server_context_factory,
     server_endpoint,
 )
 
@@ -84,80 +80,6 @@ async def test_http_both_ways(kind):
         await pool.closeCachedConnections()
         await port.stopListening()
         await until(lambda: not site.protocols)
-
-
-# Mail
-
-
-@implementer(smtp.IMessageDelivery)
-class Delivery:
-    """Takes every message, and notes over what it came."""
-
-    def __init__(self):
-        self.secure = []
-        self.lines = []
-        self.protocol = None
-
-    def receivedHeader(self, helo, origin, recipients):
-        return b"Received: here"
-
-    def validateFrom(self, helo, origin):
-        self.secure.append(ISSLTransport.providedBy(self.protocol.transport))
-        return origin
-
-    def validateTo(self, user):
-        return lambda: self
-
-    def lineReceived(self, line):
-        self.lines.append(line)
-
-    def eomReceived(self):
-        done = Deferred()
-        done.callback(None)
-        return done
-
-    def connectionLost(self):
-        pass
-
-
-async def test_mail_is_sent_after_starttls(authority):
-    delivery = Delivery()
-
-    class Server(Factory):
-        noisy = False
-
-        def buildProtocol(self, addr):
-            delivery.protocol = smtp.ESMTP(
-                None, server_context_factory(authority.server_options())
-            )
-            delivery.protocol.delivery = delivery
-            delivery.protocol.timeout = None
-            return delivery.protocol
-
-    port = await server_endpoint(reactor, LOOPBACK, 0).listen(Server())
-    sent = Deferred()
-    sender = smtp.ESMTPSenderFactory(
-        None,
-        None,
-        "from@example.com",
-        "to@example.com",
-        BytesIO(b"Subject: hello\n\n" + b"a line of text\n" * 10_000),
-        sent,
-        contextFactory=client_context_factory(authority.client_options(), LOOPBACK),
-        requireTransportSecurity=True,
-        requireAuthentication=False,
-        timeout=None,
-        hostname="localhost",
-    )
-    sender.noisy = False
-    client = await client_endpoint(reactor, LOOPBACK, port.getHost().port).connect(sender)
-    taken, _ = await sent
-    await until(lambda: client.transport is None or client.transport.disconnected)
-    await until(lambda: delivery.protocol.transport.disconnected)
-    await port.stopListening()
-    assert taken == 1
-    assert delivery.secure == [True]
-    assert delivery.lines.count(b"a line of text") == 10_000
 
 
 # Lines, and what wraps protocols

@@ -32,7 +32,14 @@ from .client_contexts import client_context_factory
 from .connecting import Established, check_listening, check_target, connect, listen
 from .contexts import negotiated_protocols
 from .errors import SocketConnectionLostError
-from .listening_ports import ListeningPort, make_transport, start_factory, stop_factory
+from .factories import start_factory, stop_factory
+from .layered_endpoints import (
+    check_inner_client,
+    check_inner_server,
+    connect_over,
+    listen_over,
+)
+from .listening_ports import ListeningPort, make_transport
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -56,9 +63,15 @@ class ClientEndpoint:
     """Where to connect to, and how. Made by `client_endpoint`."""
 
     def __init__(
-        self, reactor: Any, node: str, service: str | int | None, options: SocketOptions
+        self,
+        reactor: Any,
+        node: str,
+        service: str | int | None,
+        options: SocketOptions,
+        inner: IStreamClientEndpoint | None = None,
     ) -> None:
         self._reactor = reactor
+        self._inner = inner
         self._node = node
         self._service = service
         self._options = options
@@ -117,10 +130,17 @@ class ClientEndpoint:
             NoProtocol: The factory built none; the connection is closed.
             HostNotFoundError, SocketConnectionError, TLSHandshakeError,
             CertificateVerificationError: As `make_client_tls_socket`.
+            Anything that the inner endpoint fails with, if there is one.
 
         Cancelling:
             Fails with `CancelledError` at every stage, and leaves nothing behind.
         """
+        if self._inner is not None:
+            assert isinstance(self._options, TLSSocketOptions)
+            assert self._context_factory is not None
+            return connect_over(
+                self._reactor, self._inner, protocolFactory, self._options, self._context_factory
+            )
         factory: Any = protocolFactory
         protocols = negotiated_protocols(factory)
         start_factory(factory)
@@ -160,7 +180,7 @@ class ClientEndpoint:
         return protocol
 
     def __repr__(self) -> str:
-        where = _where(self._node, self._service)
+        where = _where(self._node, self._service, self._inner)
         told = "" if self._header is None else f" on behalf of {self._header.source}"
         return f"<ClientEndpoint {where}{told} {self._options!r}>"
 
@@ -182,7 +202,9 @@ def _peer_name(established: Established) -> Any:
         raise SocketConnectionLostError from None
 
 
-def _where(node: str | None, service: str | int | None) -> str:
+def _where(node: str | None, service: str | int | None, inner: object) -> str:
+    if inner is not None:
+        return f"over {inner!r}" if node is None else f"{node!r} over {inner!r}"
     host = "*" if node is None else repr(node)
     return host if service is None else f"{host} {service!r}"
 
@@ -198,8 +220,10 @@ class ServerEndpoint:
         service: str | int | None,
         options: SocketOptions | tuple[ServerTLSSocketOptions, ...],
         reload_every: timedelta | None = None,
+        inner: IStreamServerEndpoint | None = None,
     ) -> None:
         self._reactor = reactor
+        self._inner = inner
         self._node = node
         self._service = service
         self._reload_every = reload_every
@@ -232,23 +256,34 @@ class ServerEndpoint:
         Errors:
             HostNotFoundError: There is no such node or service.
             SocketBindError: The address is taken, or not ours to bind.
+            Anything that the inner endpoint fails with, if there is one.
 
         Cancelling:
-            Fails with `CancelledError`; nothing is bound.
+            Fails with `CancelledError`; nothing is bound. With an inner endpoint,
+            as that one.
         """
+        if self._inner is not None:
+            assert isinstance(self._options, TLSSocketOptions)
+            assert self._context_factory is not None
+            return listen_over(
+                self._reactor, self._inner, protocolFactory, self._options, self._context_factory
+            ).addCallback(self._watched)
 
         def bound(sockets: list[_socket.socket]) -> Any:
             port = ListeningPort(
                 self._reactor, sockets, protocolFactory, self._options, self._context_factory
             )
             port.startListening()
-            if self._reload_every is not None and self._reloader is not None:
-                port.watch_files(self._reloader, self._reload_every.total_seconds())
-            return port
+            return self._watched(port)
 
         return listen(
             self._reactor, self._node, self._service, self._options, every_address=True
         ).addCallback(bound)
+
+    def _watched(self, port: Any) -> Any:
+        if self._reload_every is not None and self._reloader is not None:
+            port.watch_files(self._reloader, self._reload_every.total_seconds())
+        return port
 
     def reload(self) -> Deferred[None]:
         """
@@ -272,31 +307,42 @@ class ServerEndpoint:
     def __repr__(self) -> str:
         several = self._context_factory.records if self._context_factory else (self._options,)
         shown = ", ".join(repr(record) for record in several)
-        return f"<ServerEndpoint {_where(self._node, self._service)} {shown}>"
+        where = _where(self._node, self._service, self._inner)
+        return f"<ServerEndpoint {where} {shown}>"
 
 
 def client_endpoint(
-    reactor: Any, node: str, service: str | int | None, options: SocketOptions | None = None
+    reactor: Any,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    endpoint: IStreamClientEndpoint | None = None,
 ) -> ClientEndpoint:
     """
     Make a client endpoint, plain or TLS by the class of *options*.
 
     Args:
-        reactor: Provides ``IReactorFDSet``.
+        reactor: Provides ``IReactorFDSet``, unless there is an *endpoint*.
         node: A host name, a numeric address, or (``AF_UNIX``) a path.
         service: A service's name or a port; `None` with ``AF_UNIX``.
         options: A `SocketOptions` or `TLSSocketOptions`, whose files are read now;
             plain defaults if `None`.
+        endpoint: Makes the connections that TLS is spoken on. *node* is the name
+            to verify then, *service* is `None`, and *options* are a
+            `TLSSocketOptions` that says nothing of sockets and addresses.
 
     Returns:
         An ``IStreamClientEndpoint``, for any number of connections.
 
     Raises:
         TypeError: *options* is a server's record, or no record; or *reactor*
-            cannot wait for sockets.
+            cannot wait for sockets; or *endpoint* is none, or *options* are
+            plain with it.
         ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set;
-            *non_blocking* or *handshake* is `False`; *proxy_protocol* is ``"any"``;
-            or a certificate, key or name cannot be used.
+            *service* or an option contradicts *endpoint*; *non_blocking* or
+            *handshake* is `False`; *proxy_protocol* is ``"any"``; or a
+            certificate, key or name cannot be used.
     """
     record = require_record(
         SocketOptions() if options is None else options,
@@ -306,6 +352,9 @@ def client_endpoint(
     )
     require_reactor_mode(record)
     require_client_flags(record)
+    if endpoint is not None:
+        check_inner_client(endpoint, node, service, record)
+        return ClientEndpoint(reactor, node, None, record, endpoint)
     check_target(node, service, record)
     require_stream(record, "endpoints are")
     poller_for(reactor)
@@ -319,12 +368,13 @@ def server_endpoint(
     options: SocketOptions | Iterable[ServerTLSSocketOptions] | None = None,
     *,
     reload_every: timedelta | None = None,
+    endpoint: IStreamServerEndpoint | None = None,
 ) -> ServerEndpoint:
     """
     Make a server endpoint, plain or TLS by the class of *options*.
 
     Args:
-        reactor: Provides ``IReactorFDSet``.
+        reactor: Provides ``IReactorFDSet``, unless there is an *endpoint*.
         node: A name (all its addresses are bound, on one port), a numeric
             address, a path, or `None` for every interface, IPv4 and IPv6.
         service: A service's name or a port; 0 lets the kernel choose.
@@ -333,16 +383,21 @@ def server_endpoint(
             read now. Plain defaults if `None`.
         reload_every: How often to look whether those files have changed, and to
             `ServerEndpoint.reload` them then; never if `None`.
+        endpoint: Listens for the connections that TLS is spoken on. *node* and
+            *service* are `None` then, and *options* are TLS records that say
+            nothing of sockets and addresses.
 
     Returns:
         An ``IStreamServerEndpoint``.
 
     Raises:
         TypeError: *options* is a TLS client's record, or no record; or *reactor*
-            cannot wait for sockets.
+            cannot wait for sockets; or *endpoint* is none, or *options* are
+            plain with it.
         ValueError: *node* or *service* is none; *non_blocking* or *handshake* is
-            `False`; there is no certificate or key, or it cannot be used; or the
-            records cannot be served together.
+            `False`; there is no certificate or key, or it cannot be used; the
+            records cannot be served together; or *node*, *service* or an option
+            contradicts *endpoint*.
     """
     use = "for a client use client_endpoint"
     records: SocketOptions | tuple[ServerTLSSocketOptions, ...]
@@ -359,10 +414,13 @@ def server_endpoint(
             raise ValueError("options must hold at least one record")
     first = records if isinstance(records, SocketOptions) else records[0]
     require_reactor_mode(first)
-    check_listening(node, service, first)
-    require_stream(first, "endpoints are")
     interval = optional_duration(reload_every, "reload_every")
     if interval is not None and isinstance(records, SocketOptions):
         raise ValueError(f"reload_every={reload_every!r} needs TLS: a plain server has no files")
+    if endpoint is not None:
+        check_inner_server(endpoint, node, service, first)
+        return ServerEndpoint(reactor, None, None, records, interval, endpoint)
+    check_listening(node, service, first)
+    require_stream(first, "endpoints are")
     poller_for(reactor)
     return ServerEndpoint(reactor, node, service, records, interval)

@@ -20,6 +20,7 @@ from .connecting import Established
 from .contexts import negotiated_protocols
 from .descriptors import Descriptor, PlainDescriptor
 from .errors import SocketClosedError
+from .factories import start_factory, stop_factory
 from .handshakes import shaking_hands
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
@@ -29,7 +30,7 @@ from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor, say_goodbye
 from .transports import TLSTransport, Transport
 
-__all__ = ["ListeningPort", "make_transport", "start_factory", "stop_factory"]
+__all__ = ["ListeningPort", "make_transport"]
 
 _MOST_ARRIVALS: Final = 1024
 
@@ -62,20 +63,6 @@ def make_transport(
 def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
     """Return *peer*, whom *header* may have told, as Twisted names it."""
     return to_twisted_address(peer, SOCK_STREAM if header is None else header.socket_type)
-
-
-def start_factory(factory: Any) -> None:
-    """Tell *factory* that it is used, if it wants to know."""
-    start = getattr(factory, "doStart", None)
-    if start is not None:
-        start()
-
-
-def stop_factory(factory: Any) -> None:
-    """Tell *factory* that it is used no more, if it wants to know."""
-    stop = getattr(factory, "doStop", None)
-    if stop is not None:
-        stop()
 
 
 @implementer(IListeningPort)

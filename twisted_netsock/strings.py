@@ -15,6 +15,8 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
+from twisted.internet.endpoints import clientFromString, serverFromString
+
 from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
 from .names import is_ip_address
 from .options import (
@@ -51,6 +53,7 @@ _LEVELS: Final = {
 }
 _PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105 - a key's name
 _RELOAD_EVERY: Final = "reloadEvery"
+_ENDPOINT: Final = "endpoint"
 _PASSWORD_LIMIT: Final = 4096
 
 _TWISTED_KEYS: Final = {
@@ -257,7 +260,7 @@ def _unknown(
     key: str, value: str, record: type[SocketOptions], others: Iterable[str]
 ) -> ValueError:
     """Say that there is no such key, and which was probably meant."""
-    tls_only = {*_keys(ServerTLSSocketOptions), _PASSWORD_FILE, _RELOAD_EVERY}
+    tls_only = {*_keys(ServerTLSSocketOptions), _PASSWORD_FILE, _RELOAD_EVERY, _ENDPOINT}
     if key in _TWISTED_KEYS:
         meant = f"here it is called {_TWISTED_KEYS[key]}"
     elif key in _NO_KEYS:
@@ -403,6 +406,23 @@ def _is_unix(kwargs: dict[str, str]) -> bool:
     return kwargs.get("aiFamily", "").lower().removeprefix("af_") == "unix"
 
 
+def _inner(text: str, parse: Callable[[str], T]) -> T:
+    """
+    Make the endpoint that a string in a string describes.
+
+    What is wrong with it is told, and of the string itself only the type: the rest
+    may hold what nobody should read.
+    """
+    if not text:
+        raise _bad(_ENDPOINT, text, "an endpoint string, with its colons escaped")
+    try:
+        return parse(text)
+    except Exception as error:  # noqa: BLE001 - every parser has its own way to fail
+        kind = text.partition(":")[0]
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{_ENDPOINT}={kind + ':…'!r} cannot be used: {why}") from None
+
+
 def parse_client(
     reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
 ) -> ClientEndpoint:
@@ -421,16 +441,29 @@ def parse_client(
     given = dict(kwargs)
     prefix = "netsock-tls" if tls else "netsock"
     unix = _is_unix(given)
-    names = ("node",) if unix else ("node", "service")
-    form = f"write {prefix}:PATH:aiFamily=unix" if unix else f"write {prefix}:NODE:SERVICE:KEY=…"
+    layered = tls and _ENDPOINT in given
+    names = ("node",) if unix or layered else ("node", "service")
+    if layered:
+        form = f"write {prefix}:NODE:endpoint=ENDPOINT:KEY=…, with NODE to verify"
+    elif unix:
+        form = f"write {prefix}:PATH:aiFamily=unix"
+    else:
+        form = f"write {prefix}:NODE:SERVICE:KEY=…"
     record = TLSSocketOptions if tls else SocketOptions
     place = _place(args, given, names, form)
-    _check_keys(record, given, ("node", "service"))
+    _check_keys(record, given, ("node", "service", *((_ENDPOINT,) if tls else ())))
     for name in names:
         if not place.get(name):
             raise ValueError(f"{name} is missing: {form}")
+    endpoint = None
+    if layered:
+        endpoint = _inner(given.pop(_ENDPOINT), lambda text: clientFromString(reactor, text))
     options = _options(record, given)
-    return _build(lambda: client_endpoint(reactor, place["node"], place.get("service"), options))
+    return _build(
+        lambda: client_endpoint(
+            reactor, place["node"], place.get("service"), options, endpoint=endpoint
+        )
+    )
 
 
 def parse_server(
@@ -451,20 +484,26 @@ def parse_server(
     given = dict(kwargs)
     prefix = "netsock-tls" if tls else "netsock"
     unix = _is_unix(given)
-    form = (
-        f"write {prefix}:PATH:aiFamily=unix"
-        if unix
-        else f"write {prefix}:SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
-    )
+    layered = tls and _ENDPOINT in given
+    names: tuple[str, ...] = ("node",) if unix else ("service",)
+    if layered:
+        names, form = (), f"write {prefix}:endpoint=ENDPOINT:KEY=…"
+    elif unix:
+        form = f"write {prefix}:PATH:aiFamily=unix"
+    else:
+        form = f"write {prefix}:SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
     record = ServerTLSSocketOptions if tls else SocketOptions
-    place = _place(args, given, ("node",) if unix else ("service",), form)
-    extra = ("node", "service", *((_RELOAD_EVERY,) if tls else ()))
+    place = _place(args, given, names, form)
+    extra = ("node", "service", *((_RELOAD_EVERY, _ENDPOINT) if tls else ()))
     _check_keys(record, given, extra)
-    if not unix and args and args[0].startswith("["):
+    if not unix and not layered and args and args[0].startswith("["):
         raise ValueError(f"{place['service']!r} is no service: {form}")
-    missing = "node" if unix else "service"
-    if not place.get(missing):
-        raise ValueError(f"{missing} is missing: {form}")
+    for name in names:
+        if not place.get(name):
+            raise ValueError(f"{name} is missing: {form}")
+    endpoint = None
+    if layered:
+        endpoint = _inner(given.pop(_ENDPOINT), lambda text: serverFromString(reactor, text))
     reload_every = None
     if tls and _RELOAD_EVERY in given:
         reload_every = parse_duration(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
@@ -476,6 +515,7 @@ def parse_server(
             place.get("service"),
             options,
             reload_every=reload_every,
+            endpoint=endpoint,
         )
     )
 

@@ -106,6 +106,10 @@ async def proxies(reactor: object) -> None:
 def endpoints(reactor: object) -> None:
     client: IStreamClientEndpoint = netsock.client_endpoint(reactor, "localhost", 80)
     server: IStreamServerEndpoint = netsock.server_endpoint(reactor, None, 0)
+    netsock.client_endpoint(
+        reactor, "example.com", None, netsock.TLSSocketOptions(), endpoint=client
+    )
+    netsock.server_endpoint(reactor, None, None, netsock.ServerTLSSocketOptions(), endpoint=server)
     for_client: IOpenSSLClientConnectionCreator = netsock.client_context_factory(
         netsock.TLSSocketOptions(), "example.com"
     )
