@@ -42,24 +42,27 @@ nitpick_ignore_regex = [
     # The same as annotations and docstrings write them.
     ("py:.*", r"Deferred|CancelledError|NoProtocol|I[A-Z]\w+|PrivateKeyTypes|(x509|ec)\.\w+"),
     # The standard library.
-    ("py:.*", r"(collections|datetime|os|pathlib|socket|_?ssl|types|typing\w*)\..*"),
+    ("py:.*", r"(collections|datetime|io|os|pathlib|socket|_?ssl|types|typing\w*)\..*"),
     ("py:.*", r"None|True|False|Any|Buffer|Callable|Iterable|Literal|Self|timedelta"),
-    ("py:.*", r"AddressFamily|SocketKind|TLSVersion|copy|pickle"),
+    ("py:.*", r"AddressFamily|SocketKind|TLSVersion|copy|pickle|open|io"),
     # What stands behind public names: classes that users do not make, and aliases of
     # types, which reference/options.md explains.
     ("py:class", r"twisted_netsock\.\w+\.(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
+    ("py:class", r"twisted_netsock\.(\w+\.)+(SocketFacts|Blocking(Base|Data)|T)"),
     ("py:class", r"twisted_netsock\.\w+\.(Watch|Descriptor)"),
     ("py:class", r"(Any)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
     ("py:class", r"Verifier|Version"),
     # An attribute of the error that it is written beside.
     ("py:obj", r"partial"),
     # What is spoken of and does not exist yet: docs/supported.md has the list.
-    ("py:obj", r"twisted_netsock\.blocking|chibi\.socket|start_tls"),
+    ("py:obj", r"chibi\.socket"),
 ]
 
 _FIELDS = {field.name for field in attrs.fields(ServerTLSSocketOptions)}
 _PLAIN_FIELDS = {field.name for field in attrs.fields(SocketOptions)}
 _NEVER_MADE_BY_USERS = {
+    "BlockingSocket",
+    "BlockingTLSSocket",
     "ClientEndpoint",
     "InputPort",
     "OutputPort",
@@ -77,9 +80,12 @@ def _homes(target: str) -> list[str]:
         f"twisted_netsock.{name}",
         f"twisted_netsock.ports.{name}",
         f"twisted_netsock.testing.{name}",
+        f"twisted_netsock.blocking.{name}",
+        f"twisted_netsock.chibi.{name}",
     ]
     if target == name:
         homes += [f"twisted_netsock.Socket.{name}", f"twisted_netsock.TLSSocket.{name}"]
+        homes.append(f"twisted_netsock.blocking.BlockingSocket.{name}")
     if target in _PLAIN_FIELDS:
         homes.append("twisted_netsock.SocketOptions")
     elif target in _FIELDS:

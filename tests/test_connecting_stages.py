@@ -262,7 +262,7 @@ async def test_a_look_up_of_the_system_that_hangs_can_be_given_up(monkeypatch, l
 
     library = SimpleNamespace(**{**vars(socket), "getaddrinfo": hang})
     monkeypatch.setattr(resolver, "_socket", library)
-    monkeypatch.setattr(resolver, "_threads", resolver._LookUpThreads(idle_seconds=0.01))
+    monkeypatch.setattr(resolver, "_threads", resolver.DaemonThreads(idle_seconds=0.01))
     reactor = ClockedReactor()
     connecting = connect(reactor, NAME, 80, SocketOptions(connection_timeout=limit))
     try:

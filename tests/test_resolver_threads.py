@@ -41,7 +41,7 @@ def library(monkeypatch):
     def install(answer, **pool):
         scripted = ScriptedLibrary(answer)
         monkeypatch.setattr(resolver, "_socket", scripted)
-        threads = resolver._LookUpThreads(**{"idle_seconds": 0.01, **pool})
+        threads = resolver.DaemonThreads(**{"idle_seconds": 0.01, **pool})
         monkeypatch.setattr(resolver, "_threads", threads)
         return scripted
 
@@ -260,7 +260,7 @@ def test_a_forked_child_looks_up_with_threads_of_its_own():
             return []
 
         resolver._socket.getaddrinfo = hang
-        resolver._threads = resolver._LookUpThreads(most=1)
+        resolver._threads = resolver.DaemonThreads(most=1)
         resolver.look_up_system(reactor, "hangs.invalid", 80).addErrback(lambda _: None)
         asked.acquire()
         resolver.look_up_system(reactor, "queued.invalid", 80).addErrback(lambda _: None)

@@ -584,6 +584,17 @@ async def test_what_a_selector_cannot_take_is_refused(selector, calls, pairs):
         selector.add(two, calls)
 
 
+async def test_again_does_nothing_once_the_selector_is_closed(selector, calls, pairs):
+    ((one, other),) = pairs(1)
+    selector.add(one, calls)
+    await other.sendall(b"x")
+    await until(lambda: calls.seen)
+    selector.close()
+    calls.agains[-1]()
+    assert len(selector) == 0
+    assert await soon(one.recv(10)) == b"x"
+
+
 async def test_a_selector_says_what_it_waits_for(selector, calls, pairs):
     ((one, _),) = pairs(1)
     selector.add(one, calls)

@@ -10,27 +10,24 @@ import socket as _socket
 import warnings
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from . import _validation as check
-from .addresses import SocketAddress
 from .descriptors import Descriptor, set_linger_reset
-from .errors import SocketClosedError, SocketError
+from .errors import SocketClosedError
 from .operations import Operating
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .readiness import Watch
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from .socket_facts import SocketFacts
 
 __all__ = ["BaseSocket"]
 
 
-class BaseSocket(Operating):
+class BaseSocket(SocketFacts, Operating):
     """The life of a socket on the reactor, and what it tells about itself."""
 
     def __init__(
@@ -192,84 +189,6 @@ class BaseSocket(Operating):
     def write_timeout(self, value: timedelta | None) -> None:
         self._write_timeout = check.optional_duration(value, "write_timeout")
 
-    @property
-    def family(self) -> _socket.AddressFamily:
-        """``AF_INET``, ``AF_INET6`` or ``AF_UNIX``."""
-        return _socket.AddressFamily(self._family)
-
     def fileno(self) -> int:
         """Return the descriptor, which stays this socket's; -1 once closed."""
-        return -1 if self._closed else self._watch.fd
-
-    def getsockname(self) -> SocketAddress:
-        """
-        Return the address on this side.
-
-        Raises:
-            SocketClosedError: The socket is closed.
-        """
-        self._check_open()
-        return SocketAddress.of(self._family, self._descriptor.sock.getsockname())
-
-    def getpeername(self) -> SocketAddress:
-        """
-        Return the address of the peer.
-
-        Raises:
-            SocketError: There is no peer.
-            SocketClosedError: The socket is closed.
-        """
-        self._check_open()
-        try:
-            return SocketAddress.of(self._family, self._descriptor.sock.getpeername())
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
-
-    def getsockopt(self, level: int, name: int, size: int | None = None) -> Any:
-        """
-        Return an option: an `int`, or `bytes` of at most *size* if that is given.
-
-        Raises:
-            SocketError: There is no such option.
-            SocketClosedError: The socket is closed.
-        """
-        self._check_open()
-        try:
-            if size is None:
-                return self._descriptor.sock.getsockopt(level, name)
-            return self._descriptor.sock.getsockopt(level, name, size)
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
-
-    def setsockopt(self, level: int, name: int, value: int | Buffer) -> None:
-        """
-        Set an option.
-
-        Raises:
-            SocketError: There is no such option, or it refuses the value.
-            SocketClosedError: The socket is closed.
-        """
-        self._check_open()
-        try:
-            self._descriptor.sock.setsockopt(level, name, value)
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
-
-    def _local_end(self) -> str:
-        try:
-            return f"at {SocketAddress.of(self._family, self._descriptor.sock.getsockname())}"
-        except OSError:
-            # The collector has closed the descriptor before it came to this.
-            return "lost"
-
-    def __repr__(self) -> str:
-        if self._closed:
-            return f"<{type(self).__name__} closed>"
-        sock = self._descriptor.sock
-        try:
-            ends = f"from {SocketAddress.of(self._family, sock.getsockname())}"
-            ends += f" to {SocketAddress.of(self._family, sock.getpeername())}"
-        except OSError:
-            # Not bound, or not connected.
-            ends = self._local_end()
-        return f"<{type(self).__name__} descriptor {self._watch.fd} {ends}>"
+        return -1 if self._closed else self._number

@@ -16,8 +16,9 @@ import math
 import socket as _socket
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -41,6 +42,7 @@ from .options import SocketOptions
 from .ports import InputPort, OutputPort
 from .readiness import poller_for
 from .resolver import look_up_system
+from .socket_facts import SocketFacts
 from .sockets import Socket, current_reactor
 
 if TYPE_CHECKING:
@@ -103,6 +105,18 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class _Listening(Protocol):
+    """What `open_listener` needs of a socket."""
+
+    def setsockopt(self, level: int, name: int, value: int) -> None: ...
+    def bind(self, address: Address) -> None: ...
+    def listen(self, backlog: int) -> None: ...
+    def close(self) -> object: ...
+
+
+AnySocket = TypeVar("AnySocket", bound=_Listening)
 
 _FOREVER: Final = 1e18
 
@@ -311,11 +325,20 @@ def make_listener_socket(
             socket cannot listen.
         ValueError: The address is of another family than the hints say.
     """
+    return open_listener(addrinfo, max_connections, partial(socket, reactor=reactor))
+
+
+def open_listener(
+    addrinfo: AddressInfo | SocketAddress,
+    max_connections: int,
+    make: Callable[[int, int, int], AnySocket],
+) -> AnySocket:
+    """Have *make* make a socket of family, type and protocol, and listen with it."""
     address = as_socket_address(addrinfo)
     if isinstance(addrinfo, AddressInfo):
-        made = socket(addrinfo.family, addrinfo.socket_type, addrinfo.protocol, reactor=reactor)
+        made = make(addrinfo.family, addrinfo.socket_type, addrinfo.protocol)
     else:
-        made = socket(address.family, _socket.SOCK_STREAM, reactor=reactor)
+        made = make(address.family, _socket.SOCK_STREAM, 0)
     try:
         made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         made.bind(address)
@@ -422,7 +445,7 @@ def send_non_blocking(
     Cancelling:
         As `send`.
     """
-    seconds = _check_timeout(timeout)
+    seconds = check_timeout(timeout)
     return _within(socket, seconds, lambda: send(socket, data, flags, addrinfo))
 
 
@@ -453,7 +476,7 @@ def receive_into(
     Cancelling:
         Fails with `CancelledError`, consumes nothing, keeps the socket open.
     """
-    _check_family(socket, addrinfo)
+    check_family(socket, addrinfo)
     return socket.recv_into(buffer, flags)
 
 
@@ -488,7 +511,7 @@ def receive_into_non_blocking(
     Cancelling:
         As `receive_into`.
     """
-    seconds = _check_timeout(timeout)
+    seconds = check_timeout(timeout)
     return _within(socket, seconds, lambda: receive_into(socket, buffer, flags, addrinfo))
 
 
@@ -517,7 +540,7 @@ def receive(
     Cancelling:
         Fails with `CancelledError`, consumes nothing, keeps the socket open.
     """
-    _check_family(socket, addrinfo)
+    check_family(socket, addrinfo)
     return socket.recv(n, flags)
 
 
@@ -553,11 +576,11 @@ def receive_non_blocking(
     Cancelling:
         As `receive`.
     """
-    seconds = _check_timeout(timeout)
+    seconds = check_timeout(timeout)
     return _within(socket, seconds, lambda: receive(socket, n, flags, addrinfo))
 
 
-def _check_timeout(timeout: float | timedelta) -> float:
+def check_timeout(timeout: float | timedelta) -> float:
     """Return *timeout* in seconds."""
     if isinstance(timeout, timedelta):
         seconds = timeout.total_seconds()
@@ -571,7 +594,8 @@ def _check_timeout(timeout: float | timedelta) -> float:
     return seconds
 
 
-def _check_family(socket: Socket, addrinfo: Address | None) -> None:
+def check_family(socket: SocketFacts, addrinfo: Address | None) -> None:
+    """Refuse an *addrinfo* of another family than the socket's."""
     if addrinfo is None:
         return
     family = (
@@ -695,9 +719,15 @@ def socket(family: int, socket_type: int, protocol: int = 0, *, reactor: Any = N
     """
     reactor = current_reactor(reactor)
     poller = poller_for(reactor)
+    made = new_descriptor(family, socket_type, protocol)
+    return Socket(reactor, poller.watch(made.sock.fileno()), made)
+
+
+def new_descriptor(family: int, socket_type: int, protocol: int) -> PlainDescriptor:
+    """Return a new socket that is not connected."""
     made = open_socket(family, socket_type, protocol)
     apply_options(made, SocketOptions())
-    return Socket(reactor, poller.watch(made.fileno()), PlainDescriptor(made))
+    return PlainDescriptor(made)
 
 
 def open_socket_pair(
@@ -724,14 +754,21 @@ def open_socket_pair(
     """
     reactor = current_reactor(reactor)
     poller_for(reactor)
-    try:
-        one, other = _socket.socketpair(family, socket_type, protocol)
-    except OSError as error:
-        raise SocketError(errno=error.errno, strerror=error.strerror) from None
+    one, other = new_pair(family, socket_type, protocol)
     return (
         Socket.from_socket(one, reactor=reactor),
         Socket.from_socket(other, reactor=reactor),
     )
+
+
+def new_pair(
+    family: int, socket_type: int, protocol: int
+) -> tuple[_socket.socket, _socket.socket]:
+    """Return two sockets of the standard library that are connected with each other."""
+    try:
+        return _socket.socketpair(family, socket_type, protocol)
+    except OSError as error:
+        raise SocketError(errno=error.errno, strerror=error.strerror) from None
 
 
 def get_peer_name(socket: Socket) -> SocketAddress:

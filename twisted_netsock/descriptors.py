@@ -9,9 +9,11 @@ here, its counterpart for TLS in `twisted_netsock.tls`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket as _socket
+import ssl
 import sys
 from collections.abc import Iterable
 from enum import Enum
@@ -248,6 +250,32 @@ class PlainDescriptor:
                 errno=errno.EPIPE, strerror="This side has been shut down for writing"
             )
         return from_os_error(error)
+
+
+def adopt(sock: _socket.socket | int) -> PlainDescriptor:
+    """
+    Take over a socket of the standard library, which is spent then, or a descriptor.
+
+    It is made non-blocking, and ``TCP_NODELAY`` is set where it is TCP.
+
+    Raises:
+        OSError: *sock* is no open socket.
+        TypeError: *sock* speaks TLS.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        raise TypeError("sock speaks TLS, and its state cannot be adopted")
+    number = sock if isinstance(sock, int) else sock.fileno()
+    if number < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    adopted = _socket.socket(fileno=number)
+    if not isinstance(sock, int):
+        sock.detach()
+    adopted.setblocking(False)
+    if adopted.family in (_socket.AF_INET, _socket.AF_INET6):
+        # On by default everywhere here; what is no TCP refuses, and needs it not.
+        with contextlib.suppress(OSError):
+            adopted.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    return PlainDescriptor(adopted)
 
 
 def set_linger_reset(sock: _socket.socket) -> None:

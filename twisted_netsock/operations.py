@@ -77,6 +77,7 @@ class Operating:
         self._watch = watch
         self._descriptor: Any = descriptor
         self._family = descriptor.sock.family
+        self._number = watch.fd
         self._options = options
         self._read_timeout = options.read_timeout
         self._write_timeout = options.write_timeout
@@ -84,10 +85,6 @@ class Operating:
         self._writer: Operation[Any] | None = None
         self._in_a_row = 0
         self._closed = False
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SocketClosedError(self)
 
     def _failed(self, error: BaseException) -> Deferred[Any]:
         if isinstance(error, SocketError):

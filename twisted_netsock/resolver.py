@@ -53,7 +53,7 @@ _IPPROTO_MPTCP = 262
 Job = Callable[[], None]
 
 
-class _LookUpThreads:
+class DaemonThreads:
     """
     At most 32 daemon threads that run jobs, oldest first; they end when idle.
 
@@ -61,9 +61,15 @@ class _LookUpThreads:
     result is delivered.
     """
 
-    def __init__(self, most: int = _MOST_THREADS, idle_seconds: float = _IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        most: int = _MOST_THREADS,
+        idle_seconds: float = _IDLE_SECONDS,
+        name: str = "netsock-look-up",
+    ) -> None:
         self._most = most
         self._idle_seconds = idle_seconds
+        self._name = name
         self._condition = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._threads = 0
@@ -80,7 +86,7 @@ class _LookUpThreads:
                 return
             self._threads += 1
         try:
-            threading.Thread(target=self._work, name="netsock-look-up", daemon=True).start()
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:
             with self._condition:
                 self._threads -= 1
@@ -109,13 +115,13 @@ class _LookUpThreads:
             job()
 
 
-_threads = _LookUpThreads()
+_threads = DaemonThreads()
 
 
 def _forget_threads() -> None:
     """Start afresh in a forked child, where the threads are not."""
     global _threads  # noqa: PLW0603 - one pool for the process
-    _threads = _LookUpThreads()
+    _threads = DaemonThreads()
 
 
 os.register_at_fork(after_in_child=_forget_threads)

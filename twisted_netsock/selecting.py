@@ -191,7 +191,8 @@ class SocketSelector:
                 `SocketReadTimeoutError` when the time is over, or what the
                 socket failed with: a `SocketClosedError` if it was closed here.
                 ``again(timeout=None)`` waits anew, as this call, and with its
-                time-out if it is given none. May be a coroutine function.
+                time-out if it is given none; once the selector is closed it does
+                nothing. May be a coroutine function.
                 What it raises is logged, and touches no other socket.
             timeout: How long to wait; no time at all is one look; the selector's
                 if `None`.
@@ -238,7 +239,8 @@ class SocketSelector:
         error = result.value if isinstance(result, Failure) else None
 
         def again(timeout: timedelta | None = None) -> None:
-            self.add(socket, on_read, limit if timeout is None else timeout)
+            if not self._closed:
+                self.add(socket, on_read, limit if timeout is None else timeout)
 
         call: Callable[..., Any] = on_read
         running: Deferred[Any] = maybeDeferred(call, socket, error, again)

@@ -8,11 +8,7 @@ until the poller reports the descriptor.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import socket as _socket
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
@@ -31,10 +27,10 @@ from .descriptors import (
     Descriptor,
     PlainDescriptor,
     Want,
+    adopt,
     from_os_error,
 )
 from .errors import (
-    SocketBindError,
     SocketBusyError,
     SocketClosedError,
     SocketConnectionLostError,
@@ -112,22 +108,10 @@ class Socket(DataSocket):
             OSError: *sock* is no open socket.
             TypeError: *reactor* cannot wait for sockets, or *sock* speaks TLS.
         """
-        if isinstance(sock, ssl.SSLSocket):
-            raise TypeError("sock speaks TLS, and its state cannot be adopted")
         reactor = current_reactor(reactor)
         poller = poller_for(reactor)
-        number = sock if isinstance(sock, int) else sock.fileno()
-        if number < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        adopted = _socket.socket(fileno=number)
-        if not isinstance(sock, int):
-            sock.detach()
-        adopted.setblocking(False)
-        if adopted.family in (_socket.AF_INET, _socket.AF_INET6):
-            # On by default everywhere here; what is no TCP refuses, and needs it not.
-            with contextlib.suppress(OSError):
-                adopted.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-        return cls(reactor, poller.watch(number), PlainDescriptor(adopted))
+        descriptor = adopt(sock)
+        return cls(reactor, poller.watch(descriptor.sock.fileno()), descriptor)
 
     def detach(self) -> int:
         """
@@ -180,6 +164,14 @@ class Socket(DataSocket):
         self._on_gone(None)
         return plain, sending
 
+    def _hand_over(self) -> Any:
+        """Close this socket without its descriptor, which is the caller's from now on."""
+        self._closed = True
+        self._watch.close()
+        self._close_ports()
+        self._on_gone(None)
+        return self._descriptor
+
     # Connecting and listening
 
     def connect(self, address: Address) -> Deferred[None]:
@@ -208,40 +200,6 @@ class Socket(DataSocket):
         """
         native = as_socket_address(address).native(self._family)
         return self._write(Connect(self._descriptor.sock, native))
-
-    def bind(self, address: Address) -> None:
-        """
-        Bind to *address*, which must be numeric.
-
-        Raises:
-            SocketBindError: The address is taken, or not ours to bind.
-            SocketClosedError: The socket is closed.
-            ValueError: *address* is a name, or of another family.
-        """
-        self._check_open()
-        target = as_socket_address(address)
-        try:
-            self._descriptor.sock.bind(target.native(self._family))
-        except OSError as error:
-            port = None if self._family == _socket.AF_UNIX else target.port
-            raise SocketBindError(target.host, port, socket=self, cause=error) from None
-
-    def listen(self, backlog: int = 128) -> None:
-        """
-        Accept connections into a queue of the kernel's.
-
-        Args:
-            backlog: The length of the queue.
-
-        Raises:
-            SocketError: This kind of socket cannot listen.
-            SocketClosedError: The socket is closed.
-        """
-        self._check_open()
-        try:
-            self._descriptor.sock.listen(backlog)
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
 
     def accept(self) -> Deferred[Self]:
         """
@@ -405,6 +363,11 @@ class Socket(DataSocket):
 
     def _try_readable(self) -> Want | None:
         return None if self._ready else super()._try_readable()
+
+    @property
+    def _has_ready(self) -> bool:
+        """Whether connections wait for the next `accept` that the kernel knows nothing of."""
+        return bool(self._ready)
 
     @property
     def failed_handshakes(self) -> int:

@@ -172,6 +172,10 @@ class TLSDescriptor:
         self.unflushed = False
         return error
 
+    def give_up(self, error: SocketError) -> None:
+        """Fail whatever is tried from now on with *error*; nothing is sent any more."""
+        self._fail(error)
+
     # Data
 
     def _check(self) -> None:
@@ -200,6 +204,11 @@ class TLSDescriptor:
         except (SSL.Error, OSError) as error:
             self._fail(self._data_error(error))
         return None
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is received: a receive gives the end, or the error, at once."""
+        return self._ended or self._read_shut or self._failure is not None
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes, from one record; ``b""`` is the peer's close_notify."""

@@ -27,7 +27,7 @@ from .tls import TLSDescriptor, handshake
 from .tls_sockets import TLSSocket
 from .waiting import drive
 
-__all__ = ["start_tls"]
+__all__ = ["start_tls", "tls_factory"]
 
 
 def start_tls(
@@ -87,7 +87,7 @@ def start_tls(
         raise TypeError(f"socket={socket!r} must be a twisted_netsock.Socket")
     if isinstance(socket, TLSSocket):
         raise TypeError(f"socket={socket!r} speaks TLS already")
-    factory = _factory(socket, options, node)
+    factory = tls_factory(options, socket.node, node)
     require_reactor_mode(factory.options)
     try:
         if socket._descriptor.sock.type != _socket.SOCK_STREAM:
@@ -100,10 +100,16 @@ def start_tls(
     return Deferred.fromCoroutine(_upgrade(socket, plain, sending, factory, named))
 
 
-def _factory(
-    socket: Socket, options: Any, node: str | None
+def tls_factory(
+    options: Any, own_node: str | None, node: str | None
 ) -> ClientContextFactory | ServerContextFactory:
-    """Return what makes the connection for *options*."""
+    """
+    Return what makes the connection for *options*, as `start_tls` takes them.
+
+    Raises:
+        TypeError: *options* is no record for TLS.
+        ValueError: *node* is given to a server, or there is nothing to verify.
+    """
     if isinstance(options, ClientContextFactory | ServerContextFactory):
         if node is not None:
             raise ValueError(f"node={node!r} must be given when options, a factory, is made")
@@ -114,7 +120,7 @@ def _factory(
         factory = ServerContextFactory((options,))
     else:
         record = require_record(options, TLSSocketOptions, None, "give a record for TLS")
-        return ClientContextFactory(record, socket.node if node is None else node)
+        return ClientContextFactory(record, own_node if node is None else node)
     if node is not None:
         raise ValueError(f"node={node!r} is for clients: a server verifies no name")
     return factory

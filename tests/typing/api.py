@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, assert_type
@@ -20,6 +21,7 @@ from twisted.web.client import Agent
 from twisted.web.iweb import IAgentEndpointFactory
 
 import twisted_netsock as netsock
+from twisted_netsock import blocking
 from twisted_netsock.testing import (
     CertificateAuthority,
     ClientEndpointContract,
@@ -101,6 +103,36 @@ async def proxies(reactor: object) -> None:
     behalf = netsock.client_endpoint(reactor, "localhost", 80, options).on_behalf_of(header)
     assert_type(behalf, netsock.ClientEndpoint)
     netsock.SocketOptions(proxy_protocol="v3")  # type: ignore[arg-type]
+
+
+def blocking_sockets() -> None:
+    blocking.setup(reactor="epoll")
+    sock = blocking.make_client_socket("localhost", 80)
+    assert_type(sock, blocking.BlockingSocket)
+    assert_type(sock.recv(10), bytes)
+    assert_type(sock.recv_into(bytearray(10)), int)
+    assert_type(sock.sendall(b"data"), None)
+    assert_type(sock.getpeername(), netsock.SocketAddress)
+    assert_type(sock.input_port, io.BufferedReader)
+    assert_type(sock.output_port, io.BufferedWriter)
+    assert_type(sock.gettimeout(), float | None)
+    with blocking.make_client_tls_socket("localhost", "https", netsock.SocketOptions()) as tls:
+        assert_type(tls, blocking.BlockingTLSSocket)
+        assert_type(tls.selected_alpn, str | None)
+    with blocking.make_server_socket(None, 0) as server:
+        for connection in server:
+            assert_type(connection, blocking.BlockingSocket)
+        server.serve(lambda each: each.sendall(each.recv(10)), limit=10)
+    listener = blocking.make_server_tls_socket(None, 0, [netsock.ServerTLSSocketOptions()])
+    assert_type(listener, blocking.BlockingTLSSocket)
+    assert_type(blocking.start_tls(sock, netsock.TLSSocketOptions()), blocking.BlockingTLSSocket)
+    assert_type(blocking.wait_readable(sock), list[blocking.BlockingSocket])
+    assert_type(blocking.receive_non_blocking(sock, 10, 0.1), bytes | None)
+    assert_type(blocking.get_address_info("localhost", 80), netsock.AddressInfo)
+    assert_type(blocking.with_net_io("localhost", 80, lambda reader, _: reader.read()), bytes)
+    blocking.SocketSelector().add(sock, lambda each, error, again: again())
+    await_nothing: bytes = sock.recv(1, flags="none")  # type: ignore[arg-type]
+    print(await_nothing)
 
 
 def endpoints(reactor: object) -> None:

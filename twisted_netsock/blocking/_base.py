@@ -1,0 +1,547 @@
+"""
+`BlockingBase`: the life of a blocking socket, and how an operation runs on it.
+
+Several threads may use one socket: one in each direction, and any to close it.
+An operation enters under the lock, which makes its thread's waiter the user of
+that direction, and leaves by taking it back. Closing only marks the socket and
+wakes its users; whoever is the last to leave closes the descriptor, so no thread
+ever waits for, or uses, a number that has become another's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _socket
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, cast
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from .. import _validation as check
+from ..addresses import Address, SocketAddress
+from ..descriptors import WANT_READ, Descriptor, Want, set_linger_reset
+from ..errors import (
+    SocketBusyError,
+    SocketClosedError,
+    SocketError,
+    SocketReadTimeoutError,
+    SocketWriteTimeoutError,
+)
+from ..options import SocketOptions
+from ..socket_facts import SocketFacts
+from ._bridge import Call
+from ._waiting import (
+    Deadline,
+    Expired,
+    Waiter,
+    check_thread,
+    current_waiter,
+    events_of,
+    has_stopped,
+    reactor_stopped,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["BlockingBase"]
+
+T = TypeVar("T")
+
+DIRECT: Final = 0
+"""An operation that a method of the socket runs."""
+PORT: Final = 1
+"""One that `input_port` or `output_port` runs."""
+FILE: Final = 2
+"""One for an object of `makefile`, which outlives the closing of the socket."""
+
+UNIX_DATAGRAM_PACE: Final = 0.01
+"""Seconds between two tries to send to a UNIX socket whose queue is full."""
+
+_sockets: weakref.WeakSet[BlockingBase] = weakref.WeakSet()
+
+
+class User(Protocol):
+    """Who uses a direction of a socket, and can be told to look at it again."""
+
+    def wake(self) -> None:
+        """Have it look again, from any thread."""
+
+
+class BlockingBase(SocketFacts):
+    """The life of a blocking socket, and what it tells about itself."""
+
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        *,
+        node: str | None = None,
+        service: str | int | None = None,
+        options: SocketOptions | None = None,
+    ) -> None:
+        """Take *descriptor* over."""
+        options = options or SocketOptions()
+        self.node = node
+        self.service = service
+        self._descriptor = descriptor
+        self._family = descriptor.sock.family
+        self._number = descriptor.sock.fileno()
+        self._options = options
+        self._lock = threading.Lock()
+        self._reader: User | None = None
+        self._writer: User | None = None
+        self._drained = False
+        """The last receive took all there was: the next one waits before it tries."""
+        self._flushing = False
+        self._files = 0
+        self._closed = False
+        self._ending = False
+        self._gone = False
+        self._aborted = False
+        self._dropped = False
+        self._cut = False
+        """Not all was sent that should have been: the peer must notice."""
+        self._waits = True
+        self._accept_seconds: float | None = None
+        self._read_seconds = _seconds(options.read_timeout)
+        self._write_seconds = _seconds(options.write_timeout)
+        _sockets.add(self)
+
+    # Running operations
+
+    def _read(self, attempt: Callable[[], T | Want], by: int = DIRECT) -> T:
+        """Run an operation in the receiving direction."""
+        waiter = current_waiter()
+        entered = False
+        try:
+            with self._lock:
+                if self._closed or self._reader is not None:
+                    self._refuse(self._reader, by)
+                self._reader = waiter
+                entered = True
+            if by == DIRECT:
+                self._before_read()
+            return self._go(waiter, attempt, by, reading=True)
+        finally:
+            if entered:
+                self._reader = None
+                if self._ending:
+                    self._settle()
+
+    def _write(
+        self, attempt: Callable[[], T | Want], by: int = DIRECT, deadline: Deadline | None = None
+    ) -> T:
+        """Run an operation in the sending direction."""
+        waiter = current_waiter()
+        if self._flushing and self._writer is waiter:
+            # The output port's, on behalf of one that has the direction already.
+            return self._go(waiter, attempt, FILE, reading=False)
+        entered = False
+        try:
+            with self._lock:
+                if self._closed or self._writer is not None:
+                    self._refuse(self._writer, by)
+                self._writer = waiter
+                entered = True
+            if by == DIRECT:
+                self._before_write()
+            return self._go(waiter, attempt, by, reading=False, deadline=deadline)
+        finally:
+            if entered:
+                self._writer = None
+                if self._ending:
+                    self._settle()
+
+    def _before_read(self) -> None:
+        """Do what comes before a receive that is no port's; the direction is taken."""
+
+    def _before_write(self) -> None:
+        """Do what comes before a send that is no port's; the direction is taken."""
+
+    def _refuse(self, user: User | None, by: int) -> None:
+        if self._ending or (self._closed and by != FILE):
+            raise SocketClosedError(self)
+        if user is not None:
+            raise SocketBusyError(self)
+
+    def _go(
+        self,
+        waiter: Waiter,
+        attempt: Callable[[], T | Want],
+        by: int,
+        *,
+        reading: bool,
+        deadline: Deadline | None = None,
+    ) -> T:
+        """Try *attempt*, and wait, until it is done."""
+        result: T | Want
+        if reading and self._drained and self._waits and waiter.limit is None:
+            result = WANT_READ
+        else:
+            result = self._attempt(attempt)
+        if type(result) is not Want:
+            return cast("T", result)
+        if deadline is None:
+            deadline = Deadline(self._read_seconds if reading else self._write_seconds)
+        while True:
+            self._wait(waiter, result, deadline, by, reading=reading)
+            result = self._attempt(attempt)
+            if type(result) is not Want:
+                return cast("T", result)
+
+    def _attempt(self, attempt: Callable[[], T | Want]) -> T | Want:
+        """Try once."""
+        try:
+            return attempt()
+        except SocketError as error:
+            error.socket = self
+            raise
+
+    def _wait(
+        self, waiter: Waiter, want: Want, deadline: Deadline, by: int, *, reading: bool
+    ) -> None:
+        """Wait for *want*, or until this thread is woken."""
+        if not self._waits:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._check_waiting(by)
+        seconds = deadline.remaining()
+        if seconds == 0:
+            raise (SocketReadTimeoutError if reading else SocketWriteTimeoutError)(self)
+        if waiter.limit is not None:
+            left = waiter.limit.remaining()
+            if left == 0:
+                raise Expired
+            seconds = left if seconds is None else min(left or 0, seconds)
+        if not reading and self._family == _socket.AF_UNIX and self._is_datagram():
+            # The kernel calls it writable as long as its own buffer has room, whatever
+            # the queue of the receiver: poll(2) would spin.
+            waiter.pause(min(seconds or UNIX_DATAGRAM_PACE, UNIX_DATAGRAM_PACE))
+        else:
+            waiter.wait(self._number, events_of(want), seconds)
+        self._check_waiting(by)
+
+    def _check_waiting(self, by: int) -> None:
+        if self._ending or (self._closed and by != FILE):
+            raise SocketClosedError(self)
+        if has_stopped():
+            error = reactor_stopped()
+            error.socket = self
+            raise error
+
+    def _is_datagram(self) -> bool:
+        is_datagram: bool = self._descriptor.sock.type == _socket.SOCK_DGRAM
+        return is_datagram
+
+    def _bridge(
+        self,
+        function: Callable[[Any], Deferred[T]],
+        *,
+        writing: bool = False,
+        seconds: float | None = None,
+        timed_out: Callable[[], SocketError] = SocketReadTimeoutError,
+        discard: Callable[[T], object] | None = None,
+    ) -> T:
+        """Run *function* on the reactor, which has the receiving or both directions meanwhile."""
+        call = Call(function, discard=discard, released=lambda: self._leave(call))
+        with self._lock:
+            if self._closed or self._reader is not None or (writing and self._writer is not None):
+                self._refuse(self._reader or self._writer, DIRECT)
+            self._reader = call
+            if writing:
+                self._writer = call
+        try:
+            return call.result(seconds, timed_out)
+        except CancelledError:
+            raise SocketClosedError(self) from None
+        except SocketError as error:
+            error.socket = self
+            raise
+
+    def _enter_reading(self, user: User) -> None:
+        """Make *user* the one that receives, until it leaves."""
+        with self._lock:
+            if self._closed or self._reader is not None:
+                self._refuse(self._reader, DIRECT)
+            self._reader = user
+
+    def _enter_writing(self, user: User) -> None:
+        """Make *user* the one that sends, until it leaves."""
+        with self._lock:
+            if self._closed or self._writer is not None:
+                self._refuse(self._writer, DIRECT)
+            self._writer = user
+
+    def _can_receive(self) -> bool:
+        """Tell whether a receive would give something, now that poll(2) reports the descriptor."""
+        return True
+
+    def _has_input(self) -> bool:
+        """Tell whether something can be read that poll(2) does not see."""
+        return False
+
+    def _leave(self, user: User, *, reading: bool = True, writing: bool = True) -> None:
+        """Give back what *user* has taken; nothing of it goes on any more."""
+        if writing and self._writer is user:
+            self._writer = None
+        if reading and self._reader is user:
+            self._reader = None
+        if self._ending:
+            self._settle()
+
+    # Closing
+
+    def close(self) -> None:
+        """
+        Close the socket, at once.
+
+        Whatever waits on it in other threads fails with `SocketClosedError`.
+        What `output_port` holds is sent first, within `write_timeout` or else 5
+        seconds. The descriptor is gone on return, with three exceptions: while
+        an object of `makefile` is open, while another thread is just leaving,
+        and while TLS says goodbye, which goes on behind this call within
+        `close_timeout`. May be called again.
+
+        Raises:
+            RuntimeError: This is the reactor's thread.
+        """
+        check_thread()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._wake_users()
+        try:
+            if not self._close_ports():
+                self._cut = True
+                self._reset()
+        finally:
+            if not self._files:
+                self._end()
+
+    def abort(self) -> None:
+        """Close at once and reset the connection; may be called again, and after `close`."""
+        with self._lock:
+            if self._aborted:
+                return
+            self._aborted = self._closed = True
+        self._reset()
+        self._end()
+        self._close_ports()
+
+    def _reset(self) -> None:
+        """Have the end of the connection be a reset: it must not look complete."""
+        with self._lock:
+            if not self._gone:
+                set_linger_reset(self._descriptor.sock)
+
+    def _close_ports(self) -> bool:
+        """Send what the output port holds, close both, and tell whether all was sent."""
+        return True
+
+    def _end(self) -> None:
+        """Let nobody in any more, and close the descriptor as soon as nobody uses it."""
+        with self._lock:
+            self._ending = True
+        self._wake_users()
+        self._settle()
+
+    def _wake_users(self) -> None:
+        for user in (self._reader, self._writer):
+            if user is not None:
+                user.wake()
+
+    def _settle(self) -> None:
+        """Close the descriptor if the socket has ended and this was its last user."""
+        with self._lock:
+            if (
+                not self._ending
+                or self._gone
+                or self._reader is not None
+                or self._writer is not None
+            ):
+                return
+            self._gone = True
+        self._dispose()
+
+    def _dispose(self) -> None:
+        """Close the descriptor; called once."""
+        self._descriptor.close()
+
+    def _file_opened(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise SocketClosedError(self)
+            self._files += 1
+
+    def _file_closed(self) -> None:
+        with self._lock:
+            self._files -= 1
+            last = self._closed and not self._files
+        if last:
+            self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_gone", True):
+            return
+        if not self._closed:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        self._closed = self._ending = self._gone = self._dropped = True
+        self._dispose()
+
+    def _after_fork(self) -> None:
+        """Make it usable in a forked child, where none of its users is."""
+        self._lock = threading.Lock()
+        self._reader = self._writer = None
+        self._flushing = False
+        if self._ending:
+            self._settle()
+
+    # Time
+
+    @property
+    def read_timeout(self) -> timedelta | None:
+        """How long a receive waits for its first byte; `None`: no limit."""
+        return None if self._read_seconds is None else timedelta(seconds=self._read_seconds)
+
+    @read_timeout.setter
+    def read_timeout(self, value: timedelta | None) -> None:
+        self._read_seconds = _seconds(check.optional_duration(value, "read_timeout"))
+
+    @property
+    def write_timeout(self) -> timedelta | None:
+        """How long a send waits until the kernel takes another byte; `None`: no limit."""
+        return None if self._write_seconds is None else timedelta(seconds=self._write_seconds)
+
+    @write_timeout.setter
+    def write_timeout(self, value: timedelta | None) -> None:
+        self._write_seconds = _seconds(check.optional_duration(value, "write_timeout"))
+
+    def settimeout(self, value: float | timedelta | None) -> None:
+        """
+        Set both time-outs, and that of `accept`, as `socket.socket.settimeout`.
+
+        Args:
+            value: Seconds, or a `timedelta`; `None`: no limit; 0: no call waits,
+                those that would raise `BlockingIOError`.
+
+        Raises:
+            TypeError: *value* is of another type.
+            ValueError: *value* is negative, no number, or over a year.
+        """
+        seconds: float | None = None
+        if value is not None:
+            given = value if isinstance(value, timedelta) else _interval(value)
+            if given < timedelta():
+                raise ValueError(f"value={value!r} must not be negative")
+            if given:
+                seconds = check.duration(given, "value").total_seconds()
+            elif value:
+                # Less than a microsecond is not nothing.
+                seconds = 1e-6
+            else:
+                self._waits = False
+                return
+        self._waits = True
+        self._read_seconds = self._write_seconds = self._accept_seconds = seconds
+
+    def gettimeout(self) -> float | None:
+        """Return the seconds of `read_timeout`, as `socket.socket.gettimeout`; 0 if none waits."""
+        return self._read_seconds if self._waits else 0.0
+
+    def setblocking(self, flag: bool) -> None:
+        """Have calls wait, without a limit, or not at all, as `socket.socket.setblocking`."""
+        self.settimeout(None if flag else 0)
+
+    def getblocking(self) -> bool:
+        """Tell whether calls wait."""
+        return self._waits
+
+    @property
+    def timeout(self) -> float | None:
+        """What `gettimeout` returns."""
+        return self.gettimeout()
+
+    # Looking at it
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed on this side (``socket-closed?``)."""
+        return self._closed
+
+    @property
+    def type(self) -> _socket.SocketKind:
+        """``SOCK_STREAM``, ``SOCK_DGRAM`` or ``SOCK_RAW``."""
+        return _socket.SocketKind(self._descriptor.sock.type)
+
+    @property
+    def proto(self) -> int:
+        """The protocol's number."""
+        number: int = self._descriptor.sock.proto
+        return number
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays this socket's; -1 once closed."""
+        return -1 if self._closed else self._number
+
+    def getsockname(self) -> SocketAddress:
+        with self._lock:
+            return super().getsockname()
+
+    def getpeername(self) -> SocketAddress:
+        with self._lock:
+            return super().getpeername()
+
+    def getsockopt(self, level: int, name: int, size: int | None = None) -> Any:
+        with self._lock:
+            return super().getsockopt(level, name, size)
+
+    def setsockopt(self, level: int, name: int, value: int | Buffer) -> None:
+        with self._lock:
+            super().setsockopt(level, name, value)
+
+    def bind(self, address: Address) -> None:
+        with self._lock:
+            super().bind(address)
+
+    def listen(self, backlog: int = 128) -> None:
+        with self._lock:
+            super().listen(backlog)
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
+
+
+def _interval(value: Any) -> timedelta:
+    """Return a number of seconds as a `timedelta`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"value must be seconds, a timedelta or None, not {value!r}")
+    try:
+        return timedelta(seconds=value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"value={value!r} must be a number of seconds, up to a year") from None
+
+
+def _after_fork() -> None:
+    for socket in list(_sockets):
+        socket._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

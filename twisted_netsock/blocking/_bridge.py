@@ -1,0 +1,497 @@
+"""
+The way to the reactor and back, over crochet, which only this file knows.
+
+The reactor is the one that the application runs in another thread; else one is
+started in a daemon thread, at the first call that needs it. A `Call` runs a
+function there and waits for what it returns.
+
+What crochet leaves to be done here: a wait that ends early cancels the
+operation, whatever it still brings is disposed of, and nothing is logged; its
+time-out is no `TimeoutError`; it asks ``Event.isSet``, which warns; and a forked
+child has no reactor.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final, Generic, TypeVar
+
+import crochet
+from crochet._eventloop import ResultRegistry
+from twisted.application.reactors import getReactorTypes, installReactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorCore, IReactorFDSet
+from twisted.internet.main import installReactor as installReactorObject
+from twisted.python import threadable
+from twisted.python.failure import Failure
+
+from . import _waiting
+from ._waiting import check_thread, reactor_stopped
+
+__all__ = ["Call", "in_reactor", "run", "setup", "use"]
+
+T = TypeVar("T")
+
+_START_SECONDS: Final = 30.0
+"""How long a reactor may take to start."""
+
+_LET_GO_SECONDS: Final = 1.0
+"""How long a call that was cut short waits for the reactor to let go of what it has."""
+
+_STOP_SECONDS: Final = 2.0
+"""How long the end of the process waits for the reactor to stop."""
+
+
+class _Event(threading.Event):
+    """An event that crochet can ask under the name it uses."""
+
+    isSet = threading.Event.is_set  # noqa: N815 - crochet's spelling
+
+
+class _Answer(crochet.EventualResult):  # type: ignore[misc]
+    """One result that a thread waits for."""
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__(None, reactor)
+        self._result_set = _Event()
+
+    def __del__(self) -> None:
+        """Log nothing: `Call` sees to results that nobody waits for."""
+
+
+class _Link:
+    """A running reactor, and who waits for something there."""
+
+    def __init__(self, reactor: Any, thread: threading.Thread | None) -> None:
+        self.reactor = reactor
+        self.stopped = False
+        self._thread = thread
+        self._registry = ResultRegistry()
+
+    def watch_reactor(self) -> None:
+        """Learn of the reactor's end; in its thread."""
+        self.reactor.addSystemEventTrigger("before", "shutdown", self._on_stop)
+
+    def _on_stop(self) -> None:
+        self.stopped = True
+        self._registry.stop()
+        _waiting.wake_all(stopped=True)
+
+    def submit(self, answer: _Answer, function: Callable[[], Deferred[Any]]) -> None:
+        """Call *function* in the reactor's thread; *answer* gets what its Deferred does."""
+        self._registry.register(answer)
+        self.reactor.callFromThread(lambda: answer._connect_deferred(function()))
+
+    def end(self) -> None:
+        """Wake everybody, and stop the reactor if it was started here: the process ends."""
+        if self._thread is None:
+            if not _outlives_main_thread(threadable.ioThread):
+                self._on_stop()
+            return
+        _waiting.wake_all(stopped=True)
+        self.reactor.callFromThread(self._stop)
+        self._thread.join(_STOP_SECONDS)
+        if not self.stopped:
+            # Something holds the reactor up; nobody shall wait for it.
+            self._on_stop()
+
+    def _stop(self) -> None:
+        if self.reactor.running:
+            self.reactor.stop()
+
+
+def _outlives_main_thread(ident: int | None) -> bool:
+    """Tell whether the process goes on as long as this thread, with or without the main one."""
+    return any(
+        thread.ident == ident and not thread.daemon and thread is not threading.main_thread()
+        for thread in threading.enumerate()
+    )
+
+
+class _Start:
+    """What is known about the reactor before there is a link, and how to get one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.link: _Link | None = None
+        self.chosen: Any = None
+        self.forked_from: Any = None
+        self.thread: threading.Thread | None = None
+        self.running = threading.Event()
+        self.failure: BaseException | None = None
+
+
+_start = _Start()
+
+
+def setup(*, reactor: Any = None) -> None:
+    """
+    Choose the reactor, before anything else of this module is used.
+
+    Without it the reactor is the one that the application runs in another
+    thread, or else Twisted's default, in a daemon thread of its own. Nothing is
+    started before the first call that needs it.
+
+    Args:
+        reactor: A reactor's name as ``twist --reactor`` knows it (``"epoll"``,
+            ``"asyncio"``), or a running reactor, or `None` for no choice.
+
+    Raises:
+        RuntimeError: A reactor is in use already, or another one is installed.
+        TypeError: *reactor* is neither, or cannot wait for sockets.
+        ValueError: There is no reactor of this name, or *reactor* does not run.
+    """
+    with _start.lock:
+        if _start.link is not None:
+            raise RuntimeError("setup() must be called before the first use: a reactor is in use")
+        if isinstance(reactor, str):
+            _check_name(reactor)
+        elif reactor is not None:
+            _check_reactor(reactor)
+        _start.chosen = reactor
+
+
+def _check_name(name: str) -> None:
+    names = sorted(kind.shortName for kind in getReactorTypes())
+    if name not in names:
+        raise ValueError(f"reactor={name!r} must be one of {', '.join(names)}")
+    installed = _installed()
+    if installed is not None and name not in ("default", _name_of(installed)):
+        raise RuntimeError(f"reactor={name!r}: {installed!r} is installed already")
+
+
+def _name_of(reactor: Any) -> str:
+    """Return the name by which a reactor of this kind is chosen."""
+    return type(reactor).__module__.rpartition(".")[2].removesuffix("reactor")
+
+
+def _check_reactor(reactor: Any) -> None:
+    running = IReactorCore.providedBy(reactor) and reactor.running
+    if not IReactorFDSet.providedBy(reactor):
+        raise TypeError(f"reactor={reactor!r} must be a reactor's name or one that has sockets")
+    if not running:
+        raise ValueError(f"reactor={reactor!r} must be running, in another thread")
+
+
+def _installed() -> Any:
+    """Return the reactor that is installed, of this process, or `None`."""
+    reactor = sys.modules.get("twisted.internet.reactor")
+    return None if reactor is _start.forked_from else reactor
+
+
+def _current_link() -> _Link:
+    """Return the link to the reactor, which is started if none runs."""
+    link = _start.link
+    if link is not None:
+        return link
+    with _start.lock:
+        if _start.link is None:
+            _start.link = _make_link()
+        return _start.link
+
+
+def _make_link() -> _Link:
+    reactor = _start.chosen
+    if reactor is None or isinstance(reactor, str):
+        reactor = _installed()
+        if reactor is None:
+            reactor = _install(_start.chosen)
+    check_thread()
+    thread = None if reactor.running else _run_in_thread(reactor)
+    link = _Link(reactor, thread)
+    watching = threading.Event()
+
+    def watch() -> None:
+        link.watch_reactor()
+        watching.set()
+
+    reactor.callFromThread(watch)
+    if not watching.wait(_START_SECONDS):
+        raise RuntimeError(f"{reactor!r} does not run")
+    _waiting.use_reactor(reactor)
+    _waiting.hook_end()
+    return link
+
+
+def _install(name: str | None) -> Any:
+    """Install a reactor and return it: of that name, the parent's kind, or the default."""
+    stale, _start.forked_from = _start.forked_from, None
+    if stale is not None:
+        # The parent's, whose thread is not here.
+        del sys.modules["twisted.internet.reactor"]
+        name = name or _name_of(stale)
+    if name is None or name == "default":
+        # Importing it installs it; the package may still have the parent's as an attribute.
+        import_module("twisted.internet.reactor")
+    elif name == "asyncio":
+        # By itself it would take the event loop of this thread, which may be in use.
+        from asyncio import new_event_loop
+
+        from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+
+        installReactorObject(AsyncioSelectorReactor(new_event_loop()))
+    else:
+        installReactor(name)
+    return sys.modules["twisted.internet.reactor"]
+
+
+def _run_in_thread(reactor: Any) -> threading.Thread:
+    """Run *reactor* in a daemon thread, and return when it runs."""
+    start = _start
+
+    def work() -> None:
+        try:
+            reactor.run(installSignalHandlers=False)
+        except BaseException as error:  # noqa: BLE001 - who waits for the start hears of it
+            start.failure = error
+        finally:
+            start.running.set()
+
+    if start.thread is None:
+        # Else an earlier call began this, and was interrupted.
+        reactor.callWhenRunning(start.running.set)
+        start.thread = threading.Thread(target=work, name="netsock-reactor", daemon=True)
+        start.thread.start()
+    if not start.running.wait(_START_SECONDS) or start.failure is not None:
+        raise RuntimeError(f"{reactor!r} could not be started") from start.failure
+    return start.thread
+
+
+def _at_end() -> None:
+    """End what there is: the main thread has."""
+    if _start.link is not None:
+        _start.link.end()
+    elif not _outlives_main_thread(threadable.ioThread):
+        _waiting.wake_all(stopped=True)
+
+
+_waiting.at_end(_at_end)
+
+
+class Call(Generic[T]):
+    """
+    A function that runs in the reactor's thread while this thread waits.
+
+    Its `wake`, from any thread, cancels it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Deferred[T]],
+        *,
+        discard: Callable[[T], object] | None = None,
+        released: Callable[[], object] | None = None,
+    ) -> None:
+        """
+        Prepare to call *function* with the reactor.
+
+        Args:
+            function: Returns a Deferred, which is cancelled if nobody waits any more.
+            discard: Called, in any thread, with a result that came nevertheless.
+            released: Called once, in any thread, when nothing of this goes on in the
+                reactor any more.
+        """
+        self._function = function
+        self._discard = discard
+        self._released = released
+        self._lock = threading.Lock()
+        self._link: _Link | None = None
+        self._answer: _Answer | None = None
+        self._deferred: Deferred[Any] | None = None
+        self._submitted = False
+        self._abandoned = False
+        self._woken = False
+        self._outcome: _Box | None = None
+        self._let_go = threading.Event()
+
+    def result(
+        self,
+        seconds: float | None = None,
+        timed_out: Callable[[], BaseException] = TimeoutError,
+        reactor: Any = None,
+    ) -> T:
+        """
+        Run it, and return what it gives.
+
+        Args:
+            seconds: The time for it, or `None` for no limit; it is cancelled then.
+            timed_out: Makes the error of a time-out.
+            reactor: What the caller gave for a reactor: the one in use, or `None`.
+
+        Raises:
+            CancelledError: `wake` was called.
+            RuntimeError: This is the reactor's thread, or no reactor can be run.
+            SocketConnectionLostError: The reactor stopped.
+        """
+        try:
+            box = self._run(seconds, reactor)
+            if box.failure is None:
+                value: T = box.value
+                self._release()
+                return value
+        except crochet.TimeoutError:
+            self._abandon()
+            raise timed_out() from None
+        except crochet.ReactorStopped:
+            self._abandon()
+            raise reactor_stopped() from None
+        except BaseException:
+            self._abandon()
+            raise
+        self._release()
+        error = box.failure.value
+        assert error is not None
+        raise error.with_traceback(None) from error.__cause__
+
+    def _run(self, seconds: float | None, reactor: Any) -> _Box:
+        check_thread()
+        link = self._link = link_for(reactor)
+        answer = self._answer = _Answer(link.reactor)
+        with self._lock:
+            self._submitted = True
+        link.submit(answer, self._begin)
+        box: _Box = answer.wait(seconds)
+        return box
+
+    def _begin(self) -> Deferred[_Box]:
+        assert self._link is not None
+        deferred: Deferred[Any] = maybeDeferred(self._function, self._link.reactor)
+        self._deferred = deferred
+        if self._abandoned or self._woken:
+            deferred.cancel()
+        return deferred.addBoth(self._finished)
+
+    def _finished(self, result: Any) -> _Box:
+        box = _Box(result)
+        # crochet holds who waits weakly, and would log what comes for one that is gone.
+        box.answer = self._answer
+        with self._lock:
+            self._outcome = box
+            abandoned = self._abandoned
+        if abandoned:
+            self._dispose(box)
+        return box
+
+    def _dispose(self, box: _Box) -> None:
+        """Do away with a result that nobody waits for."""
+        if box.failure is None and self._discard is not None:
+            self._discard(box.value)
+        self._release()
+
+    def _release(self) -> None:
+        released, self._released = self._released, None
+        if released is not None:
+            released()
+        self._let_go.set()
+
+    def wake(self) -> None:
+        """Cancel it, from any thread; `result` then fails with ``CancelledError``."""
+        self._woken = True
+        self._cancel_soon()
+
+    def _abandon(self) -> None:
+        """Wait no more: cancel it, and dispose of what it still brings."""
+        with self._lock:
+            self._abandoned = True
+            outcome = self._outcome
+            submitted = self._submitted
+        if outcome is not None:
+            self._dispose(outcome)
+        elif submitted:
+            self._cancel_soon()
+            # The socket is this thread's again when this call is over.
+            self._let_go.wait(_LET_GO_SECONDS)
+        else:
+            self._release()
+
+    def _cancel_soon(self) -> None:
+        link = self._link
+        if link is not None:
+            link.reactor.callFromThread(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._outcome is None and self._deferred is not None:
+            self._deferred.cancel()
+
+
+class _Box:
+    """What a Deferred came to; for crochet never a failure, which it would log."""
+
+    def __init__(self, result: Any) -> None:
+        self.failure = result if isinstance(result, Failure) else None
+        self.value = result
+        self.answer: _Answer | None = None
+
+
+def link_for(reactor: Any) -> _Link:
+    """
+    Return the link to the reactor in use, which a caller may have named.
+
+    Raises:
+        ValueError: *reactor* is another one.
+    """
+    if reactor is not None and _start.link is None:
+        setup(reactor=reactor)
+    link = _current_link()
+    if reactor is not None and reactor is not link.reactor:
+        raise ValueError(f"reactor={reactor!r} must be the one in use, {link.reactor!r}")
+    if link.stopped or not link.reactor.running:
+        raise reactor_stopped()
+    return link
+
+
+def use(reactor: Any) -> None:
+    """
+    Refuse a *reactor* that is not the one in use, or take it into use; `None` needs none.
+
+    Raises:
+        ValueError: *reactor* is another one.
+    """
+    if reactor is not None:
+        check_thread()
+        link_for(reactor)
+
+
+def run(
+    function: Callable[[Any], Deferred[T]],
+    *,
+    discard: Callable[[T], object] | None = None,
+    reactor: Any = None,
+) -> T:
+    """Call *function* with the reactor, in its thread, and return what it gives."""
+    return Call(function, discard=discard).result(reactor=reactor)
+
+
+def in_reactor(function: Callable[[Any], object]) -> bool:
+    """
+    Have *function* called with the reactor, in its thread, and do not wait.
+
+    Returns:
+        Whether it will be; not if no reactor runs.
+    """
+    link = _start.link
+    if link is None or link.stopped:
+        return False
+    link.reactor.callFromThread(function, link.reactor)
+    return True
+
+
+def _after_fork() -> None:
+    """Start afresh in a forked child, where the reactor's thread is not."""
+    global _start  # noqa: PLW0603 - one for the process
+    stale = sys.modules.get("twisted.internet.reactor")
+    chosen = _start.chosen
+    _start = _Start()
+    if isinstance(chosen, str):
+        _start.chosen = chosen
+    if stale is not None and getattr(stale, "running", False):
+        _start.forked_from = stale
+        threadable.ioThread = None
+    _waiting.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,487 @@
+"""`BlockingData`: receiving and sending, of streams, datagrams and messages, and ports."""
+
+from __future__ import annotations
+
+import errno
+import io
+import socket as _socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from ..addresses import Address, SocketAddress, as_socket_address
+from ..data_sockets import _FLUSH_LIMIT, _check_size
+from ..descriptors import PlainDescriptor, Want, byte_view, writable_view
+from ..errors import SocketError, SocketPortError
+from ._base import BlockingBase
+from ._ports import RawPort, close_quietly, has_failed, held_by, open_input_port, open_output_port
+from ._waiting import Deadline, Expired, current_waiter
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["BlockingData"]
+
+_MODES: Final = frozenset("rwb")
+
+
+class BlockingData(BlockingBase):
+    """The data calls of a blocking socket, and the ports over them."""
+
+    _input: io.BufferedReader | None = None
+    _output: io.BufferedWriter | None = None
+    _takes_before_it_sends = False
+
+    # Receiving
+
+    def recv(self, n: int, flags: int = 0) -> bytes:
+        """
+        Receive up to *n* bytes.
+
+        Args:
+            n: The most bytes wanted; more than 64 KiB never come at once, except
+                of a datagram (for bulk use `recv_into`).
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            What has arrived, as soon as there is something; ``b""`` once the
+            peer has finished sending (a datagram may be empty, too).
+
+        Raises:
+            SocketReadTimeoutError: `read_timeout` passed without a byte.
+            SocketConnectionLostError: The peer or the network broke the
+                connection, or the reactor was shut down.
+            SocketBusyError: Another thread is receiving on this socket.
+            SocketClosedError: The socket is closed, or was while this waited.
+            SocketPortError: `input_port` holds unread bytes.
+        """
+        _check_size(n)
+        if flags:
+            self._check_flags(flags)
+            self._drained = False
+            return self._read(lambda: self._try_recv(n, flags))
+        descriptor = self._descriptor
+        if not n:
+            # Nothing is wanted, and so nothing waited for.
+            self._drained = False
+
+        def attempt() -> bytes | Want:
+            data: bytes | Want = descriptor.try_recv(n)
+            if type(data) is bytes:
+                self._drained = self._is_drained(len(data), n)
+            return data
+
+        return self._read(attempt)
+
+    def _try_recv(self, n: int, flags: int) -> bytes | Want:
+        data: bytes | Want = self._descriptor.try_recv(n, flags)
+        return data
+
+    def _is_drained(self, count: int, wanted: int) -> bool:
+        """Tell whether a receive of *count* bytes has left nothing in the kernel, probably."""
+        return 0 < count < wanted
+
+    def recv_into(self, buffer: Buffer, flags: int = 0) -> int:
+        """
+        Fill *buffer* with what has arrived.
+
+        Args:
+            buffer: Written from its start; bytes past the count stay untouched.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            The number of bytes, as soon as there is one; 0 once the peer has
+            finished sending.
+
+        Raises:
+            TypeError: *buffer* cannot be written.
+            SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError, SocketPortError: As `recv`.
+        """
+        view = writable_view(buffer)
+        if flags:
+            if flags & ~_socket.MSG_TRUNC:
+                self._check_flags(flags & ~_socket.MSG_TRUNC)
+            self._drained = False
+            return self._read(lambda: self._try_recv_into(view, flags))
+        return self._read(self._filling(view))
+
+    def _try_recv_into(self, view: memoryview, flags: int) -> int | Want:
+        count: int | Want = self._descriptor.try_recv_into(view, flags)
+        return count
+
+    def _filling(self, view: memoryview) -> Callable[[], int | Want]:
+        descriptor = self._descriptor
+        size = len(view)
+        if not size:
+            self._drained = False
+
+        def attempt() -> int | Want:
+            count: int | Want = descriptor.try_recv_into(view)
+            if type(count) is int:
+                self._drained = self._is_drained(count, size)
+            return count
+
+        return attempt
+
+    def _recv_into_port(self, buffer: memoryview, by: int) -> int:
+        return self._read(self._filling(buffer), by)
+
+    def recvfrom(self, n: int, flags: int = 0) -> tuple[bytes, SocketAddress]:
+        """
+        Receive one datagram of up to *n* bytes, and learn who sent it.
+
+        A longer one is cut; `recvmsg` tells so by ``MSG_TRUNC``.
+
+        Args:
+            n: The most bytes wanted.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            The data and the sender's address; ``b""`` is an empty datagram.
+
+        Raises:
+            SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError, SocketPortError: As `recv`.
+        """
+        _check_size(n)
+        self._check_flags(flags)
+        self._drained = False
+        return self._read(lambda: self._datagrams().try_recvfrom(n, flags))
+
+    def recvfrom_into(self, buffer: Buffer, flags: int = 0) -> tuple[int, SocketAddress]:
+        """
+        Fill *buffer* with one datagram, and learn who sent it.
+
+        Args:
+            buffer: As for `recv_into`.
+            flags: ``MSG_…`` flags; with ``MSG_TRUNC`` the count is the datagram's.
+
+        Returns:
+            The number of bytes and the sender's address.
+
+        Raises:
+            TypeError: *buffer* cannot be written.
+            SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError, SocketPortError: As `recv`.
+        """
+        view = writable_view(buffer)
+        self._drained = False
+        return self._read(lambda: self._datagrams().try_recvfrom_into(view, flags))
+
+    def recvmsg(
+        self, n: int, ancillary_size: int = 0, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, SocketAddress]:
+        """
+        Receive data and ancillary data, as `socket.socket.recvmsg`.
+
+        Args:
+            n: The most bytes wanted.
+            ancillary_size: The most bytes of ancillary data wanted
+                (`socket.CMSG_SPACE`).
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            Data, ancillary data, flags (``MSG_TRUNC``: the datagram was cut;
+            ``MSG_CTRUNC``: the ancillary data was) and the sender's address.
+            Descriptors among the ancillary data are the caller's to close.
+
+        Raises:
+            SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError, SocketPortError: As `recv`.
+        """
+        _check_size(n)
+        _check_size(ancillary_size)
+        self._drained = False
+        return self._read(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
+
+    def _before_read(self) -> None:
+        if self._input is not None and held_by(self._input):
+            raise SocketPortError(
+                self._input,
+                socket=self,
+                strerror="input_port holds unread bytes: read them there first",
+            )
+
+    def _has_input(self) -> bool:
+        return self._input is not None and held_by(self._input) > 0
+
+    def _datagrams(self) -> PlainDescriptor:
+        """Return the descriptor for what TLS does not have."""
+        if not isinstance(self._descriptor, PlainDescriptor):
+            raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
+        return self._descriptor
+
+    def _check_flags(self, flags: int) -> None:
+        """
+        Refuse flags that cannot be honoured.
+
+        With ``MSG_TRUNC`` the kernel counts more bytes than there is room for,
+        which only a caller's buffer survives.
+        """
+        if flags & _socket.MSG_TRUNC:
+            raise ValueError(
+                f"flags={flags}: MSG_TRUNC needs a buffer: use recv_into, recvfrom_into or recvmsg"
+            )
+
+    # Sending
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """
+        Send some of *data*, after what `output_port` holds.
+
+        Args:
+            data: What to send.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            How many bytes, from the start, the kernel has taken: at least one
+            if there is one.
+
+        Raises:
+            SocketWriteTimeoutError: `write_timeout` passed, nothing was sent. On
+                TLS up to 16 KiB of it may still go out, with the next call.
+            SocketConnectionLostError: The peer or the network broke the
+                connection, or the reactor was shut down.
+            SocketBusyError: Another thread is sending on this socket.
+            SocketClosedError: The socket is closed or shut down for writing.
+        """
+        view = byte_view(data)
+        if flags:
+            self._check_flags(flags)
+        return self._write(self._send_once(view, flags))
+
+    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
+        return lambda: self._descriptor.try_send(view, flags)
+
+    def _send_from_port(self, data: memoryview, by: int) -> int:
+        return self._write(self._send_once(data.cast("B"), 0), by)
+
+    def sendall(self, data: Buffer) -> None:
+        """
+        Send all of *data*, after what `output_port` holds.
+
+        Args:
+            data: What to send; all of it is with the kernel on return.
+
+        Raises:
+            SocketWriteTimeoutError: Nothing more was taken for as long as
+                `write_timeout`. A part may have been sent.
+            SocketConnectionLostError, SocketBusyError, SocketClosedError: As
+                `send`.
+        """
+        view = data if isinstance(data, bytes) else byte_view(data)
+        descriptor = self._descriptor
+        deadline = Deadline(self._write_seconds)
+        offset = 0
+        size = len(view)
+
+        def attempt() -> Want | None:
+            nonlocal offset, view
+            while offset < size:
+                count: int | Want = descriptor.try_send(
+                    memoryview(view)[offset:] if offset else view
+                )
+                if isinstance(count, Want):
+                    return count
+                offset += count
+                deadline.renew()
+            want: Want | None = descriptor.try_flush()
+            return want
+
+        self._write(attempt, deadline=deadline)
+
+    def sendto(self, data: Buffer, address: Address, flags: int = 0) -> int:
+        """
+        Send *data* as one datagram to *address*.
+
+        Args:
+            data: What to send.
+            address: Numeric: no call looks a name up behind its caller's back.
+            flags: ``MSG_…`` flags.
+
+        Returns:
+            How many bytes the kernel has taken: all, of a datagram.
+
+        Raises:
+            ValueError: *address* is a name, or of another family.
+            SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError: As `send`.
+        """
+        native = as_socket_address(address).native(self._family)
+        view = byte_view(data)
+        return self._write(lambda: self._datagrams().try_sendto(view, flags, native))
+
+    def sendmsg(
+        self,
+        buffers: Iterable[Buffer],
+        ancillary: Iterable[tuple[int, int, Buffer]] = (),
+        flags: int = 0,
+        address: Address | None = None,
+    ) -> int:
+        """
+        Send *buffers*, joined, with ancillary data, as `socket.socket.sendmsg`.
+
+        Args:
+            buffers: What to send.
+            ancillary: Level, type and data of each; descriptors to pass
+                (``SCM_RIGHTS``) stay open here.
+            flags: ``MSG_…`` flags.
+            address: Whom to send to, numeric; the peer if `None`.
+
+        Returns:
+            How many bytes the kernel has taken.
+
+        Raises:
+            ValueError: *address* is a name, or of another family.
+            SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError: As `send`.
+        """
+        native = None if address is None else as_socket_address(address).native(self._family)
+        views = [byte_view(buffer) for buffer in buffers]
+        items = list(ancillary)
+        return self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
+
+    def _before_write(self) -> None:
+        if self._output is not None:
+            self._flush_output(self._output)
+
+    def _flush_output(self, port: io.BufferedWriter) -> None:
+        """Send what the output port holds; the sending direction is taken."""
+        self._flushing = True
+        try:
+            if not port.closed:
+                port.flush()
+        finally:
+            self._flushing = False
+
+    def shutdown(self, how: int) -> None:
+        """
+        Shut down one direction or both, after sending what `output_port` holds.
+
+        Args:
+            how: ``SHUT_RD``, ``SHUT_WR`` (the peer reads the end of the stream)
+                or ``SHUT_RDWR``.
+
+        Raises:
+            ValueError: *how* is none of them.
+            SocketBusyError: Another thread is sending.
+            SocketClosedError: The socket is closed.
+            SocketError: The socket is not connected.
+        """
+        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
+            raise ValueError(f"how={how!r} must be SHUT_RD, SHUT_WR or SHUT_RDWR")
+        self._write(lambda: self._descriptor.try_shutdown(how))
+
+    # Ports
+
+    @property
+    def input_port(self) -> io.BufferedReader:
+        """
+        The buffered reader of this stream; always the same object.
+
+        Closing or dropping it leaves the socket open. A read that fails, by
+        time-out or Ctrl-C too, loses what it had gathered, and the port is unusable
+        from then on (`SocketPortError`); who wants to go on uses `recv`.
+        """
+        with self._lock:
+            if self._input is None:
+                self._check_open()
+                self._input = open_input_port(self)
+            return self._input
+
+    @property
+    def output_port(self) -> io.BufferedWriter:
+        """
+        The buffered writer of this stream; always the same object.
+
+        Sends when its buffer of 64 KiB is full, when it is flushed, and before any other
+        send. Closing or dropping it sends what it holds, and leaves the socket open.
+        """
+        with self._lock:
+            if self._output is None:
+                self._check_open()
+                self._output = open_output_port(self)
+            return self._output
+
+    def makefile(
+        self,
+        mode: str = "r",
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """
+        Return a file over this stream, as `socket.socket.makefile`.
+
+        Each call makes another, with a buffer of its own. The descriptor stays
+        open until the socket and all of them are closed.
+
+        Args:
+            mode: ``"r"``, ``"w"`` or both, and ``"b"`` for bytes.
+            buffering: The bytes of the buffer; 0: none, of bytes alone.
+            encoding: Of text, as for `open`.
+            errors: Of text, as for `open`.
+            newline: Of text, as for `open`.
+
+        Raises:
+            ValueError: *mode* is another, or text has no buffer.
+            SocketClosedError: The socket is closed.
+        """
+        if not set(mode) <= _MODES or not set(mode) & {"r", "w"}:
+            raise ValueError(f"mode={mode!r} must be made of r, w and b")
+        binary = "b" in mode
+        size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
+        if not size and not binary:
+            raise ValueError("buffering=0 must come with a mode of bytes")
+        reads, writes = "r" in mode, "w" in mode
+        raw = RawPort(self, "rw" if reads and writes else "r" if reads else "w", is_file=True)
+        if not size:
+            return raw
+        buffered: Any
+        if reads and writes:
+            buffered = io.BufferedRWPair(raw, raw, size)
+        elif reads:
+            buffered = io.BufferedReader(raw, size)
+        else:
+            buffered = io.BufferedWriter(raw, size)
+        if binary:
+            return buffered
+        text = io.TextIOWrapper(buffered, encoding, errors, newline)
+        # As the standard library does, for those who look.
+        text.mode = mode  # type: ignore[misc]
+        return text
+
+    def _close_ports(self) -> bool:
+        complete = True
+        try:
+            if self._output is not None and not self._aborted:
+                complete = self._flush_last(self._output)
+        finally:
+            for port in (self._input, self._output):
+                if port is not None:
+                    close_quietly(port)
+        return complete
+
+    def _flush_last(self, port: io.BufferedWriter) -> bool:
+        """Send what the port holds when the socket is closed, within a limit."""
+        if port.closed:
+            return True
+        waiter = current_waiter()
+        with self._lock:
+            if self._writer is not None:
+                # Another thread was cut short in the middle of what it sent.
+                return False
+            self._writer = waiter
+        seconds = self._write_seconds
+        waiter.limit = Deadline(_FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
+        self._waits = True
+        try:
+            self._flush_output(port)
+        except (OSError, Expired):
+            return False
+        finally:
+            waiter.limit = None
+            self._writer = None
+        return not has_failed(port)

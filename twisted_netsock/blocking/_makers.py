@@ -1,0 +1,352 @@
+"""The makers of ``(net socket)``, blocking: look-up, connecting and handshake on the reactor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.python.failure import Failure
+
+from .. import makers
+from .._validation import optional_duration
+from ..client_contexts import ClientContextFactory
+from ..descriptors import Descriptor
+from ..errors import SocketClosedError
+from ..options import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    require_record,
+)
+from ..proxy_headers import ProxyHeader
+from ..readiness import poller_for
+from ..server_contexts import ServerContextFactory, server_records
+from ..sockets import Socket
+from ..tls import TLSDescriptor, handshake
+from ..tls_sockets import TLSSocket
+from ..upgrading import tls_factory
+from ._bridge import Call, run
+from ._sockets import BlockingSocket, Taken, take
+from ._tls_sockets import BlockingTLSSocket
+
+__all__ = [
+    "make_client_socket",
+    "make_client_tls_socket",
+    "make_server_socket",
+    "make_server_tls_socket",
+    "socket_options_to_client_socket",
+    "start_tls",
+]
+
+T = TypeVar("T")
+AnySocket = TypeVar("AnySocket", bound=Socket)
+
+
+def _for_reactor(options: T) -> T:
+    """Return *options* as the makers on the reactor take them: there nothing blocks."""
+    if isinstance(options, SocketOptions) and not options.non_blocking:
+        return options.replace(non_blocking=True)
+    return options
+
+
+def _made(make: Callable[[Any], Deferred[AnySocket]], reactor: Any) -> Taken:
+    """Have a socket made on the reactor, and take it over."""
+    return run(lambda there: make(there).addCallback(take), discard=Taken.close, reactor=reactor)
+
+
+def make_client_socket(
+    node: str,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    reactor: Any = None,
+    proxy_header: ProxyHeader | None = None,
+) -> BlockingSocket:
+    """
+    Connect to *node* and *service* (``make-client-socket``).
+
+    Ctrl-C ends it at every stage, and leaves nothing behind.
+
+    Args:
+        node: A host name, a numeric address, or (``AF_UNIX``) a path.
+        service: A service's name or a port; `None` with ``AF_UNIX``.
+        options: A plain `SocketOptions`; its defaults if `None`.
+        reactor: The one in use, or `None`.
+        proxy_header: What to tell with the PROXY header, where *options* have
+            `proxy_protocol`; the addresses of the connection itself if `None`.
+
+    Returns:
+        The connected socket, which is the caller's to close.
+
+    Raises:
+        TypeError: *options* is a record for TLS, or no record.
+        ValueError: *node* or *service* is none; or ``AI_PASSIVE`` is set.
+        HostNotFoundError: There is no such node or service.
+        SocketConnectionRefusedError: Every address reached refused.
+        SocketConnectionTimeoutError: `connection_timeout` passed.
+        SocketConnectionError: No address could be connected to.
+    """
+    taken = _made(
+        lambda there: makers.make_client_socket(
+            node, service, _for_reactor(options), reactor=there, proxy_header=proxy_header
+        ),
+        reactor,
+    )
+    return BlockingSocket._around(taken)
+
+
+def make_client_tls_socket(
+    node: str,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    reactor: Any = None,
+    proxy_header: ProxyHeader | None = None,
+) -> BlockingTLSSocket:
+    """
+    Connect to *node* and *service*, and speak TLS (``make-client-tls-socket``).
+
+    Ctrl-C ends it at every stage, and leaves nothing behind.
+
+    Args:
+        node: A host name, a numeric address, or (``AF_UNIX``) a path. What is
+            verified, unless the options have `sni`.
+        service: A service's name or a port; `None` with ``AF_UNIX``.
+        options: A `TLSSocketOptions`, or a plain record, whose connection then
+            has the defaults of TLS.
+        reactor: The one in use, or `None`.
+        proxy_header: What to tell with the PROXY header, where *options* have
+            `proxy_protocol`; the addresses of the connection itself if `None`.
+
+    Returns:
+        The connected socket, after the handshake and the verification of the
+        server, unless the options say ``handshake=False``. The caller's to close.
+
+    Raises:
+        TypeError: *options* is a server's record, or no record.
+        ValueError: As `make_client_socket`; or a certificate or key cannot be used.
+        HostNotFoundError, SocketConnectionError: As `make_client_socket`.
+        CertificateVerificationError: The server's certificate is not good.
+        TLSHandshakeError: Anything else that TLS did not like.
+    """
+    taken = _made(
+        lambda there: makers.make_client_tls_socket(
+            node, service, _for_reactor(options), reactor=there, proxy_header=proxy_header
+        ),
+        reactor,
+    )
+    return BlockingTLSSocket._around(taken)
+
+
+def make_server_socket(
+    node: str | None,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    reactor: Any = None,
+) -> BlockingSocket:
+    """
+    Listen on *node* and *service* (``make-server-socket``).
+
+    Args:
+        node: A name (its first address is bound), a numeric address, a path, or
+            `None` for every interface, IPv4 and IPv6.
+        service: A service's name or a port; 0 lets the kernel choose.
+        options: A plain `SocketOptions`; its defaults if `None`.
+        reactor: The one in use, or `None`.
+
+    Returns:
+        The listening socket (of datagrams: the bound one), the caller's to close.
+
+    Raises:
+        TypeError: *options* is a record for TLS, or no record.
+        ValueError: *node* or *service* is none.
+        HostNotFoundError: There is no such node or service.
+        SocketBindError: The address is taken, or not ours to bind.
+    """
+    taken = _made(
+        lambda there: makers.make_server_socket(
+            node, service, _for_reactor(options), reactor=there
+        ),
+        reactor,
+    )
+    return BlockingSocket._around(taken)
+
+
+def make_server_tls_socket(
+    node: str | None,
+    service: str | int | None,
+    options: ServerTLSSocketOptions | Iterable[ServerTLSSocketOptions],
+    *,
+    reactor: Any = None,
+    reload_every: timedelta | None = None,
+) -> BlockingTLSSocket:
+    """
+    Listen on *node* and *service* for TLS (``make-server-tls-socket``).
+
+    Args:
+        node: As `make_server_socket`.
+        service: As `make_server_socket`.
+        options: One `ServerTLSSocketOptions`, or several, chosen by the name
+            that a client asks for. The socket's own options are the first's.
+        reactor: The one in use, or `None`.
+        reload_every: How often to look whether the files of the records have
+            changed, and to `BlockingTLSSocket.reload` them then; never if `None`.
+
+    Returns:
+        The listening socket, the caller's to close. Its `accept` returns
+        connections whose handshake is done.
+
+    Raises:
+        TypeError: A record is no server's.
+        ValueError: As `make_server_socket`; or there is no certificate or key,
+            or it cannot be used; or the records cannot be served together.
+        HostNotFoundError, SocketBindError: As `make_server_socket`.
+    """
+    interval = optional_duration(reload_every, "reload_every")
+    records = [_for_reactor(record) for record in server_records(options)]
+    factories: list[ServerContextFactory | None] = []
+
+    def listen(there: Any) -> Deferred[Socket]:
+        def note(made: TLSSocket) -> Socket:
+            factories.append(made._factory)
+            return made
+
+        making = makers.make_server_tls_socket(node, service, records, reactor=there)
+        return making.addCallback(note)
+
+    taken = _made(listen, reactor)
+    return BlockingTLSSocket(
+        taken.descriptor,
+        node=taken.node,
+        service=taken.service,
+        options=taken.options,
+        factory=factories[0],
+        reload_seconds=None if interval is None else interval.total_seconds(),
+    )
+
+
+def socket_options_to_client_socket(
+    options: SocketOptions,
+    node: str,
+    service: str | int | None,
+    *,
+    reactor: Any = None,
+    proxy_header: ProxyHeader | None = None,
+) -> BlockingSocket:
+    """
+    Connect as the class of *options* says (``socket-options->client-socket``).
+
+    A `TLSSocketOptions` makes a `BlockingTLSSocket`, a plain record a
+    `BlockingSocket`; see `make_client_tls_socket` and `make_client_socket` for
+    everything else.
+
+    Raises:
+        TypeError: *options* is a server's record, or no record.
+    """
+    if isinstance(options, TLSSocketOptions):
+        return make_client_tls_socket(
+            node, service, options, reactor=reactor, proxy_header=proxy_header
+        )
+    require_record(options, SocketOptions, None, "give an option record")
+    return make_client_socket(node, service, options, reactor=reactor, proxy_header=proxy_header)
+
+
+def start_tls(
+    socket: BlockingSocket,
+    options: TLSSocketOptions
+    | Iterable[ServerTLSSocketOptions]
+    | ClientContextFactory
+    | ServerContextFactory,
+    node: str | None = None,
+) -> BlockingTLSSocket:
+    """
+    Go on with TLS on a connected plain socket (``socket->tls-socket``): STARTTLS.
+
+    What `output_port` holds is sent first. Then *socket* is spent: the new
+    socket has the connection, and if the handshake fails the connection is closed.
+
+    Args:
+        socket: Plain and connected, with nothing under way.
+        options: A `TLSSocketOptions` for a client's side; one
+            `ServerTLSSocketOptions`, or several, for a server's. What
+            `client_context_factory` or `server_context_factory` has made serves
+            too, and saves a server from reading its files for each connection.
+        node: What a client verifies, unless the options have `sni`; the node of
+            *socket* if `None`.
+
+    Returns:
+        The socket that speaks TLS, after the handshake, unless the options say
+        ``handshake=False``. The caller's to close.
+
+    Raises:
+        TypeError: *socket* is no plain `BlockingSocket`, or *options* no record for TLS.
+        ValueError: *node* is given to a server; there is nothing to verify; or a
+            certificate, key or name cannot be used.
+        SocketPortError: `input_port` holds unread bytes: they came in plain text.
+        SocketBusyError: A call is under way in another thread.
+        SocketClosedError: *socket* is closed.
+        CertificateVerificationError: The peer's certificate is not good.
+        TLSHandshakeError: Anything else that TLS did not like.
+        SocketConnectionTimeoutError: `handshake_timeout` passed.
+    """
+    if not isinstance(socket, BlockingSocket) or isinstance(socket, BlockingTLSSocket):
+        raise TypeError(f"socket must be a plain BlockingSocket, not {socket!r}")
+    factory = tls_factory(options, socket.node, node)
+    name = factory.node if isinstance(factory, ClientContextFactory) else socket.node
+    service = socket.service
+    plain = socket._surrender()
+    beginning = _Beginning(plain, factory, service)
+    try:
+        tls = Call(
+            beginning.shake, discard=TLSDescriptor.close, released=beginning.released
+        ).result()
+    except CancelledError:
+        raise SocketClosedError from None
+    made = BlockingTLSSocket(tls, node=name, service=service, options=factory.options)
+    made.read_timeout = factory.options.read_timeout or socket.read_timeout
+    made.write_timeout = factory.options.write_timeout or socket.write_timeout
+    made.proxy_header = socket.proxy_header
+    socket._successor = made
+    return made
+
+
+class _Beginning:
+    """A handshake on a descriptor, which is closed if it comes to nothing."""
+
+    def __init__(
+        self,
+        plain: Descriptor,
+        factory: ClientContextFactory | ServerContextFactory,
+        service: str | int | None,
+    ) -> None:
+        self._plain = plain
+        self._service = service
+        self._factory = factory
+        self._succeeded = False
+
+    def shake(self, reactor: Any) -> Deferred[TLSDescriptor]:
+        """Shake hands, if the options say so, in the reactor's thread."""
+        sock = self._plain.sock
+        tls = TLSDescriptor(sock, self._factory, (), self._service)
+        if not self._factory.options.handshake:
+            self._succeeded = True
+            return succeed(tls)
+        watch = poller_for(reactor).watch(sock.fileno())
+        timeout = self._factory.options.handshake_timeout
+        seconds = None if timeout is None else timeout.total_seconds()
+
+        def done(result: Any) -> Any:
+            watch.close()
+            self._succeeded = not isinstance(result, Failure)
+            return result if isinstance(result, Failure) else tls
+
+        shaking: Deferred[Any] = handshake(reactor, watch, tls, seconds)
+        return shaking.addBoth(done)
+
+    def released(self) -> None:
+        """Close what nobody gets; the reactor has let go of it."""
+        if not self._succeeded:
+            self._plain.close()

@@ -1,0 +1,337 @@
+"""`BlockingTLSSocket`: a `BlockingSocket` that speaks TLS."""
+
+from __future__ import annotations
+
+import socket as _socket
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from cryptography import x509
+from twisted.internet.defer import Deferred
+from twisted.python import threadable
+
+from ..descriptors import Descriptor, Want, set_linger_reset
+from ..errors import SocketError
+from ..options import SocketOptions, TLSSocketOptions
+from ..readiness import poller_for
+from ..server_contexts import ServerContextFactory
+from ..sockets import Socket
+from ..tls import TLSDescriptor, handshake, say_goodbye
+from ..tls_sockets import TLSSocket
+from ._bridge import in_reactor, run, use
+from ._sockets import BlockingSocket
+
+__all__ = ["BlockingTLSSocket"]
+
+T = TypeVar("T")
+
+
+class BlockingTLSSocket(BlockingSocket):
+    """
+    A blocking TLS socket: connected, or listening.
+
+    Made by `make_client_tls_socket`, `make_server_tls_socket` and `start_tls` of
+    `twisted_netsock.blocking`. It has the methods of `BlockingSocket`, except
+    that TLS knows no flags and no datagrams. Its peer is verified before it is
+    handed over, unless the options say ``handshake=False``.
+
+    Attributes:
+        node: The host, address or path that it was made for, or `None`.
+        service: The service that it was made for, or `None`.
+    """
+
+    _takes_before_it_sends = True
+
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        *,
+        node: str | None = None,
+        service: str | int | None = None,
+        options: SocketOptions | None = None,
+        factory: ServerContextFactory | None = None,
+        reload_seconds: float | None = None,
+    ) -> None:
+        """Take *descriptor* over; *factory* makes it listening."""
+        super().__init__(descriptor, node=node, service=service, options=options)
+        self._factory = factory
+        self._reload_seconds = reload_seconds
+        self._farewell: Deferred[None] | None = None
+
+    @classmethod
+    def from_socket(
+        cls,
+        sock: _socket.socket | int,  # noqa: ARG003 - the signature is the base's
+        *,
+        reactor: Any = None,
+    ) -> Self:
+        """
+        Refuse: a descriptor alone does not speak TLS.
+
+        Raises:
+            TypeError: Always.
+        """
+        use(reactor)
+        raise TypeError(
+            "BlockingTLSSocket.from_socket: adopt it with BlockingSocket.from_socket first"
+        )
+
+    # Running operations
+
+    def _attempt(self, attempt: Callable[[], T | Want]) -> T | Want:
+        """Try once, alone: OpenSSL's connection is one state for both directions."""
+        with self._lock:
+            return super()._attempt(attempt)
+
+    def _is_drained(self, count: int, wanted: int) -> bool:
+        return count > 0 and not self._descriptor.buffered
+
+    # Accepting
+
+    def _make_twin(self, reactor: Any) -> Socket:
+        assert isinstance(self._options, TLSSocketOptions)
+        twin = TLSSocket(
+            reactor,
+            poller_for(reactor).watch(self._number),
+            self._descriptor,
+            options=self._options,
+            factory=self._factory,
+        )
+        if self._reload_seconds is not None:
+            twin._watch_files(self._reload_seconds)
+        return twin
+
+    def reload(self) -> None:
+        """
+        Read certificates, keys and trusted certificates again, for connections to come.
+
+        For listening sockets. A whole new context is built before it replaces the
+        old one; connections that there are go on.
+
+        Raises:
+            ValueError: A file cannot be used; the old certificates stay.
+            SocketError: The socket does not listen.
+            SocketClosedError: The socket is closed.
+        """
+        self._check_open()
+        if self._factory is None:
+            raise SocketError(
+                self, strerror="This is a connection: it has its certificates already"
+            )
+        run(self._reload_there)
+
+    def _reload_there(self, reactor: Any) -> Deferred[None]:
+        twin = self._twin_on(reactor)
+        assert isinstance(twin, TLSSocket)
+        return twin.reload()
+
+    def _can_receive(self) -> bool:
+        descriptor = self._descriptor
+        if not isinstance(descriptor, TLSDescriptor) or not descriptor.handshaken:
+            return True
+        with self._lock:
+            return descriptor.try_readable() is None
+
+    def _has_input(self) -> bool:
+        if super()._has_input():
+            return True
+        if not isinstance(self._descriptor, TLSDescriptor):
+            return False
+        with self._lock:
+            return self._descriptor.buffered or self._descriptor.finished
+
+    # The handshake
+
+    def handshake(self) -> None:
+        """
+        Shake hands and verify the peer (``tls-client-handshake``, ``tls-server-handshake``).
+
+        For sockets made with ``handshake=False``; until it is done nothing can
+        be sent or received. Once it is done, this does nothing. Ctrl-C leaves the
+        socket good for nothing but closing.
+
+        Raises:
+            CertificateVerificationError: We refused the peer's certificate.
+            TLSHandshakeError: Anything else that TLS did not like.
+            SocketConnectionLostError: The peer went away.
+            SocketConnectionTimeoutError: `handshake_timeout` passed.
+            SocketBusyError: Another thread uses the socket.
+            SocketClosedError: The socket is closed, or was while this waited.
+        """
+        descriptor = self._tls()
+
+        def shake(reactor: Any) -> Deferred[None]:
+            watch = poller_for(reactor).watch(self._number)
+            timeout = descriptor.options.handshake_timeout
+            seconds = None if timeout is None else timeout.total_seconds()
+
+            def leave(result: Any) -> Any:
+                watch.close()
+                return result
+
+            return handshake(reactor, watch, descriptor, seconds).addBoth(leave)
+
+        self._bridge(shake, writing=True)
+
+    def shutdown(self, how: int) -> None:
+        """
+        Shut down one direction or both; writing ends with close_notify.
+
+        See `BlockingSocket.shutdown`. Once this side has shut down reading, a
+        receive gives the end of the stream.
+        """
+        super().shutdown(how)
+        if how != _socket.SHUT_WR:
+            # Nothing in the kernel wakes who receives, as it would a plain socket's.
+            self._drained = False
+            if self._reader is not None:
+                self._reader.wake()
+
+    def detach(self) -> int:
+        """
+        Refuse: without this object nobody speaks TLS on the descriptor.
+
+        Raises:
+            SocketError: Always.
+        """
+        raise SocketError(self, strerror="A TLS socket cannot be detached")
+
+    def _tls(self) -> TLSDescriptor:
+        if not isinstance(self._descriptor, TLSDescriptor):
+            raise SocketError(self, strerror="This is a listening socket: it has no peer")
+        return self._descriptor
+
+    # Data
+
+    def _check_flags(self, flags: int) -> None:
+        if flags:
+            raise ValueError(f"flags={flags}: TLS has no flags")
+
+    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
+        descriptor = self._tls()
+        taken: int | None = None
+
+        def attempt() -> int | Want:
+            # What OpenSSL has taken counts as sent only when the kernel has it, unless
+            # the caller does not wait for that: it must not send the same bytes again.
+            nonlocal taken
+            if taken is None:
+                count = descriptor.try_send(view)
+                if isinstance(count, Want):
+                    return count
+                taken = count
+            want = descriptor.try_flush() if self._waits else None
+            return taken if want is None else want
+
+        return attempt
+
+    # Closing
+
+    def _dispose(self) -> None:
+        descriptor = self._descriptor
+        if (
+            isinstance(descriptor, TLSDescriptor)
+            and not (self._aborted or self._dropped or self._cut)
+            and self._begin_goodbye(descriptor)
+        ):
+            return
+        super()._dispose()
+
+    def _begin_goodbye(self, descriptor: TLSDescriptor) -> bool:
+        """Say goodbye, and tell whether the reactor goes on with it."""
+        with self._lock:
+            try:
+                waiting = descriptor.try_goodbye() is not None
+            except SocketError:
+                return False
+        return waiting and in_reactor(self._say_goodbye)
+
+    def _say_goodbye(self, reactor: Any) -> None:
+        """Wait for the peer's half of the goodbye, in the reactor's thread."""
+        try:
+            watch = poller_for(reactor).watch(self._number)
+        except SocketError:
+            self._descriptor.close()
+            return
+        self._farewell = say_goodbye(reactor, watch, self._descriptor)
+        if self._aborted:
+            self._farewell.cancel()
+
+    def abort(self) -> None:
+        """Close at once and reset the connection; may be called again, and after `close`."""
+        saying = self._gone and not self._aborted
+        super().abort()
+        if saying:
+            in_reactor(lambda _: self._cut_goodbye())
+
+    def _cut_goodbye(self) -> None:
+        assert threadable.isInIOThread()
+        if self._farewell is not None and not self._farewell.called:
+            set_linger_reset(self._descriptor.sock)
+            self._farewell.cancel()
+
+    def _after_fork(self) -> None:
+        if isinstance(self._descriptor, TLSDescriptor):
+            # Two processes must never send records with the same keys and numbers.
+            self._descriptor.give_up(
+                SocketError(
+                    strerror="This socket was opened before the process forked; "
+                    "open another one in the child"
+                )
+            )
+        super()._after_fork()
+
+    # What was negotiated
+
+    @property
+    def options(self) -> TLSSocketOptions:
+        """The record that it was made with; of several, the first."""
+        assert isinstance(self._options, TLSSocketOptions)
+        return self._options
+
+    def _told(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
+        """Ask for what the handshake, once it is done, has settled."""
+        descriptor = self._tls()
+        with self._lock:
+            # Until then it is the reactor's thread that uses the connection.
+            return ask(descriptor) if descriptor.handshaken else otherwise
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The peer's certificate, or `None` (``tls-socket-peer-certificate``)."""
+        return self._told(lambda tls: tls.peer_certificate, None)
+
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer sent, its own first."""
+        return self._told(lambda tls: tls.peer_chain, ())
+
+    @property
+    def selected_alpn(self) -> str | None:
+        """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
+        return self._told(lambda tls: tls.selected_alpn, None)
+
+    @property
+    def tls_version(self) -> str | None:
+        """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
+        return self._told(lambda tls: tls.tls_version, None)
+
+    @property
+    def cipher(self) -> str | None:
+        """OpenSSL's name of the cipher suite; `None` before the handshake."""
+        return self._told(lambda tls: tls.cipher, None)
+
+    @property
+    def group(self) -> str | None:
+        """OpenSSL's name of the key exchange group, where it tells."""
+        return self._told(lambda tls: tls.group, None)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this client resumed a session, and so verified no certificate anew."""
+        return self._told(lambda tls: tls.resumed, False)
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the client asked for, or `None`."""
+        return self._told(lambda tls: tls.server_name, None)

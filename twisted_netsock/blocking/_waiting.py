@@ -1,0 +1,305 @@
+"""
+Waiting in a thread: poll(2) on a descriptor and on what wakes the thread.
+
+Each thread that waits has one `Waiter`. Whoever wants it to look up (a socket
+that is closed, the reactor that stops) calls `Waiter.wake`, from any thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from twisted.python import threadable
+
+from ..descriptors import WANT_READ, Want
+from ..errors import SocketConnectionLostError
+
+__all__ = ["Waiter", "check_thread", "current_waiter", "wake_all"]
+
+_LONGEST: Final = 86400.0
+"""Seconds of one poll(2), which counts milliseconds in a C int."""
+
+READ: Final = select.POLLIN
+WRITE: Final = select.POLLOUT
+
+
+def _open_alarm() -> tuple[int, int]:
+    """Return a descriptor to read and one to write that wakes it; the same where that can be."""
+    if hasattr(os, "eventfd"):
+        number = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return number, number
+    reading, writing = os.pipe()  # pragma: no cover: Linux has eventfd
+    for number in (reading, writing):  # pragma: no cover
+        os.set_blocking(number, False)
+    return reading, writing  # pragma: no cover
+
+
+class Waiter:
+    """What one thread waits with, and what wakes it."""
+
+    __slots__ = ("__weakref__", "_prepared", "_reading", "_writing", "ident", "limit")
+
+    def __init__(self) -> None:
+        self.ident = threading.get_ident()
+        self._reading, self._writing = _open_alarm()
+        self._prepared: tuple[int, int, Any] = (-1, 0, None)
+        self.limit: Deadline | None = None
+        """When the call that is under way gives up, whatever its socket says."""
+
+    def wake(self) -> None:
+        """Have this thread look again at what it waits for, now or when it next waits."""
+        try:
+            os.write(self._writing, b"\1\0\0\0\0\0\0\0")
+        except BlockingIOError:
+            # It has been woken often enough.
+            pass
+
+    def wait(self, fd: int, events: int, seconds: float | None) -> bool:
+        """
+        Wait until *fd* has one of *events*, for at most *seconds*.
+
+        Returns:
+            Whether it has. Else the thread was woken, or the time is over.
+        """
+        known, known_events, poll = self._prepared
+        if known != fd or known_events != events:
+            poll = select.poll()
+            poll.register(self._reading, READ)
+            poll.register(fd, events)
+            self._prepared = (fd, events, poll)
+        found = poll.poll() if seconds is None else poll.poll(min(seconds, _LONGEST) * 1000)
+        if len(found) == 1 and found[0][0] == fd:
+            return True
+        self._settle(found)
+        return any(number == fd for number, _ in found)
+
+    def wait_any(self, wanted: Iterable[tuple[int, int]], seconds: float | None) -> set[int]:
+        """Wait until one of several descriptors has its events; return those that have."""
+        poll = select.poll()
+        poll.register(self._reading, READ)
+        for fd, events in wanted:
+            poll.register(fd, events)
+        milliseconds = None if seconds is None else min(seconds, _LONGEST) * 1000
+        found = poll.poll(milliseconds)
+        self._settle(found)
+        return {number for number, _ in found} - {self._reading}
+
+    def pause(self, seconds: float | None) -> None:
+        """Wait until this thread is woken, for at most *seconds*."""
+        self.wait_any((), seconds)
+
+    def _settle(self, found: list[tuple[int, int]]) -> None:
+        """Silence the alarm if it rang."""
+        for number, _ in found:
+            if number == self._reading:
+                try:
+                    os.read(self._reading, 8 if self._reading == self._writing else 4096)
+                except BlockingIOError:
+                    pass
+
+    def __del__(self) -> None:
+        for number in {self._reading, self._writing}:
+            os.close(number)
+
+
+class MultiWaiter(Waiter):
+    """What a thread waits with that waits for many descriptors, over and over."""
+
+    __slots__ = ("_many", "registered")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._many = select.poll()
+        self._many.register(self._reading, READ)
+        self.registered: dict[int, object] = {}
+        """Who wants to know about each descriptor."""
+        with _state.lock:
+            _state.waiters.add(self)
+
+    def register(self, fd: int, owner: object) -> None:
+        """Have `wait_many` report when *fd* can be read."""
+        self.registered[fd] = owner
+        self._many.register(fd, READ)
+
+    def unregister(self, fd: int, owner: object) -> None:
+        """Report *fd* no more, if it is *owner* who wanted it."""
+        if self.registered.get(fd) is owner:
+            del self.registered[fd]
+            self._many.unregister(fd)
+
+    def wait_many(self, seconds: float | None) -> list[int]:
+        """Wait until a descriptor can be read, or this is woken; return those that can be."""
+        found = self._many.poll(None if seconds is None else min(seconds, _LONGEST) * 1000)
+        self._settle(found)
+        return [number for number, _ in found if number != self._reading]
+
+
+class _State:
+    """What concerns all threads that wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = threading.local()
+        self.waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
+        self.stopped = False
+        self.reactor: Any = None
+
+
+_state = _State()
+
+
+def _new_waiter() -> Waiter:
+    waiter = _state.threads.waiter = Waiter()
+    with _state.lock:
+        _state.waiters.add(waiter)
+    hook_end()
+    return waiter
+
+
+class _End:
+    """What happens when the main thread ends."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.hooked = False
+        self.function: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        self.function()
+
+
+_end = _End()
+
+
+def at_end(function: Callable[[], None]) -> None:
+    """Have *function* called when the main thread ends, before other threads are joined."""
+    _end.function = function
+
+
+def hook_end() -> None:
+    """Have the end noticed: there is somebody to wake then."""
+    if _end.hooked:
+        return
+    with _end.lock:
+        if _end.hooked:
+            return
+        _end.hooked = True
+    # Executors have their threads joined in a hook of this kind, too, and those run in
+    # reverse order; threads of other kinds are joined after all hooks.
+    import concurrent.futures.thread
+
+    assert concurrent.futures.thread
+    register: Callable[..., object] = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(_end)
+    except RuntimeError:
+        # The main thread has ended already: nobody may wait for long any more.
+        _state.stopped = True
+
+
+def current_waiter() -> Waiter:
+    """
+    Return the waiter of this thread.
+
+    Raises:
+        RuntimeError: This is the reactor's thread, which must never block.
+    """
+    try:
+        waiter: Waiter = _state.threads.waiter
+    except AttributeError:
+        waiter = _new_waiter()
+    if waiter.ident == threadable.ioThread:
+        check_thread()
+    return waiter
+
+
+def check_thread() -> None:
+    """
+    Refuse to block the reactor.
+
+    Raises:
+        RuntimeError: This is the reactor's thread.
+    """
+    if threadable.ioThread == threading.get_ident() and _reactor_runs():
+        raise RuntimeError(
+            "twisted_netsock.blocking was called in the reactor's thread, which must not block: "
+            "use the same name of twisted_netsock, which returns a Deferred, or "
+            "twisted.internet.threads.deferToThread"
+        )
+
+
+def _reactor_runs() -> bool:
+    reactor: Any = _state.reactor or sys.modules.get("twisted.internet.reactor")
+    return reactor is not None and bool(reactor.running)
+
+
+def use_reactor(reactor: Any) -> None:
+    """Remember whose thread must not block."""
+    _state.reactor = reactor
+
+
+def wake_all(*, stopped: bool) -> None:
+    """Wake every thread that waits; with *stopped* none may wait any more."""
+    if stopped:
+        _state.stopped = True
+    with _state.lock:
+        waiters = list(_state.waiters)
+    for waiter in waiters:
+        waiter.wake()
+
+
+def has_stopped() -> bool:
+    """Tell whether the reactor has stopped: nobody may wait any more."""
+    return _state.stopped
+
+
+def reactor_stopped() -> SocketConnectionLostError:
+    """Return the error of what waits when the reactor stops."""
+    return SocketConnectionLostError(strerror="The reactor was shut down")
+
+
+def events_of(want: Want) -> int:
+    """Return what poll(2) calls *want*."""
+    return READ if want is WANT_READ else WRITE
+
+
+class Expired(Exception):  # noqa: N818 - it never leaves this package
+    """The `Waiter.limit` of a call has passed."""
+
+
+class Deadline:
+    """A moment that begins to approach at the first wait."""
+
+    __slots__ = ("_end", "seconds")
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._end: float | None = None
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, at least 0; `None` for no end."""
+        if self.seconds is None:
+            return None
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self.seconds
+        return max(0.0, self._end - now)
+
+    def renew(self) -> None:
+        """Begin anew, at the next wait."""
+        self._end = None
+
+
+def after_fork() -> None:
+    """Start afresh in a forked child: its threads and their alarms are not here."""
+    global _state  # noqa: PLW0603 - one state for the process
+    _state = _State()
+    _end.lock = threading.Lock()
