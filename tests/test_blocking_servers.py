@@ -24,9 +24,9 @@ def shown(server: Any, options: Any) -> Any:
     """Return the certificate that a new client of *server* is shown."""
     accepting = Background(server.accept)
     port = server.getsockname().port
-    with blocking.make_client_tls_socket("localhost", port, options) as client:
-        with accepting.result():
-            return client.peer_certificate
+    client = blocking.make_client_tls_socket("localhost", port, options)
+    with client, accepting.result():
+        return client.peer_certificate
 
 
 @threaded
@@ -77,14 +77,14 @@ def test_a_client_resumes_its_session(authority):
         for _ in range(2):
             accepting = Background(server.accept)
             port = server.getsockname().port
-            with blocking.make_client_tls_socket("localhost", port, options) as client:
-                with accepting.result() as connection:
-                    connection.sendall(b"x")
-                    assert client.recv(1) == b"x"
-                    resumed.append(client.resumed)
-                    # The goodbye, after which a session is kept.
-                    connection.shutdown(standard.SHUT_WR)
-                    assert client.recv(1) == b""
+            client = blocking.make_client_tls_socket("localhost", port, options)
+            with client, accepting.result() as connection:
+                connection.sendall(b"x")
+                assert client.recv(1) == b"x"
+                resumed.append(client.resumed)
+                # The goodbye, after which a session is kept.
+                connection.shutdown(standard.SHUT_WR)
+                assert client.recv(1) == b""
     assert resumed == [False, True]
 
 
