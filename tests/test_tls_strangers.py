@@ -24,7 +24,6 @@ from stream_helpers import (
     until,
 )
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent
 
@@ -33,6 +32,7 @@ from twisted_netsock import (
     TLSError,
     TLSSocket,
     VerifyResult,
+    blocking,
     make_client_tls_socket,
     make_server_tls_socket,
     server_endpoint,
@@ -59,28 +59,38 @@ def verifier(depth: int, result: VerifyResult, certificate: x509.Certificate) ->
 @asynccontextmanager
 async def echoing_socket(options: ServerTLSSocketOptions) -> AsyncIterator[int]:
     listener: TLSSocket = await make_server_tls_socket("127.0.0.1", 0, options)
-    running: set[Deferred[None]] = set()
 
-    async def echo(connection: Any) -> None:
-        async with connection:
-            # Whoever shook hands and is refused later by his own side ends with an error.
-            with contextlib.suppress(TLSError):
-                while data := await connection.recv(65536):
-                    await connection.sendall(data)
+    async def echo(connection: TLSSocket) -> None:
+        # Whoever shook hands and is refused later by his own side ends with an error.
+        with contextlib.suppress(TLSError):
+            while data := await connection.recv(65536):
+                await connection.sendall(data)
 
-    async def accept() -> None:
-        async for connection in listener:
-            task = Deferred.fromCoroutine(echo(connection))
-            running.add(task)
-            task.addBoth(lambda result, task=task: running.discard(task) or result)
-
-    accepting = Deferred.fromCoroutine(accept())
+    serving = listener.serve(echo)
     try:
         yield listener.getsockname().port
     finally:
         await listener.close()
-        await soon(accepting)
-        await until(lambda: not running)
+        await soon(serving)
+
+
+@asynccontextmanager
+async def echoing_threads(options: ServerTLSSocketOptions) -> AsyncIterator[int]:
+    """Handshakes run on the reactor, and a thread for each connection reads and writes."""
+
+    def echo(connection: blocking.BlockingTLSSocket) -> None:
+        with contextlib.suppress(TLSError):
+            while data := connection.recv(65536):
+                connection.sendall(data)
+
+    listener = await in_thread(blocking.make_server_tls_socket, "127.0.0.1", 0, options)
+    serving = in_thread(listener.serve, echo)
+    try:
+        yield listener.getsockname().port
+    finally:
+        await in_thread(listener.close)
+        await soon(serving)
+        await until(lambda: not any("netsock" in repr(each) for each in reactor.getReaders()))
 
 
 @asynccontextmanager
@@ -139,6 +149,20 @@ async def talk(authority: CertificateAuthority, port: int, seed: int) -> int:
         for number in range(ROUNDS):
             data = noise(PIECE, seed + number)
             got, _ = await together(read_exactly(sock, len(data)), finished(sock.sendall(data)))
+            assert got == data
+            count += len(got)
+    return count
+
+
+def talk_blocking(authority: CertificateAuthority, port: int, seed: int) -> int:
+    """Do the same with a blocking socket of ours."""
+    count = 0
+    options = authority.client_options(alpn="h2")
+    with blocking.make_client_tls_socket("127.0.0.1", port, options) as sock:
+        for number in range(ROUNDS):
+            data = noise(PIECE, seed + number)
+            sock.sendall(data)
+            got = sock.input_port.read(len(data))
             assert got == data
             count += len(got)
     return count
@@ -249,7 +273,7 @@ class Strangers:
 @pytest.mark.parametrize(
     "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda version: version.name
 )
-@pytest.mark.parametrize("echoing", [echoing_socket, echoing_endpoint])
+@pytest.mark.parametrize("echoing", [echoing_socket, echoing_endpoint, echoing_threads])
 async def test_who_is_connected_loses_no_byte(
     authority: CertificateAuthority,
     other_authority: CertificateAuthority,
@@ -274,11 +298,12 @@ async def test_who_is_connected_loses_no_byte(
             counts = await together(
                 *(finished(in_thread(talk_in_thread, welcome, port, 1000 * n)) for n in range(2)),
                 *(talk(authority, port, 1000 * n) for n in range(2, 4)),
+                finished(in_thread(talk_blocking, authority, port, 4000)),
             )
         finally:
             over.set()
         came = await coming
-        assert counts == [ROUNDS * PIECE] * 4
+        assert counts == [ROUNDS * PIECE] * 5
         failed = [line for line in log_lines if "TLS handshake with" in line]
         assert len(failed) == came
     assert {event["log_failure"].type for event in logged_errors} == {UpsetError}
