@@ -19,7 +19,7 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock.strings import parse_client, parse_server
 
-EXAMPLES = settings(max_examples=2000, deadline=None)
+EXAMPLES = settings(max_examples=200, deadline=None)
 
 UNITS = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
 YEAR = 365 * 24 * 3600 * 10**6
@@ -287,7 +287,7 @@ def outcome(parse, *args):
         return str(error)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([parse_client, parse_server]),
     st.booleans(),
