@@ -19,7 +19,7 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock.strings import parse_client, parse_server
 
-EXAMPLES = settings(max_examples=200, deadline=None)
+EXAMPLES = settings(max_examples=60, deadline=None)
 
 UNITS = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
 YEAR = 365 * 24 * 3600 * 10**6
@@ -287,7 +287,7 @@ def outcome(parse, *args):
         return str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([parse_client, parse_server]),
     st.booleans(),
@@ -301,7 +301,7 @@ def test_random_parts_make_an_endpoint_or_a_value_error(parse, tls, args, kwargs
     assert kwargs == before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([parse_client, parse_server]),
     st.booleans(),
@@ -314,7 +314,7 @@ def test_the_error_is_one_line(parse, tls, args, kwargs):
 
 
 # Twisted itself stumbles over a backslash with nothing behind it.
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([clientFromString, serverFromString]),
     st.sampled_from(["netsock", "netsock-tls"]),
