@@ -87,13 +87,14 @@ ORDER = [
     "socket_contracts",
     "testing",
     "commands",
+    "__main__",
 ]
 """A module imports only from modules before it; ``blocking`` and ``commands`` are one each."""
 
 NARROW = {"authority": {"options", "names"}}
 """Modules that need less than their place in the order would let them import."""
 
-LATE_IMPORTS = {"parsers", "__init__", "commands"}
+LATE_IMPORTS = {"parsers", "__init__", "commands", "__main__"}
 """Where a function may import from the package: these are loaded to find out what is needed."""
 
 HEAVY = ("OpenSSL", "cryptography", "service_identity", "crochet", "pytest")

@@ -78,6 +78,7 @@ def test_the_wheel_holds_the_package_and_the_plugins_and_nothing_else(built):
         "METADATA",
         "RECORD",
         "WHEEL",
+        "entry_points.txt",
         "licenses/LICENSE",
     }
 
@@ -279,3 +280,11 @@ print(*(each.tapname for each in getPlugins(IServiceMaker)))
     assert (done.code, done.errors) == (0, "")
     assert "netsock" in done.output.split()
     assert set(site.rglob("*")) == before
+
+
+def test_the_script_is_installed(site, tmp_path):
+    script = site / "bin" / "netsock"
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run(sys.executable, "-P", script, "probe", "--jsn", "x", env=environment, cwd=tmp_path)
+    assert (done.code, done.output) == (2, "")
+    assert done.errors == "netsock: there is no option --jsn; did you mean --json?\n"

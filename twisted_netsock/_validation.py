@@ -10,6 +10,7 @@ are only ever described by their type.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -23,6 +24,7 @@ _PROXY_PROTOCOLS = ("v1", "v2", "any")
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 _SHORTEST_MICROSECONDS = 100_000
+_LONGEST_SHOWN = 80
 _LONGEST = timedelta(days=365)
 _PORT_LIMIT = 65536
 _ALPN_LIMIT = 256
@@ -109,6 +111,35 @@ def duration(value: Any, name: str) -> timedelta:
 def optional_duration(value: Any, name: str) -> timedelta | None:
     """Take what `duration` takes, or `None`."""
     return None if value is None else duration(value, name)
+
+
+_UNITS = {"us": "microseconds", "ms": "milliseconds", "s": "seconds", "m": "minutes",
+          "h": "hours"}  # fmt: skip
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", re.ASCII)
+
+
+def shortened(text: str) -> str:
+    """Return *text* as an error shows it: cut if it is very long."""
+    return repr(text) if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]!r}…"
+
+
+def duration_text(name: str, text: str) -> timedelta:
+    """Read a time with its unit, as in ``10s``, of what `duration` takes."""
+    matched = _DURATION.fullmatch(text)
+    if matched is None:
+        hint = f"; {text}s for seconds" if re.fullmatch(r"\d+(\.\d+)?", text) else ""
+        raise ValueError(
+            f"{name}={shortened(text)} must be a number with a unit, us, ms, s, m or h{hint}"
+        )
+    try:
+        value = timedelta(**{_UNITS[matched[2]]: float(matched[1])})
+    except OverflowError:
+        value = timedelta.max
+    if not timedelta(0) < value <= _LONGEST:
+        raise ValueError(
+            f"{name}={shortened(text)} must be more than 0 and at most {_LONGEST.days} days"
+        )
+    return value
 
 
 def wait(value: Any, name: str) -> timedelta | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 import idna
 
 __all__ = [
+    "distinguished_name",
     "host_to_ascii",
     "is_host_name",
     "is_ip_address",
@@ -93,3 +96,18 @@ def reference_identity(host: str) -> str:
     if is_ip_address(host):
         return str(ipaddress.ip_address(strip_zone(host)))
     return host_to_ascii(host).removesuffix(".")
+
+
+def distinguished_name(components: Iterable[tuple[bytes, bytes]]) -> str:
+    r"""
+    Return a distinguished name as text, the most specific part first (RFC 4514).
+
+    Bytes that are no UTF-8 are written as ``\xNN``.
+    """
+    parts = []
+    for kind, raw in components:
+        value = raw.decode("utf-8", "backslashreplace")
+        # Section 2.4: what has a meaning in the text form.
+        value = re.sub(r'([,+"\\<>;]|^[ #]| $)', r"\\\1", value)
+        parts.append(f"{kind.decode('ascii', 'backslashreplace')}={value}")
+    return ",".join(reversed(parts))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 import socket as _socket
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
 from twisted.internet.endpoints import clientFromString, serverFromString
 
+from ._validation import duration_text, shortened
 from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
 from .names import is_ip_address
 from .options import (
@@ -26,14 +26,10 @@ from .options import (
     record_fields,
 )
 
-__all__ = ["parse_client", "parse_duration", "parse_server"]
+__all__ = ["parse_client", "parse_server"]
 
 T = TypeVar("T")
 
-_UNITS: Final = {"us": "microseconds", "ms": "milliseconds", "s": "seconds", "m": "minutes",
-                 "h": "hours"}  # fmt: skip
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", re.ASCII)
-_LONGEST: Final = timedelta(days=365)
 _TRUE: Final = frozenset({"yes", "true", "on", "1"})
 _FALSE: Final = frozenset({"no", "false", "off", "0"})
 _FAMILIES: Final = {
@@ -79,16 +75,8 @@ _NO_KEYS: Final = {
 """Why some fields of the records are none."""
 
 
-_LONGEST_SHOWN: Final = 80
-
-
-def _told(value: str) -> str:
-    """Return a value as errors tell it, cut where it is very long."""
-    return repr(value) if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}…"
-
-
 def _bad(key: str, value: str, allowed: str) -> ValueError:
-    return ValueError(f"{key}={_told(value)} must be {allowed}")
+    return ValueError(f"{key}={shortened(value)} must be {allowed}")
 
 
 def _boolean(key: str, value: str) -> bool:
@@ -105,26 +93,6 @@ def _integer(key: str, value: str) -> int:
         hint = f"; {int(word in _TRUE)} for {value}" if word in _TRUE | _FALSE else ""
         raise _bad(key, value, f"an integer{hint}")
     return int(value)
-
-
-def parse_duration(key: str, value: str) -> timedelta:
-    """
-    Read a time with its unit, such as ``10s``.
-
-    Raises:
-        ValueError: It is none; the error names *key*.
-    """
-    matched = _DURATION.fullmatch(value)
-    if matched is None:
-        hint = f"; {value}s for seconds" if re.fullmatch(r"\d+(\.\d+)?", value) else ""
-        raise _bad(key, value, f"a number with a unit, us, ms, s, m or h{hint}")
-    try:
-        duration = timedelta(**{_UNITS[matched[2]]: float(matched[1])})
-    except OverflowError:
-        duration = timedelta.max
-    if not timedelta(0) < duration <= _LONGEST:
-        raise _bad(key, value, f"more than 0 and at most {_LONGEST.days} days")
-    return duration
 
 
 def _choice(choices: dict[str, Any], prefix: str) -> Callable[[str, str], Any]:
@@ -199,7 +167,7 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
 
 _PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "boolean": _boolean,
-    "duration": parse_duration,
+    "duration": duration_text,
     "family": _choice(_FAMILIES, "af_"),
     "flags": _flags,
     "integer": _integer,
@@ -281,7 +249,7 @@ def _unknown(
     if "password" in key.lower() and key != _PASSWORD_FILE:
         # Whatever it is, it may be one.
         return ValueError(f"unknown key {_shown(key)}: passwords never stand here; {meant}")
-    return ValueError(f"unknown key {_shown(key)}={_told(value)}: {meant}")
+    return ValueError(f"unknown key {_shown(key)}={shortened(value)}: {meant}")
 
 
 def _shown(key: str) -> str:
@@ -506,7 +474,7 @@ def parse_server(
         endpoint = _inner(given.pop(_ENDPOINT), lambda text: serverFromString(reactor, text))
     reload_every = None
     if tls and _RELOAD_EVERY in given:
-        reload_every = parse_duration(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
+        reload_every = duration_text(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
     options = _options(record, given)
     return _build(
         lambda: server_endpoint(

@@ -30,6 +30,7 @@ from .errors import (
     TLSHandshakeError,
     TLSTruncatedError,
 )
+from .names import distinguished_name
 from .options import TLSSocketOptions
 from .readiness import Watch
 from .server_contexts import ServerContextFactory, quiet_context
@@ -345,7 +346,7 @@ class TLSDescriptor:
     def _data_error(self, error: Exception) -> SocketError:
         if isinstance(error, SSL.SysCallError):
             if error.args[0] == -1:
-                return TLSTruncatedError(errno=errno.ECONNRESET)
+                return TLSTruncatedError()
             return from_os_error(OSError(error.args[0], os.strerror(error.args[0])))
         if isinstance(error, SSL.ZeroReturnError):
             return SocketConnectionLostError(strerror="The peer has finished the connection")
@@ -442,6 +443,21 @@ class TLSDescriptor:
         own = self.peer_certificate
         # On servers OpenSSL leaves the client's own certificate out.
         return chain if own is None or own in chain[:1] else (own, *chain)
+
+    @property
+    def verified_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates from the peer's own to the trusted one, where they were verified."""
+        if not (self.handshaken and self.connection.state.verification.needed):
+            return ()
+        return tuple(self.connection.get_verified_chain(as_cryptography=True) or ())
+
+    @property
+    def client_certificate_authorities(self) -> tuple[str, ...]:
+        """The authorities that a server named when it asked for a client certificate."""
+        if not self.is_client:
+            return ()
+        names = self.connection.get_client_ca_list()
+        return tuple(distinguished_name(name.get_components()) for name in names)
 
     @property
     def group(self) -> str | None:

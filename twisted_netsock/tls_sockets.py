@@ -283,6 +283,26 @@ class TLSSocket(Socket):
         return self._tls().peer_chain
 
     @property
+    def verified_chain(self) -> tuple[x509.Certificate, ...]:
+        """
+        The certificates from the peer's own to a trusted one, as OpenSSL has put them together.
+
+        Empty before the handshake, where nothing is verified, and where a
+        session was resumed. A `certificate_verifier` may have accepted errors.
+        """
+        return self._tls().verified_chain
+
+    @property
+    def client_certificate_authorities(self) -> tuple[str, ...]:
+        """
+        The authorities that the server named when it asked for a client certificate.
+
+        Their distinguished names, as RFC 4514 writes them; the server's words,
+        so they may hold anything. Empty on servers, and where none was named.
+        """
+        return self._tls().client_certificate_authorities
+
+    @property
     def selected_alpn(self) -> str | None:
         """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
         return self._tls().selected_alpn

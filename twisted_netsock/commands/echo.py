@@ -21,7 +21,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..strings import parse_duration
+from .._validation import duration_text
 from ..transports import IViewProtocol
 from .serving import ListeningService, end_stream, endpoint_option, fail_at_exit
 
@@ -165,7 +165,7 @@ def _idle_timeout(text: str) -> timedelta | None:
     if text.lower() == _NO_LIMIT:
         return None
     try:
-        return parse_duration("--idle-timeout", text)
+        return duration_text("--idle-timeout", text)
     except ValueError as error:
         raise usage.UsageError(f"{error}; or {_NO_LIMIT}") from None
 
