@@ -1,125 +1,120 @@
 """
-Round trips, connects and bulk, of this package and of its peers.
+This package beside its peers: ``python -m tests.benchmarks [SCENARIO ...]``.
 
-``python -m tests.benchmarks [SCENARIO …]``. Each contender runs in a process of its own, in
-rounds of random order against the same server; every figure is a ratio to the blocking
-socket of the same round. Prints the median and the range of the ratios. The scenarios whose
-names begin with ``blocking-`` are for `twisted_netsock.blocking` and the standard library alone.
+Contenders run in processes of their own, in rounds of random order, against the same neutral
+peer. A figure is divided by the reference's of the same round; printed are the median of those
+ratios and their range. No figure is a failure: the exit status is 1 only if something could not
+be measured that should have been.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import random
-import socket
-import statistics
-import subprocess
-import sys
-import tempfile
+import resource
 import time
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from twisted_netsock.authority import CertificateAuthority
+from .peers import bench
+from .reporting import show, table, to_json
+from .running import Outcome, Settings, run
+from .scenarios import GOALS, SCENARIOS, goals_of
 
-from . import blocking_contenders
-from .contenders import CONTENDERS, SCENARIOS
-
-REFERENCE = "blocking"
-EVERY_SCENARIO = {**SCENARIOS, **blocking_contenders.SCENARIOS}
-
-
-def measure(contender: str, scenario: str, port: int, seconds: float) -> float:
-    """Run one contender once, and return its operations a second."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            f"tests.benchmarks.{'blocking_' * (scenario not in SCENARIOS)}contenders",
-            contender,
-            scenario,
-            str(port),
-            str(seconds),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return float(done.stdout)
+EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
+ON_REACTORS = [name for name, scenario in SCENARIOS.items() if scenario.kind == "client"]
+SHORT = Settings(rounds=1, seconds=0.05, connections=20)
+PORTS = ("port-reads", "port-writes")
 
 
-def wait_for(port: int) -> None:
-    """Wait until the echo server listens."""
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit("the echo server did not start")
-
-
-def serving(scenario: str, folder: Path, stack: contextlib.ExitStack) -> int:
-    """Start the server of a scenario, and return its port; it ends with *stack*."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    command = [
-        "tests.benchmarks.peer" if scenario in SCENARIOS else "tests.benchmarks.stream_peer"
-    ]
-    command.append(str(port))
-    if "-tls-" in scenario:
-        authority = CertificateAuthority()
-        (folder / "authority.pem").write_bytes(authority.certificate_pem)
-        (folder / "server.pem").write_bytes(authority.issue("localhost").pem)
-        os.environ[blocking_contenders.AUTHORITY] = str(folder / "authority.pem")
-        command.append(str(folder / "server.pem"))
-    peer = subprocess.Popen([sys.executable, "-m", *command])
-    stack.callback(peer.wait)
-    stack.callback(peer.terminate)
-    wait_for(port)
-    return port
-
-
-def main() -> None:
-    """Measure, and print ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenario", nargs="*", choices=[*EVERY_SCENARIO, []], default=[])
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("scenario", nargs="*", help="all, unless some are named")
+    parser.add_argument("--list", action="store_true", help="print the scenarios")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        report = {
-            scenario: compare(
-                scenario, serving(scenario, folder, stack), arguments.rounds, arguments.seconds
-            )
-            for scenario in arguments.scenario or EVERY_SCENARIO
-        }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2))
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CONTENDER", help="beside the reference"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="show only that it works; the figures mean nothing"
+    )
+    parser.add_argument(
+        "--reactors", action="store_true", help="our sockets on every reactor, side by side"
+    )
+    parser.add_argument("--python-peer", action="store_true", help="as without a compiler")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="FILE", help="print the goals with these figures"
+    )
+    found = parser.parse_args()
+    for name in found.scenario:
+        if name not in SCENARIOS:
+            parser.error(f"there is no scenario {name!r}: {', '.join(SCENARIOS)}")
+    return found
 
 
-def compare(scenario: str, port: int, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Measure one scenario in interleaved rounds."""
-    contenders = list(CONTENDERS if scenario in SCENARIOS else blocking_contenders.CONTENDERS)
-    ratios: dict[str, list[float]] = {contender: [] for contender in contenders}
-    for _ in range(rounds):
-        order = random.sample(contenders, len(contenders))
-        rates = {name: measure(name, scenario, port, seconds) for name in order}
-        for name, rate in rates.items():
-            ratios[name].append(rate / rates[REFERENCE])
-    print(f"{scenario}: {EVERY_SCENARIO[scenario]}")
-    for name, found in ratios.items():
-        low, middle, high = min(found), statistics.median(found), max(found)
-        print(f"  {name:20} {middle:5.2f} of a blocking socket  [{low:.2f}-{high:.2f}]")
-    return ratios
+def settings_of(given: argparse.Namespace) -> Settings:
+    """Return how to measure."""
+    settings = Settings(given.rounds, given.seconds, only=given.only)
+    if given.short:
+        settings = SHORT
+        settings.only = given.only or sorted(
+            {name for goal in GOALS for name in (goal.contender, goal.reference) if name}
+            - {"trio", "asyncio-streams"}
+        )
+    if given.reactors:
+        settings.reactors = EVERY_REACTOR
+    return settings
+
+
+def scenarios_of(given: argparse.Namespace) -> list[str]:
+    """Return the names of what is to be measured."""
+    if given.scenario:
+        return list(given.scenario)
+    if given.reactors:
+        return [name for name in ON_REACTORS if name not in PORTS]
+    if given.short:
+        return [name for name in SCENARIOS if goals_of(name)]
+    return list(SCENARIOS)
+
+
+def main() -> int:
+    """Measure, and print what came of it."""
+    given = arguments()
+    if given.list:
+        for scenario in SCENARIOS.values():
+            print(f"{scenario.name:22} {scenario.title}")
+        return 0
+    if given.table:
+        reports = [json.loads(path.read_text()) for path in given.table]
+        if any(report["settings"]["short"] for report in reports):
+            raise SystemExit("the figures of a short run mean nothing")
+        print(table(reports))
+        return 0
+    with suppress(ValueError, OSError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    settings = settings_of(given)
+    outcomes: dict[str, Outcome] = {}
+    begin = time.monotonic()
+    with bench(compiled=not given.python_peer) as prepared:
+        if not prepared.neutral:
+            print("no compiler, or no OpenSSL for it: the peer in Python limits what is measured")
+        if (os.cpu_count() or 1) < 2:
+            print("one processor: load and server take turns on it")
+        for name in scenarios_of(given):
+            outcomes[name] = run(SCENARIOS[name], settings, prepared)
+            show(SCENARIOS[name], outcomes[name], goals=not (given.short or given.reactors))
+    print(f"\n{len(outcomes)} scenarios in {time.monotonic() - begin:.0f} seconds")
+    if given.json is not None:
+        said = asdict(settings) | {"short": given.short}
+        given.json.write_text(json.dumps(to_json(outcomes, said), indent=1))
+    return int(any(outcome.failed for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
