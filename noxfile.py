@@ -91,5 +91,5 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare with peers; name scenarios to run only those."""
-    session.install("-q", "-e", ".", "uvloop")
+    session.install("-q", "-e", ".", "uvloop", "trio", "anyio")
     session.run("python", "-m", "tests.benchmarks", *session.posargs, env=dict(os.environ))

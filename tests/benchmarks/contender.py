@@ -8,15 +8,17 @@ says. A server says its port, and serves until it is ended. With a path in
 
 from __future__ import annotations
 
+import cProfile
 import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
-from .task import Task
+from .task import PROFILES, Task
 
 MODULES = {
     ("client", "blocking"): "clients_blocking",
@@ -59,15 +61,19 @@ def main() -> None:
     if path is None:
         run(task)
         return
-    import cProfile
-    import time
+    PROFILES.append(profile := cProfile.Profile(time.process_time))
 
-    profile = cProfile.Profile(time.process_time)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
-        profile.runcall(run, task)
-    finally:
+    def finish(*_: object) -> None:
+        profile.disable()
         profile.dump_stats(f"{path}-{side}-{name}")
+        os._exit(0)
+
+    # A reactor puts a handler of its own in its place, and comes back.
+    signal.signal(signal.SIGTERM, finish)
+    try:
+        run(task)
+    finally:
+        finish()
 
 
 if __name__ == "__main__":

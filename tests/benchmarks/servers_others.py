@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .clients_asyncio import run
-from .task import HOST, Task, say
+from .task import HOST, Task, serves
 
 
 def context_of(task: Task) -> ssl.SSLContext | None:
@@ -45,7 +45,7 @@ async def streams(task: Task) -> None:
 
     sock = listener()
     server = await asyncio.start_server(echo, sock=sock, ssl=context_of(task), backlog=1024)
-    say(sock.getsockname()[1])
+    serves(sock.getsockname()[1])
     await server.serve_forever()
 
 
@@ -70,7 +70,7 @@ async def protocol(task: Task) -> None:
     sock = listener()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Echo, sock=sock, ssl=context_of(task), backlog=1024)
-    say(sock.getsockname()[1])
+    serves(sock.getsockname()[1])
     await server.serve_forever()
 
 
@@ -86,7 +86,7 @@ async def sock_calls(task: Task) -> None:
             except ConnectionError:
                 pass
 
-    say(sock.getsockname()[1])
+    serves(sock.getsockname()[1])
     while True:
         connection, _ = await loop.sock_accept(sock)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -110,7 +110,7 @@ def with_trio(task: Task) -> None:
 
     async def main() -> None:
         listeners: list[Any] = await trio.open_tcp_listeners(0, host=HOST, backlog=1024)
-        say(listeners[0].socket.getsockname()[1])
+        serves(listeners[0].socket.getsockname()[1])
         if context is not None:
             listeners = [trio.SSLListener(each, context) for each in listeners]
         await trio.serve_listeners(echo, listeners)
@@ -135,7 +135,7 @@ async def with_anyio(task: Task) -> None:
         await anyio.aclose_forcefully(stream)
 
     tcp = await anyio.create_tcp_listener(local_host=HOST, local_port=0, backlog=1024)
-    say(tcp.listeners[0].extra(SocketAttribute.local_port))
+    serves(tcp.listeners[0].extra(SocketAttribute.local_port))
     served: Any = tcp if context is None else TLSListener(tcp, context)
     await served.serve(echo)
 

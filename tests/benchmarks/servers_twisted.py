@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .task import HOST, Task, install_reactor, say
+from .task import HOST, Task, install_reactor, serves
 
 
 def on_reactor(task: Task, main: Callable[[Any], Any]) -> None:
@@ -35,7 +35,7 @@ def netsock(task: Task) -> None:
         else:
             options = ServerTLSSocketOptions(certificates=task.certificate)
             server = await make_server_tls_socket(HOST, 0, options)
-        say(server.getsockname().port)
+        serves(server.getsockname().port)
         await server.serve(echo)
 
     on_reactor(task, main)
@@ -85,7 +85,7 @@ def protocol_on(endpoint_of: Callable[[Any, Task], Any]) -> Callable[[Task], Non
             factory = relay_factory(reactor, task) or Factory.forProtocol(Echo)
             factory.noisy = False
             port = await endpoint_of(reactor, task).listen(factory)
-            say(port.getHost().port)
+            serves(port.getHost().port)
             await Deferred()
 
         on_reactor(task, main)

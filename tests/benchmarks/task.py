@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
 import sys
 import time
@@ -11,6 +12,9 @@ from dataclasses import asdict, dataclass
 HOST = "127.0.0.1"
 NAME = "localhost"
 """The name in the certificates, which every client verifies."""
+
+PROFILES: list[cProfile.Profile] = []
+"""The profile of what is measured, if one is asked for."""
 
 MESSAGE = b"x" * 64
 CHUNK = bytes(65536)
@@ -58,6 +62,8 @@ class Watch:
     __slots__ = ("begin", "count", "cpu", "end")
 
     def __init__(self, seconds: float) -> None:
+        for profile in PROFILES:
+            profile.enable()
         self.count = 0
         self.cpu = time.process_time()
         self.begin = time.perf_counter()
@@ -66,6 +72,8 @@ class Watch:
     def report(self) -> None:
         """Print what was counted, and what it took."""
         seconds, cpu = time.perf_counter() - self.begin, time.process_time() - self.cpu
+        for profile in PROFILES:
+            profile.disable()
         say({"operations": self.count, "seconds": seconds, "cpu": cpu})
 
 
@@ -77,6 +85,13 @@ def measurements() -> Iterator[Watch]:
         watch = Watch(float(line.split()[0]))
         yield watch
         watch.report()
+
+
+def serves(port: int) -> None:
+    """Tell where a server listens; what it does from now on is measured."""
+    say(port)
+    for profile in PROFILES:
+        profile.enable()
 
 
 def say(what: object) -> None:
