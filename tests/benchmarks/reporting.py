@@ -58,8 +58,12 @@ def show(scenario: Scenario, outcome: Outcome, *, goals: bool = True) -> None:
         print(f"  {name:24} left out: {reason}")
     for name, reason in outcome.failed.items():
         print(f"  {name:24} FAILED: {reason}")
+    absent = {*outcome.skipped, *outcome.failed}
     for goal in goals_of(scenario.name) if goals else ():
-        print(f"  goal: {_sentence(goal, outcome.rounds)}")
+        found = ratio(outcome.rounds, goal.contender, goal.reference, goal.quantity)
+        # Who was not asked to take part is not spoken of.
+        if found is not None or absent & {goal.contender, goal.reference}:
+            print(f"  goal: {_sentence(goal, found)}")
     if outcome.others is not None and outcome.others > DISTURBED:
         print(
             f"  WARNING: other work kept {outcome.others:.1f} processors busy meanwhile "
@@ -90,9 +94,8 @@ def _absolute(scenario: Scenario, rounds: Rounds, name: str) -> str:
     return " ".join(said)
 
 
-def _sentence(goal: Goal, rounds: Rounds) -> str:
+def _sentence(goal: Goal, found: Ratio | None) -> str:
     """Say whether *goal* is reached."""
-    found = ratio(rounds, goal.contender, goal.reference, goal.quantity)
     what = f"{goal.contender} {goal.text}{'' if goal.reference is None else ' of '}"
     what += f"{goal.reference or ''}{' (CPU)' if goal.quantity == 'cpu' else ''}"
     if found is None:
