@@ -43,6 +43,8 @@ from twisted_netsock.addresses import (
     to_twisted_address,
 )
 
+pytestmark = pytest.mark.once
+
 V4 = SocketAddress(("192.0.2.1", 80))
 V6 = SocketAddress(("2001:db8::1", 443, 7, 3))
 UNIX = SocketAddress(("/run/x.sock",))

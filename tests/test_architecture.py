@@ -23,6 +23,8 @@ from zope.interface.verify import verifyObject
 
 import twisted_netsock
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "twisted_netsock"
 PLUGINS = ROOT / "twisted" / "plugins"

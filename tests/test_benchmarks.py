@@ -13,6 +13,8 @@ from benchmarks.scenarios import GOALS, SCENARIOS
 from benchmarks.task import JOBS
 from processes import Ran, run
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 

@@ -11,6 +11,8 @@ import pytest
 import twisted_netsock
 from twisted_netsock import Socket, TLSSocket, blocking, chibi
 
+pytestmark = pytest.mark.once
+
 MAKERS = [
     name
     for name in twisted_netsock.__all__

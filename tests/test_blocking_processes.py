@@ -14,6 +14,8 @@ import textwrap
 import pytest
 from processes import LONGEST, Ran, run, started
 
+pytestmark = pytest.mark.once
+
 PRELUDE = """
 import os, signal, socket, sys, threading, time
 from datetime import timedelta

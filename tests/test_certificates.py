@@ -30,6 +30,8 @@ from twisted_netsock import (
     server_context_factory,
 )
 
+pytestmark = pytest.mark.once
+
 PASSWORD = b"correct horse battery staple"
 
 

@@ -37,6 +37,8 @@ from zope.interface import implementer
 
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.once
+
 MEGABYTE = 1024 * 1024
 
 

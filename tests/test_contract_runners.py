@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from processes import Ran, run
 
+pytestmark = pytest.mark.once
+
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "testing.md"
 QUICK = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -37,6 +37,8 @@ from twisted_netsock.errors import (
     TLSTruncatedError,
 )
 
+pytestmark = pytest.mark.once
+
 HERE = SocketAddress(("127.0.0.1", 80))
 THERE = SocketAddress(("::1", 80, 0, 0))
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")

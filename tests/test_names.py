@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from twisted_netsock.names import host_to_ascii, is_ip_address, reference_identity, strip_zone
 
+pytestmark = pytest.mark.once
+
 LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
 NAMES = (
     st.lists(LABELS, min_size=2, max_size=5).map(".".join).filter(lambda n: not n[-1].isdigit())

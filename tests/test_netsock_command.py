@@ -18,6 +18,8 @@ from twisted_netsock.__main__ import main
 from twisted_netsock._version import __version__
 from twisted_netsock.commands import Options
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 

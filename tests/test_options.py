@@ -45,6 +45,8 @@ from twisted_netsock import (
     is_tls_socket_options,
 )
 
+pytestmark = pytest.mark.once
+
 RECORDS = (SocketOptions, TLSSocketOptions, ServerTLSSocketOptions)
 every_record = pytest.mark.parametrize("cls", RECORDS)
 

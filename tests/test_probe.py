@@ -33,6 +33,8 @@ from twisted_netsock.errors import (
     TLSTruncatedError,
 )
 
+pytestmark = pytest.mark.once
+
 NAME = "name.invalid"
 
 

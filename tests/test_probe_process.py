@@ -30,6 +30,8 @@ from processes import LONGEST, LOOPBACK, TWIST, Ran, find, free_port, needs, run
 from twisted_netsock.__main__ import main
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def ca(tmp_path: Path, authority: CertificateAuthority) -> Path:

@@ -8,6 +8,8 @@ import socket
 import pytest
 from command_helpers import Handler, dialogue, drain, netsock, serving, tls, write_authority
 
+pytestmark = pytest.mark.once
+
 DIALOGUES = {
     "smtp": (
         ("220-mail.example", "220 hello"),

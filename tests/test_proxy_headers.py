@@ -21,6 +21,8 @@ from twisted_netsock.addresses import to_twisted_address
 from twisted_netsock.proxy_headers import HEADER_LIMIT, header_end
 from twisted_netsock.proxy_tlvs import crc32c
 
+pytestmark = pytest.mark.once
+
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 V4 = (("192.0.2.1", 56324), ("192.0.2.2", 443))
 V6 = (("2001:db8::1", 56324), ("2001:db8::2", 443))

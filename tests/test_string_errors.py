@@ -11,6 +11,8 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 
 from twisted_netsock import SocketOptions, client_endpoint, strings
 
+pytestmark = pytest.mark.once
+
 C, S = clientFromString, serverFromString
 MANY = "9" * 5000
 CUT = "9" * 80

@@ -19,6 +19,8 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock.strings import parse_client, parse_server
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = settings(max_examples=60, deadline=None)
 
 UNITS = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}

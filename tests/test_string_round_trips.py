@@ -19,6 +19,8 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock.options import record_fields
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = settings(
     max_examples=150,
     deadline=None,

@@ -307,6 +307,16 @@ class BlockingTLSSocket(BlockingSocket):
         return self._told(lambda tls: tls.peer_chain, ())
 
     @property
+    def verified_chain(self) -> tuple[x509.Certificate, ...]:
+        """The peer's certificate and those that lead from it to one that is trusted."""
+        return self._told(lambda tls: tls.verified_chain, ())
+
+    @property
+    def client_certificate_authorities(self) -> tuple[str, ...]:
+        """The authorities whose certificates the server asks a client for."""
+        return self._told(lambda tls: tls.client_certificate_authorities, ())
+
+    @property
     def selected_alpn(self) -> str | None:
         """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
         return self._told(lambda tls: tls.selected_alpn, None)
