@@ -41,6 +41,7 @@ ORDER = [
     "resolver",
     "readiness",
     "certificates",
+    "activation",
     "descriptors",
     "waiting",
     "proxying",

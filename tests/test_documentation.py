@@ -269,6 +269,10 @@ def test_endpoint_strings_are_endpoints(page: Path) -> None:
 def test_commands_are_understood(page: Path) -> None:
     for command in commands(page):
         options = runner._options() if command[0] == "netsock" else TwistOptions()
+        if "--check" in command:
+            with pytest.raises(SystemExit, match=r"^0$"):
+                options.parseOptions(command[1:])
+            continue
         options.parseOptions(command[1:])
         for given in options.subOptions.get("ports", []):
             # The plugin of a web server takes strings, and reads them when it starts.
@@ -381,11 +385,13 @@ STRINGS_PAGE = REFERENCE / "endpoint-strings.md"
 def test_the_reference_has_every_key_of_endpoint_strings() -> None:
     """And says rightly which prefix and side takes it."""
     plain = {*strings._keys(SocketOptions), "node", "service"}
+    systemd = strings._SYSTEMD
     tls = {*strings._keys(TLSSocketOptions), strings._PASSWORD_FILE, strings._ENDPOINT}
     server = {*strings._keys(ServerTLSSocketOptions), strings._RELOAD_EVERY}
     expected = dict.fromkeys(server, "`netsock-tls`, servers")
     expected |= dict.fromkeys(tls, "`netsock-tls`")
     expected |= dict.fromkeys(plain, "both")
+    expected[systemd] = "both, servers"
     rows = _rows(STRINGS_PAGE, "Key")
     assert {_quoted(row[0])[0]: row[1] for row in rows} == expected
     assert len(rows) == len(expected)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.once
 C, S = clientFromString, serverFromString
 MANY = "9" * 5000
 CUT = "9" * 80
-KNOWN = ", ".join(sorted((*strings._keys(SocketOptions), "node", "service")))
+KNOWN = (*strings._keys(SocketOptions), "node", "service")
 TLS = "netsock-tls:example.com:443"
 
 # What no text file can hold, or should: who takes the string, the string, and the line.
@@ -69,7 +69,8 @@ BAD = [*written(), *SPECIAL]
 def test_a_wrong_string_is_one_line_that_helps(parse, string, line):
     with pytest.raises(ValueError) as caught:
         parse(reactor, string)
-    assert str(caught.value) == line.replace("{known}", KNOWN)
+    known = (*KNOWN, strings._SYSTEMD) if parse is serverFromString else KNOWN
+    assert str(caught.value) == line.replace("{known}", ", ".join(sorted(known)))
     assert "\n" not in line
 
 

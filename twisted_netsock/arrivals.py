@@ -93,6 +93,7 @@ class Arrivals:
 
     Attributes:
         failed: How many have failed on the way.
+        most: How many may be on the way at a time.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class Arrivals:
         *,
         secure: Secure | None = None,
         most: int = MOST_ARRIVALS,
+        admit: Callable[[SocketAddress], bool] | None = None,
+        gone: Callable[[], None] | None = None,
     ) -> None:
         """
         Prepare connections as *options* say.
@@ -116,13 +119,18 @@ class Arrivals:
             room: Called when there is room again after `full`.
             secure: Shakes hands, on TLS.
             most: How many at a time.
+            admit: Asked about the peer of each, which a PROXY header may have
+                told; one that is not admitted is closed.
+            gone: Called for each connection that is closed on the way.
         """
         self._reactor = reactor
         self._version = options.proxy_protocol
         self._deliver = deliver
         self._room = room
         self._secure = secure
-        self._most = most
+        self._admit = admit
+        self._gone = gone
+        self.most = most
         self._running: dict[Arrival, Deferred[Any]] = {}
         self._closed = False
         self.failed = 0
@@ -135,7 +143,7 @@ class Arrivals:
     @property
     def full(self) -> bool:
         """Whether no more may begin for now."""
-        return len(self._running) >= self._most
+        return len(self._running) >= self.most
 
     def begin(self, sock: _socket.socket, peer: SocketAddress) -> None:
         """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
@@ -152,6 +160,9 @@ class Arrivals:
         running.addErrback(lambda f: _log.failure("a new connection could not be handed on", f))
 
     def _shake(self, arrival: Arrival) -> Deferred[Descriptor] | Descriptor:
+        if self._admit is not None and not self._admit(arrival.peer):
+            # Who does not admit it tells why.
+            raise CancelledError
         if self._secure is None:
             return PlainDescriptor(arrival.sock)
         arrival.shaking = True
@@ -164,6 +175,8 @@ class Arrivals:
             arrival.watch.close()
             arrival.sock.close()
             self._report(arrival, result)
+            if self._gone is not None:
+                self._gone()
         else:
             self._deliver(arrival, result)
         if was_full and not self._closed:

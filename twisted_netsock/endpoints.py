@@ -9,12 +9,12 @@ record, whose class chooses plain or TLS. Their transports shake hands before
 from __future__ import annotations
 
 import socket as _socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from datetime import timedelta
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -52,7 +52,7 @@ from .options import (
 from .proxy_headers import ProxyHeader
 from .proxying import check_header
 from .readiness import poller_for
-from .reloading import Reloader
+from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory, server_context_factory
 
 __all__ = ["ClientEndpoint", "ServerEndpoint", "client_endpoint", "server_endpoint"]
@@ -97,6 +97,20 @@ class ClientEndpoint:
     def options(self) -> SocketOptions:
         """The record that it was made with."""
         return self._options
+
+    @property
+    def node(self) -> str:
+        """What it connects to: a name, an address or a path."""
+        return self._node
+
+    @property
+    def place(self) -> str:
+        """Node and service, for log lines."""
+        return _where(self._node, self._service, self._inner)
+
+    def watch_files(self, seconds: float) -> FileWatch | None:
+        """Do as `ServerEndpoint.watch_files`."""
+        return _watch(self._reactor, self._reloader, seconds, self.place)
 
     def on_behalf_of(self, header: ProxyHeader) -> ClientEndpoint:
         """
@@ -202,6 +216,12 @@ def _peer_name(established: Established) -> Any:
         raise SocketConnectionLostError from None
 
 
+def _watch(
+    reactor: Any, reloader: Reloader | None, seconds: float, where: str
+) -> FileWatch | None:
+    return None if reloader is None else FileWatch(reactor, reloader, seconds, where)
+
+
 def _where(node: str | None, service: str | int | None, inner: object) -> str:
     if inner is not None:
         return f"over {inner!r}" if node is None else f"{node!r} over {inner!r}"
@@ -229,6 +249,7 @@ class ServerEndpoint:
         self._reload_every = reload_every
         self._context_factory: ServerContextFactory | None = None
         self._reloader: Reloader | None = None
+        self._adopt: Callable[[], list[_socket.socket]] | None = None
         if isinstance(options, SocketOptions):
             self._options = options
         else:
@@ -271,14 +292,96 @@ class ServerEndpoint:
 
         def bound(sockets: list[_socket.socket]) -> Any:
             port = ListeningPort(
-                self._reactor, sockets, protocolFactory, self._options, self._context_factory
+                self._reactor,
+                sockets,
+                protocolFactory,
+                self._options,
+                self._context_factory,
+                adopted=self._adopt is not None,
             )
             port.startListening()
             return self._watched(port)
 
+        return self.bind().addCallback(bound)
+
+    def bind(
+        self, service: str | int | None = None, *, shared: bool = False
+    ) -> Deferred[list[_socket.socket]]:
+        """
+        Listen without taking connections, for `adopting` elsewhere.
+
+        Args:
+            service: Instead of the endpoint's own: the port that another call has got.
+            shared: Set ``SO_REUSEPORT``, so that several can be bound to one port.
+
+        Returns:
+            The non-blocking, listening sockets, at least one; the caller's to close.
+
+        Errors:
+            HostNotFoundError: There is no such node or service.
+            SocketBindError: The address is taken, or not ours to bind.
+
+        Raises:
+            ValueError: There is an inner endpoint, which has sockets of its own.
+
+        Cancelling:
+            Fails with `CancelledError`; nothing is bound.
+        """
+        if self._inner is not None:
+            raise ValueError(f"endpoint={self._inner!r} listens by itself")
+        if self._adopt is not None:
+            return maybeDeferred(self._adopt)
         return listen(
-            self._reactor, self._node, self._service, self._options, every_address=True
-        ).addCallback(bound)
+            self._reactor,
+            self._node,
+            self._service if service is None else service,
+            self._options.replace(reuse_port=True) if shared else self._options,
+            every_address=True,
+        )
+
+    def adopting(self, sockets: Callable[[], list[_socket.socket]]) -> ServerEndpoint:
+        """
+        Return an endpoint that listens as this does, on sockets that are there already.
+
+        It neither binds anything nor removes a path, and shares certificates and
+        their reload with this one.
+
+        Args:
+            sockets: Called by `listen`, and returns non-blocking, listening stream
+                sockets, which the port owns then.
+        """
+        other = copy(self)
+        other._adopt = sockets
+        return other
+
+    @property
+    def layered(self) -> bool:
+        """Whether it listens with an inner endpoint, on no socket of its own."""
+        return self._inner is not None
+
+    @property
+    def adopted(self) -> Callable[[], list[_socket.socket]] | None:
+        """What gives the sockets to `adopting`, or `None` where it binds its own."""
+        return self._adopt
+
+    @property
+    def node(self) -> str | None:
+        """What it binds; `None` for every interface."""
+        return self._node
+
+    @property
+    def place(self) -> str:
+        """Node and service, for log lines."""
+        return _where(self._node, self._service, self._inner)
+
+    def watch_files(self, seconds: float) -> FileWatch | None:
+        """
+        Look every *seconds* whether files have changed, and `reload` them then.
+
+        Returns:
+            What goes on until it is stopped, or `None`: a plain endpoint has no files.
+        """
+        return _watch(self._reactor, self._reloader, seconds, self.place)
 
     def _watched(self, port: Any) -> Any:
         if self._reload_every is not None and self._reloader is not None:

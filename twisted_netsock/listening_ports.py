@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket as _socket
 from socket import SOCK_STREAM
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IListeningPort
@@ -30,7 +30,7 @@ from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor, say_goodbye
 from .transports import TLSTransport, Transport
 
-__all__ = ["ListeningPort", "make_transport"]
+__all__ = ["Gate", "ListeningPort", "make_transport"]
 
 _MOST_ARRIVALS: Final = 1024
 
@@ -65,9 +65,31 @@ def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
     return to_twisted_address(peer, SOCK_STREAM if header is None else header.socket_type)
 
 
+class Gate(Protocol):
+    """Who is told of every connection of a `ListeningPort`, from its first moment to its last."""
+
+    def admits(self, peer: SocketAddress) -> bool:
+        """
+        Tell whether *peer* may come in: before TLS, behind a PROXY header.
+
+        A connection that may not is closed.
+        """
+
+    def entered(self) -> None:
+        """Note that a connection was taken from the kernel; here the port may be paused."""
+
+    def left(self) -> None:
+        """Note that one that had entered is gone, be it before or after a protocol had it."""
+
+
 @implementer(IListeningPort)
 class ListeningPort:
-    """What a server endpoint listens on: one descriptor, or one for each address."""
+    """
+    What a server endpoint listens on: one descriptor, or one for each address.
+
+    Beside what ``IListeningPort`` asks for, accepting can be paused, and a `Gate`
+    set up, which counts and chooses connections.
+    """
 
     def __init__(
         self,
@@ -76,11 +98,27 @@ class ListeningPort:
         factory: Any,
         options: SocketOptions,
         context_factory: ServerContextFactory | None,
+        *,
+        adopted: bool = False,
     ) -> None:
+        """
+        Listen on *sockets*, from `startListening` on.
+
+        Args:
+            reactor: Where it happens.
+            sockets: Listening, all on one port; this owns them.
+            factory: Builds the protocols.
+            options: The record; of several, the first.
+            context_factory: For TLS.
+            adopted: The sockets were bound elsewhere: a path is not removed.
+        """
         self._reactor = reactor
         self._sockets = sockets
         self._factory = factory
         self._options = options
+        self._adopted = adopted
+        self._gate: Gate | None = None
+        self._paused = False
         self._arrivals: Arrivals | None = None
         if context_factory is not None or options.proxy_protocol is not None:
             self._arrivals = Arrivals(
@@ -94,9 +132,12 @@ class ListeningPort:
                     else shaking_hands(reactor, context_factory, negotiated_protocols(factory))
                 ),
                 most=_MOST_ARRIVALS,
+                admit=self._admits,
+                gone=self._left,
             )
         self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
         self._listening = False
+        self._in_use = False
         self._watches: list[Watch] = []
         self._acceptors: list[Acceptor] = []
         self._file_watch: FileWatch | None = None
@@ -116,27 +157,84 @@ class ListeningPort:
             )
             self._watches.append(watch)
             self._acceptors.append(acceptor)
-        self._listening = True
+        self._listening = self._in_use = True
         start_factory(self._factory)
         _log.info(
             "{factory} listening on {address}", factory=self._factory, address=str(self._host)
         )
+        self._accept_or_not()
+
+    # Pausing
+
+    def guard(self, gate: Gate, most_arrivals: int | None = None) -> None:
+        """
+        Have *gate* told of every connection to come.
+
+        Args:
+            gate: Replaces one that was given before.
+            most_arrivals: How many connections may be on their way to a protocol
+                at once, through PROXY header and handshake; more stay with the
+                kernel. 1024 if `None`.
+        """
+        self._gate = gate
+        if most_arrivals is not None and self._arrivals is not None:
+            self._arrivals.most = most_arrivals
+
+    @property
+    def failed_arrivals(self) -> int:
+        """How many connections have failed before a protocol had them."""
+        return 0 if self._arrivals is None else self._arrivals.failed
+
+    def pause_accepting(self) -> None:
+        """
+        Take no more connections until `resume_accepting`.
+
+        The port stays bound: up to ``backlog`` connections wait in the kernel's
+        queue, and come in order then. Those on their way through a handshake, and
+        those that there are, go on. May be called again, and from a `Gate`.
+        """
+        self._paused = True
+        self._accept_or_not()
+
+    def resume_accepting(self) -> None:
+        """Take connections again; does nothing on a port that is not paused, or has stopped."""
+        self._paused = False
+        self._accept_or_not()
+
+    def _accept_or_not(self) -> None:
+        full = self._arrivals is not None and self._arrivals.full
         for acceptor in self._acceptors:
-            acceptor.start()
+            if self._paused or full:
+                acceptor.stop()
+            else:
+                acceptor.start()
+
+    def _admits(self, peer: SocketAddress) -> bool:
+        return self._gate is None or self._gate.admits(peer)
+
+    def _left(self) -> None:
+        if self._gate is not None:
+            self._gate.left()
+
+    # Connections
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
+        if self._gate is not None:
+            self._gate.entered()
         if self._arrivals is None:
+            if not self._admits(peer):
+                connection.close()
+                self._left()
+                return
             watch = poller_for(self._reactor).watch(connection.fileno())
             self._build(PlainDescriptor(connection), watch, peer, None)
             return
         self._arrivals.begin(connection, peer)
         if self._arrivals.full:
-            for acceptor in self._acceptors:
-                acceptor.stop()
+            self._accept_or_not()
 
     def _on_room(self) -> None:
-        for acceptor in self._acceptors:
-            acceptor.start()
+        self._accept_or_not()
 
     def _serve(self, arrival: Arrival, descriptor: Descriptor) -> None:
         self._build(descriptor, arrival.watch, arrival.peer, arrival.header)
@@ -155,9 +253,12 @@ class ListeningPort:
             protocol = self._factory.buildProtocol(address)
             if protocol is None:
                 if isinstance(descriptor, TLSDescriptor):
-                    say_goodbye(self._reactor, watch, descriptor)
+                    say_goodbye(self._reactor, watch, descriptor).addCallback(
+                        lambda _: self._left()
+                    )
                 else:
                     established.close()
+                    self._left()
                 return
             transport = make_transport(
                 self._reactor, established, self._options, address, header=header, is_client=False
@@ -165,8 +266,9 @@ class ListeningPort:
         except Exception:  # noqa: BLE001 - it costs this connection and no other
             _log.failure("a new connection could not be served")
             established.close()
+            self._left()
             return
-        transport.attach(protocol)
+        transport.attach(protocol, self._left)
 
     def watch_files(self, reloader: Reloader, seconds: float) -> None:
         """Look every *seconds* whether the files of *reloader* have changed, while listening."""
@@ -184,8 +286,23 @@ class ListeningPort:
         Returns:
             `None`, already: the port is free.
         """
+        self.stop_accepting()
+        if self._in_use:
+            self._in_use = False
+            if self._arrivals is not None:
+                self._arrivals.close()
+            stop_factory(self._factory)
+        return succeed(None)
+
+    def stop_accepting(self) -> None:
+        """
+        Close what is listened on, for good; what is in the kernel's queue is refused.
+
+        Connections on their way through a handshake go on, and get protocols, until
+        `stopListening`.
+        """
         if not self._listening:
-            return succeed(None)
+            return
         self._listening = False
         for acceptor, watch, sock in zip(
             self._acceptors, self._watches, self._sockets, strict=True
@@ -198,14 +315,11 @@ class ListeningPort:
         self._watches = []
         if self._file_watch is not None:
             self._file_watch.stop()
-        if self._arrivals is not None:
-            self._arrivals.close()
         path = self._host.host
-        if self._host.family == _socket.AF_UNIX and path and not path.startswith("\0"):
+        named = path and not path.startswith("\0") and not self._adopted
+        if self._host.family == _socket.AF_UNIX and named:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        stop_factory(self._factory)
-        return succeed(None)
 
     def loseConnection(self) -> None:
         """Do as `stopListening`."""

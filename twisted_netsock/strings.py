@@ -12,11 +12,13 @@ import re
 import socket as _socket
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from twisted.internet.endpoints import clientFromString, serverFromString
 
 from ._validation import duration_text, shortened
+from .activation import activated_sockets
 from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
 from .names import is_ip_address
 from .options import (
@@ -50,6 +52,7 @@ _LEVELS: Final = {
 _PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105 - a key's name
 _RELOAD_EVERY: Final = "reloadEvery"
 _ENDPOINT: Final = "endpoint"
+_SYSTEMD: Final = "systemd"
 _PASSWORD_LIMIT: Final = 4096
 
 _TWISTED_KEYS: Final = {
@@ -228,6 +231,7 @@ def _unknown(
     key: str, value: str, record: type[SocketOptions], others: Iterable[str]
 ) -> ValueError:
     """Say that there is no such key, and which was probably meant."""
+    servers_only = {_SYSTEMD}
     tls_only = {*_keys(ServerTLSSocketOptions), _PASSWORD_FILE, _RELOAD_EVERY, _ENDPOINT}
     if key in _TWISTED_KEYS:
         meant = f"here it is called {_TWISTED_KEYS[key]}"
@@ -235,7 +239,7 @@ def _unknown(
         meant = _NO_KEYS[key]
     elif key in tls_only and not issubclass(record, TLSSocketOptions):
         meant = "it is for netsock-tls"
-    elif key in tls_only:
+    elif key in tls_only or key in servers_only:
         meant = "it is for servers"
     elif _OPTION_NAME.fullmatch(key):
         meant = "this system has no such socket option"
@@ -462,30 +466,50 @@ def parse_server(
         form = f"write {prefix}:SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
     record = ServerTLSSocketOptions if tls else SocketOptions
     place = _place(args, given, names, form)
-    extra = ("node", "service", *((_RELOAD_EVERY, _ENDPOINT) if tls else ()))
+    extra = ("node", "service", _SYSTEMD, *((_RELOAD_EVERY, _ENDPOINT) if tls else ()))
     _check_keys(record, given, extra)
     if not unix and not layered and args and args[0].startswith("["):
         raise ValueError(f"{place['service']!r} is no service: {form}")
+    activated = given.pop(_SYSTEMD, None)
+    if activated is not None:
+        _check_activated(activated, place, unix=unix, layered=layered)
+        names = ()
     for name in names:
         if not place.get(name):
             raise ValueError(f"{name} is missing: {form}")
-    endpoint = None
+    inner = None
     if layered:
-        endpoint = _inner(given.pop(_ENDPOINT), lambda text: serverFromString(reactor, text))
+        inner = _inner(given.pop(_ENDPOINT), lambda text: serverFromString(reactor, text))
     reload_every = None
     if tls and _RELOAD_EVERY in given:
         reload_every = duration_text(_RELOAD_EVERY, given.pop(_RELOAD_EVERY))
     options = _options(record, given)
-    return _build(
+    endpoint = _build(
         lambda: server_endpoint(
             reactor,
             place.get("node"),
-            place.get("service"),
+            place.get("service") if activated is None else 0,
             options,
             reload_every=reload_every,
-            endpoint=endpoint,
+            endpoint=inner,
         )
     )
+    if activated is None:
+        return endpoint
+    # What the process was started with shows when it listens, not when a string is checked.
+    return endpoint.adopting(partial(activated_sockets, activated))
+
+
+def _check_activated(name: str, place: dict[str, str], *, unix: bool, layered: bool) -> None:
+    """Refuse what would bind a socket beside one that is bound already."""
+    if not name:
+        raise ValueError(f"{_SYSTEMD}={name!r} must be the name or the number of a socket")
+    for key, value in place.items():
+        raise ValueError(f"{key}={value!r}: with {_SYSTEMD}= the socket is bound already")
+    if unix:
+        raise ValueError(f"aiFamily: with {_SYSTEMD}= the socket has its family already")
+    if layered:
+        raise ValueError(f"{_ENDPOINT}: with {_SYSTEMD}= there is a socket to listen on already")
 
 
 def _build(make: Callable[[], T]) -> T:
