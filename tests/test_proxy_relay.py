@@ -13,8 +13,11 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 
 from twisted_netsock import (
     ProxyHeader,
+    ProxyTLS,
     ProxyTLV,
+    ServerTLSSocketOptions,
     SocketOptions,
+    TLSSocketOptions,
     client_endpoint,
     server_endpoint,
 )
@@ -133,3 +136,75 @@ async def test_without_proxy_protocol_a_backend_is_told_nothing():
                 server = await servers.connected()
                 assert await server.receives(8) == b"question"
                 await clients.all_lost()
+
+
+# What a relay that terminates TLS tells about it
+
+
+def terminating(authority, **fields):
+    """Return a front of TLS that asks for certificates."""
+    options = ServerTLSSocketOptions(
+        certificates=authority.issue("localhost", LOOPBACK).pem,
+        trusted_certificates=authority.certificate_pem,
+        alpn="echo",
+        **fields,
+    )
+    return server_endpoint(reactor, LOOPBACK, 0, options)
+
+
+def presenting(authority, **fields):
+    shown = authority.issue("client", common_name="the client\u2028\n").pem
+    return TLSSocketOptions(
+        trusted_certificates=authority.certificate_pem, alpn="echo", sni="localhost",
+        **{"certificates": shown, **fields},
+    )  # fmt: skip
+
+
+async def test_a_backend_is_told_of_the_tls_that_ends_at_the_relay(kind, authority):
+    front, client = terminating(authority), presenting(authority)
+    async with through_relay(kind, front, version="v2", client=client) as (_, server):
+        header = server.proxy_header
+        assert (header.authority, header.alpn) == ("localhost", "echo")
+        assert header.tls.verified
+        assert header.tls.common_name == "the client\u2028\n"
+        assert header.tls.version == "TLSv1.3"
+        assert header.tls.cipher.startswith("TLS_")
+
+
+async def test_without_a_certificate_there_is_no_name(kind, authority):
+    front, client = terminating(authority), presenting(authority, certificates=None)
+    async with through_relay(kind, front, version="v2", client=client) as (_, server):
+        assert server.proxy_header.tls.client == ProxyTLS.SSL
+        assert not server.proxy_header.tls.verified
+        assert server.proxy_header.tls.common_name is None
+
+
+async def test_version_1_tells_addresses_alone(kind, authority):
+    front, client = terminating(authority), presenting(authority)
+    async with through_relay(kind, front, version="v1", client=client) as (_, server):
+        assert server.proxy_header.tls is None
+
+
+async def test_what_another_proxy_claims_of_tls_is_not_passed_on_as_the_relays_own(
+    kind, authority
+):
+    claimed = ProxyTLS(client=7, verify=0, tlvs=[(ProxyTLV.SSL_CN, b"somebody else")])
+    header = ProxyHeader(
+        SOURCE,
+        DESTINATION,
+        tlvs=[
+            (ProxyTLV.SSL, claimed.encode()),
+            (ProxyTLV.AUTHORITY, b"elsewhere"),
+            (ProxyTLV.UNIQUE_ID, b"7"),
+        ],
+    )
+    front = terminating(authority, proxy_protocol="v2")
+    client = presenting(authority, proxy_protocol="v2")
+    async with through_relay(kind, front, version="v2", client=client, header=header) as (
+        _,
+        server,
+    ):
+        told = server.proxy_header
+        assert told.source == header.source
+        assert (told.authority, told.unique_id) == ("localhost", b"7")
+        assert told.tls.common_name == "the client\u2028\n"

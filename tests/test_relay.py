@@ -1029,6 +1029,7 @@ def test_without_a_subcommand_the_message_names_them():
 def test_endpoints_of_any_kind_are_made_of_the_options():
     options = Options()
     options.parseOptions(["relay", "--listen", "tcp:0", "--to", "netsock:localhost:80"])
-    assert verifyObject(IStreamServerEndpoint, options.subOptions["listen"])
-    assert verifyObject(IStreamClientEndpoint, options.subOptions["to"])
+    assert verifyObject(IStreamServerEndpoint, options.subOptions["listen"][0])
+    (target,) = options.subOptions.settings.routes
+    assert verifyObject(IStreamClientEndpoint, target.endpoint)
     assert verifyObject(IService, makeService(options))

@@ -77,9 +77,10 @@ class ListeningService(Service):
         """Begin to listen."""
         super().startService()
         for endpoint in self._endpoints:
-            listening: Deferred[Any] = endpoint.listen(self._factory)
+            factory = self.factory_for(endpoint)
+            listening: Deferred[Any] = endpoint.listen(factory)
             self._listening.append(listening)
-            listening.addCallback(self._on_port)
+            listening.addCallback(self.on_port, factory)
             if isinstance(getattr(listening, "result", None), Failure) and not (
                 self._reactor.running
             ):
@@ -89,7 +90,12 @@ class ListeningService(Service):
                 raise SystemExit(str(failures[0].value))
             listening.addErrback(self._on_failure)
 
-    def _on_port(self, port: IListeningPort) -> None:
+    def factory_for(self, endpoint: IStreamServerEndpoint) -> Any:
+        """Return what *endpoint* listens with; for those who need to know which it is."""
+        return self._factory
+
+    def on_port(self, port: IListeningPort, factory: Any) -> None:
+        """Note that *port* is there, which *factory* listens with."""
         self._ports.append(port)
         self.announce(port.getHost())
         if self._started is not None:
@@ -114,10 +120,13 @@ class ListeningService(Service):
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
-    async def _stop(self) -> None:
+    def _stop_waiting(self) -> None:
         listening, self._listening = self._listening, []
         for each in listening:
             each.cancel()
+
+    async def _stop(self) -> None:
+        self._stop_waiting()
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
         # Until they are gone: a process that ends before would close them in order, and

@@ -1,0 +1,74 @@
+"""Which side of a relay is plain text, and whether it can be reached from beyond this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint
+
+from ..endpoints import ClientEndpoint, ServerEndpoint
+from ..errors import SocketBindError
+
+__all__ = ["is_local", "is_tls", "local_sockets"]
+
+_TLS_PREFIXES: Final = ("netsock-tls", "ssl", "tls")
+
+
+def is_tls(text: str) -> bool:
+    """Tell whether an endpoint string is one of TLS."""
+    return text.partition(":")[0] in _TLS_PREFIXES
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.lower().removesuffix(".")
+    # RFC 6761, section 6.3: such names never lead elsewhere.
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def is_local(endpoint: Any) -> bool:
+    """Tell whether an endpoint is of loopback or a UNIX socket; whatever is unknown is not."""
+    if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
+        if endpoint.options.ai_family == socket.AF_UNIX:
+            return True
+        return endpoint.node is not None and _is_loopback(endpoint.node)
+    if isinstance(endpoint, UNIXServerEndpoint | UNIXClientEndpoint):
+        return True
+    for attribute in ("_interface", "_host", "_hostText"):
+        host = getattr(endpoint, attribute, None)
+        if isinstance(host, bytes):
+            host = host.decode("ascii", "replace")
+        if isinstance(host, str):
+            return _is_loopback(host)
+    return False
+
+
+def local_sockets(
+    sockets: Callable[[], list[socket.socket]], why: str
+) -> Callable[[], list[socket.socket]]:
+    """
+    Return what does as *sockets*, and refuses those that can be reached from elsewhere.
+
+    Args:
+        sockets: Takes over sockets that were bound before the process.
+        why: Is told in the error.
+    """
+
+    def checked() -> list[socket.socket]:
+        found = sockets()
+        for sock in found:
+            if sock.family != socket.AF_UNIX and not _is_loopback(sock.getsockname()[0]):
+                place = str(sock.getsockname()[0])
+                for each in found:
+                    each.close()
+                raise SocketBindError(place, None, strerror=why)
+        return found
+
+    return checked

@@ -1,0 +1,227 @@
+"""
+What the relay tells about itself over HTTP, on loopback or a UNIX socket.
+
+``/healthz`` says whether it takes connections, ``/status.json`` how it is, and
+``/metrics`` the same for Prometheus. None of it holds what a peer has said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+__all__ = ["StatusService", "metrics"]
+
+Snapshot = Callable[[], Any]
+"""Returns the values, or a Deferred or coroutine of them."""
+
+_SERVING: Final = ("running", "paused")
+_INSTALL: Final = "install twisted-netsock[metrics] for /metrics: prometheus-client is missing\n"
+_OK: Final = 200
+_UNAVAILABLE: Final = 503
+_NOT_IMPLEMENTED: Final = 501
+_SECONDS: Final = 10
+"""What a client has for its request, and may stay silent between two."""
+
+_log = Logger()
+
+
+class _Page(Resource):
+    """A resource that makes its text of a snapshot."""
+
+    isLeaf = True
+
+    def __init__(
+        self, snapshot: Snapshot, render: Callable[[Any], tuple[int, str, bytes]]
+    ) -> None:
+        super().__init__()
+        self._snapshot = snapshot
+        self._render = render
+
+    def render_GET(self, request: Request) -> int:
+        """Answer when the snapshot is there."""
+        gone: list[object] = []
+        request.notifyFinish().addBoth(gone.append)
+
+        def answer(values: Any) -> None:
+            if gone:
+                return
+            code, kind, body = self._render(values)
+            request.setResponseCode(code)
+            request.setHeader(b"content-type", kind.encode())
+            request.setHeader(b"cache-control", b"no-store")
+            request.setHeader(b"content-length", str(len(body)).encode())
+            request.write(b"" if request.method == b"HEAD" else body)
+            request.finish()
+
+        def failed(failure: Failure) -> None:
+            _log.failure("the status cannot be told", failure)
+            if not gone:
+                request.setResponseCode(500)
+                request.finish()
+
+        result = self._snapshot()
+        if hasattr(result, "send"):
+            result = Deferred.fromCoroutine(result)
+        maybeDeferred(lambda: result).addCallback(answer).addErrback(failed)
+        return NOT_DONE_YET
+
+
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+def _health(values: Any) -> tuple[int, str, bytes]:
+    serves = values["state"] in _SERVING
+    told = "ok" if serves else values["state"]
+    return (_OK if serves else _UNAVAILABLE), _TEXT, f"{told}\n".encode()
+
+
+def _json(values: Any) -> tuple[int, str, bytes]:
+    return _OK, "application/json", json.dumps(values, indent=1).encode() + b"\n"
+
+
+def _metrics_page(values: Any) -> tuple[int, str, bytes]:
+    try:
+        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    except ImportError:
+        return _NOT_IMPLEMENTED, _TEXT, _INSTALL.encode()
+
+    class Collector:
+        """Makes metrics of one snapshot."""
+
+        def collect(self) -> Iterator[Any]:
+            return metrics(values)
+
+    registry = CollectorRegistry()
+    registry.register(Collector())
+    return _OK, CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
+def metrics(values: Any) -> Iterator[Any]:
+    """Yield the metrics of a snapshot, as prometheus-client has them."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    def gauge(name: str, told: str, value: float) -> Any:
+        return GaugeMetricFamily(f"netsock_relay_{name}", told, value=value)
+
+    def counter(name: str, told: str, value: float) -> Any:
+        return CounterMetricFamily(f"netsock_relay_{name}", told, value=value)
+
+    # A parent whose workers have not answered yet has no sums.
+    connections = values.get("connections", {})
+    passed = values.get("bytes", {})
+    yield gauge("up", "1 while connections are taken.", values["state"] in _SERVING)
+    yield gauge("paused", "1 while a limit holds connections back.", values["state"] == "paused")
+    yield gauge("uptime_seconds", "Since the start.", values["uptime"])
+    yield gauge("connections", "Clients that are connected.", connections.get("open", 0))
+    yield gauge("connections_limit", "How many there may be.", connections.get("limit", 0))
+    yield counter("accepted", "Clients that were connected.", connections.get("accepted", 0))
+    yield counter(
+        "turned_away", "Clients with too many connections.", connections.get("turned_away", 0)
+    )
+    ended = CounterMetricFamily(
+        "netsock_relay_ended", "Connections that have ended, by reason.", labels=["reason"]
+    )
+    for reason, count in connections.get("ended", {}).items():
+        ended.add_metric([reason], count)
+    yield ended
+    volume = CounterMetricFamily(
+        "netsock_relay_bytes", "Bytes from clients (received) and to them.", labels=["direction"]
+    )
+    for direction in ("received", "sent"):
+        volume.add_metric([direction], passed.get(direction, 0))
+    yield volume
+    yield counter(
+        "failed_handshakes",
+        "Connections that failed in PROXY header or TLS handshake.",
+        values.get("failed_handshakes", 0),
+    )
+    yield counter("rests", "Pauses for lack of descriptors.", values.get("rests", 0))
+    for outcome in ("connected", "failed"):
+        family = CounterMetricFamily(
+            f"netsock_relay_target_{outcome}",
+            f"Attempts to connect a backend that have {outcome}.",
+            labels=["target"],
+        )
+        for target in values.get("targets", ()):
+            family.add_metric([target["name"]], target[outcome])
+        yield family
+    workers = values.get("workers")
+    if workers is not None:
+        yield gauge("workers", "Workers that run.", workers["running"])
+        yield gauge("workers_wanted", "Workers that should.", workers["wanted"])
+        yield counter("worker_restarts", "Workers that were replaced.", workers["restarts"])
+
+
+class _QuietSite(Site):
+    """Logs no requests: probes ask every few seconds."""
+
+    noisy = False
+
+    def log(self, request: Any) -> None:
+        """Leave the request out of the log."""
+
+
+class StatusService(Service):
+    """Serves the pages while it runs."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamServerEndpoint,
+        snapshot: Snapshot,
+        failed: Callable[[], None],
+    ) -> None:
+        """
+        Serve pages.
+
+        Args:
+            reactor: Stopped if it is impossible to listen.
+            endpoint: Where; that it is local is the caller's to see to.
+            snapshot: What to tell.
+            failed: Called if it is impossible to listen, before the reactor stops.
+        """
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._failed = failed
+        self._port: IListeningPort | None = None
+        self._listening: Deferred[Any] | None = None
+        root = Resource()
+        root.putChild(b"healthz", _Page(snapshot, _health))
+        root.putChild(b"status.json", _Page(snapshot, _json))
+        root.putChild(b"metrics", _Page(snapshot, _metrics_page))
+        self._site = _QuietSite(root, timeout=_SECONDS)
+
+    def startService(self) -> None:
+        """Begin to listen."""
+        super().startService()
+        self._listening = self._endpoint.listen(self._site)
+        self._listening.addCallbacks(self._on_port, self._on_failure)
+
+    def _on_port(self, port: IListeningPort) -> None:
+        self._port = port
+        _log.info("status on {host}", host=str(port.getHost()))
+
+    def _on_failure(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is not None:
+            return
+        _log.critical("cannot listen for --status: {error}", error=str(failure.value))
+        self._failed()
+        self._reactor.callWhenRunning(self._reactor.stop)
+
+    def stopService(self) -> Any:
+        """Stop listening."""
+        super().stopService()
+        if self._listening is not None:
+            self._listening.cancel()
+        port, self._port = self._port, None
+        return None if port is None else port.stopListening()
