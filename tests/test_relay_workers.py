@@ -250,6 +250,9 @@ def test_a_worker_learns_its_place_and_nothing_of_the_supervisor(monkeypatch):
     assert not [name for name in environment if re.match("LISTEN|NOTIFY", name)]
     monkeypatch.setattr(os, "environ", environment)
     assert WorkerPlace.take() == place
+    # The options are parsed twice where a command is run by another.
+    assert WorkerPlace.take() == place
+    monkeypatch.setattr(os, "environ", {})
     assert WorkerPlace.take() is None
 
 

@@ -6,16 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, ClassVar, Final
 
 import attrs
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.python import usage
 
+from .._validation import duration_text
 from ..endpoints import ServerEndpoint
 from ..options import ServerTLSSocketOptions
-from ..strings import parse_duration
 from .access import KINDS, Access
 from .exposure import is_local, is_tls, local_sockets
 from .limits import Limits, default_connections, raise_descriptor_limit
@@ -26,7 +25,6 @@ __all__ = ["RelayOptions", "Settings"]
 
 _MOST_WORKERS: Final = 256
 _MOST_CONNECTIONS: Final = 1_000_000
-_UNKNOWN: Final = re.compile(r"option --(\S+) not recognized")
 _EXPOSED: Final = "what arrives there passes in plain text; --unsafe-plain allows it"
 
 
@@ -132,25 +130,12 @@ class RelayOptions(usage.Options):
         """Let in clients with this public key: sha256//BASE64. May be repeated."""
         self["allow"].append(("spki", text))
 
-    def parseArgs(self, *rest: str) -> None:  # noqa: N802 - Twisted's name
+    def parseArgs(self, *rest: str) -> None:
         """Refuse what belongs to no option."""
         if rest:
             raise usage.UsageError(
                 f"unexpected {rest[0]!r}: endpoints stand behind --listen, --to"
             )
-
-    def parseOptions(self, options: Any = None) -> None:  # noqa: N802 - Twisted's name
-        """Parse, and say which option was probably meant by one that there is not."""
-        try:
-            super().parseOptions(options)
-        except usage.UsageError as error:
-            matched = _UNKNOWN.fullmatch(str(error))
-            if matched is None:
-                raise
-            known = [each.removesuffix("=") for each in self.longOpt]
-            near = get_close_matches(matched[1], known, n=1, cutoff=0.6)
-            meant = f"did you mean --{near[0]}?" if near else "--help lists the options"
-            raise usage.UsageError(f"--{matched[1]}: there is no such option; {meant}") from None
 
     def postOptions(self) -> None:
         """Make everything, so that all mistakes are told before anything runs."""
@@ -161,7 +146,9 @@ class RelayOptions(usage.Options):
         if self["check"]:
             self._end_check()
         if self._errors:
-            raise usage.UsageError("\nError: ".join(self._errors))
+            first, *others = self._errors
+            more = f" (--check tells {len(others)} more)" if others else ""
+            raise usage.UsageError(first + more)
 
     def _end_check(self) -> None:
         for error in self._errors:
@@ -374,7 +361,7 @@ class RelayOptions(usage.Options):
         if value is None or (none and value == "none"):
             return None
         try:
-            return parse_duration(f"--{option}", value).total_seconds()
+            return duration_text(f"--{option}", value).total_seconds()
         except ValueError as error:
             self._errors.append(f"{error}{', or none' if none else ''}")
             return None

@@ -54,8 +54,9 @@ class WorkerPlace:
 
     @classmethod
     def take(cls) -> Self | None:
-        """Take what the parent tells off the environment; `None`: there is no parent."""
-        told = os.environ.pop(_VARIABLE, None)
+        """Take what the parent tells from the environment; `None`: there is no parent."""
+        # It stays there: a command line may be parsed more than once.
+        told = os.environ.get(_VARIABLE)
         if told is None:
             return None
         number, *groups = told.split(":")
