@@ -130,6 +130,12 @@ def test_plain_text_beyond_loopback_is_refused_unless_it_is_wanted(listen, to, s
     assert settings(*arguments, "--unsafe-plain")
 
 
+def test_so_is_that_of_a_route(files):
+    tls = f"netsock-tls:0:certificates={files.server}"
+    message = refused("--listen", tls, "--route", "a.example=netsock:192.0.2.1:80")
+    assert message.startswith("--route netsock:192.0.2.1:80: ")
+
+
 @pytest.mark.parametrize(
     ("listen", "to"),
     [

@@ -163,7 +163,6 @@ class RelayOptions(usage.Options):
     def _settle(self) -> None:
         from twisted.internet import reactor
 
-        plain_to = [text for text in self["to"] if not is_tls(text)]
         texts = list(self["listen"])
         listen = [self._endpoint(serverFromString, reactor, "listen", text) for text in texts]
         targets = self._targets(reactor, "to", self["to"])
@@ -179,7 +178,7 @@ class RelayOptions(usage.Options):
             self._check_shared(texts, listen)
         if routes:
             self._check_names(texts)
-        listen = self._guard_plain(texts, listen, plain_to, targets, routes)
+        listen = self._guard_plain(texts, listen, targets, routes)
         settings = Settings(
             listen=tuple(each for each in listen if each is not None),
             routes=Routes(default=tuple(targets), by_name=routes),
@@ -244,15 +243,15 @@ class RelayOptions(usage.Options):
         self,
         texts: list[str],
         listen: list[Any],
-        plain_to: list[str],
         targets: list[Target],
         routes: dict[str, tuple[Target, ...]],
     ) -> list[Any]:
         """Refuse plain text beyond loopback where the other side has TLS to protect it."""
         if self["unsafe-plain"]:
             return listen
-        every = [*targets, *(target for group in routes.values() for target in group)]
-        secures = any(is_tls(target.name) for target in every)
+        every = [("to", target) for target in targets]
+        every += [("route", target) for group in routes.values() for target in group]
+        secures = any(is_tls(target.name) for _, target in every)
         guarded: list[Any] = []
         for text, endpoint in zip(texts, listen, strict=True):
             exposed = endpoint is not None and secures and not is_tls(text)
@@ -265,9 +264,9 @@ class RelayOptions(usage.Options):
                 self._wrong("listen", text, f"{_EXPOSED}, node=127.0.0.1 avoids it")
             guarded.append(endpoint)
         if any(is_tls(text) for text in texts):
-            for target in every:
+            for option, target in every:
                 if not is_tls(target.name) and not is_local(target.endpoint):
-                    self._wrong("to", target.name, f"{_EXPOSED}, netsock-tls: avoids it")
+                    self._wrong(option, target.name, f"{_EXPOSED}, netsock-tls: avoids it")
         return guarded
 
     def _status(self, reactor: Any) -> Any:
