@@ -20,8 +20,9 @@ from twisted.python.failure import Failure
 from ..transports import TLSTransport
 from .limits import Limits
 from .serving import written
+from .text import printable
 
-__all__ = ["REASONS", "Ledger", "Session", "TLSAccount", "printable"]
+__all__ = ["REASONS", "Ledger", "Session", "TLSAccount"]
 
 REASONS: Final = (
     "closed",
@@ -39,19 +40,15 @@ REASONS: Final = (
 )
 """Why connections end; these words and no others are in logs and metrics."""
 
-_TEXT_LIMIT: Final = 256
 _LOOKS: Final = 4
 """How often a silent connection is looked at within its limit."""
 
 _log = Logger()
 
 
-def printable(text: str | None) -> str | None:
-    """Return what a peer has said on one line of ASCII, and not too much of it."""
-    if text is None:
-        return None
-    plain = text[:_TEXT_LIMIT].encode("unicode_escape").decode("ascii")
-    return plain if len(text) <= _TEXT_LIMIT else plain + "..."
+def _told(text: str | None) -> str | None:
+    """Return what a peer has said on one line, with nothing raw in it."""
+    return None if text is None else printable(text)
 
 
 @attrs.frozen(kw_only=True)
@@ -176,7 +173,7 @@ class Session:
         """Note why it ends; the first reason counts."""
         if self.reason is None:
             self.reason = reason
-            self._error = printable(error)
+            self._error = _told(error)
 
     def lost(self, side: Any, failure: Failure) -> None:
         """Note the end of one side; that of the last one ends the account."""
@@ -203,9 +200,9 @@ class Session:
             "backend": self.backend,
             "tls_version": None if tls is None else tls.version,
             "cipher": None if tls is None else tls.cipher,
-            "server_name": None if tls is None else printable(tls.server_name),
-            "alpn": None if tls is None else printable(tls.alpn),
-            "subject": None if tls is None else printable(tls.subject),
+            "server_name": None if tls is None else _told(tls.server_name),
+            "alpn": None if tls is None else _told(tls.alpn),
+            "subject": None if tls is None else _told(tls.subject),
             "received": self.received,
             "sent": self.sent,
             "duration": round(self._ledger.reactor.seconds() - self._began, 3),
