@@ -18,7 +18,8 @@ from twisted.internet.task import Clock, deferLater
 from zope.interface import implementer
 
 from twisted_netsock import SocketOptions
-from twisted_netsock.connecting import Established, connect
+from twisted_netsock.connecting import connect
+from twisted_netsock.racing import Established
 from twisted_netsock.testing import ScriptedResolver
 
 _SCRIPT_SECONDS = 30

@@ -9,7 +9,7 @@ from acceptors import accepting, dialling, listening
 from loopback import installed_reactor, turn, until
 
 from twisted_netsock import SocketOptions
-from twisted_netsock.connecting import listen
+from twisted_netsock.binding import listen
 
 
 @pytest.fixture

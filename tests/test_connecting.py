@@ -26,7 +26,7 @@ from twisted_netsock import (
     SocketConnectionTimeoutError,
     SocketOptions,
 )
-from twisted_netsock.connecting import check_target
+from twisted_netsock.opening import check_target
 
 
 def peer_of(established):

@@ -18,9 +18,9 @@ from twisted_netsock import (
     TLSError,
     client_endpoint,
 )
-from twisted_netsock.connecting import Established
 from twisted_netsock.descriptors import PlainDescriptor
 from twisted_netsock.endpoints import _peer_name
+from twisted_netsock.racing import Established
 from twisted_netsock.readiness import poller_for
 
 ROUNDS = 20

@@ -34,7 +34,8 @@ from loopback import (
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import HostNotFoundError, SocketBindError, SocketOptions
-from twisted_netsock.connecting import check_listening, listen
+from twisted_netsock.binding import listen
+from twisted_netsock.opening import check_listening
 from twisted_netsock.testing import ScriptedResolver
 
 UNIX = SocketOptions(ai_family=AF_UNIX)

@@ -34,10 +34,10 @@ from .addresses import (
     make_address_info,
     make_sockaddr,
 )
-from .connecting import apply_options, open_socket
 from .descriptors import PlainDescriptor
 from .errors import SocketBindError, SocketError
 from .makers import make_client_socket
+from .opening import apply_options, open_socket
 from .options import SocketOptions
 from .ports import InputPort, OutputPort
 from .readiness import poller_for

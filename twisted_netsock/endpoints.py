@@ -28,8 +28,9 @@ from zope.interface import implementer
 
 from ._validation import optional_duration
 from .addresses import SocketAddress, to_twisted_address
+from .binding import listen
 from .client_contexts import client_context_factory
-from .connecting import Established, check_listening, check_target, connect, listen
+from .connecting import connect
 from .contexts import negotiated_protocols
 from .errors import SocketConnectionLostError
 from .factories import start_factory, stop_factory
@@ -40,6 +41,7 @@ from .layered_endpoints import (
     listen_over,
 )
 from .listening_ports import ListeningPort, make_transport
+from .opening import check_listening, check_target
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -51,6 +53,7 @@ from .options import (
 )
 from .proxy_headers import ProxyHeader
 from .proxying import check_header
+from .racing import Established
 from .readiness import poller_for
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory, server_context_factory

@@ -16,7 +16,6 @@ from zope.interface import implementer
 from .accepting import Acceptor
 from .addresses import SocketAddress, to_twisted_address
 from .arrivals import Arrival, Arrivals
-from .connecting import Established
 from .contexts import negotiated_protocols
 from .descriptors import Descriptor, PlainDescriptor
 from .errors import SocketClosedError
@@ -24,6 +23,7 @@ from .factories import start_factory, stop_factory
 from .handshakes import shaking_hands
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
+from .racing import Established
 from .readiness import Watch, poller_for
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory

@@ -10,9 +10,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from ._validation import optional_duration
+from .binding import listen
 from .client_contexts import ClientContextFactory
-from .connecting import check_listening, check_target, connect, listen
+from .connecting import connect
 from .descriptors import PlainDescriptor
+from .opening import check_listening, check_target
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,

@@ -1,0 +1,102 @@
+"""New descriptors, and the options that they get before connect or bind."""
+
+from __future__ import annotations
+
+import socket as _socket
+from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOL_SOCKET
+
+from .addresses import AddressInfo, SocketAddress
+from .errors import SocketError
+from .options import SocketOptions
+from .resolver import numeric_service
+
+__all__ = ["apply_options", "check_listening", "check_target", "open_socket", "unix_info"]
+
+
+def apply_options(sock: _socket.socket, options: SocketOptions) -> None:
+    """
+    Set what *options* asks for on *sock*, before connect or bind.
+
+    Raises:
+        SocketError: The kernel refuses an option; it names level, name and value.
+    """
+    if sock.family in (AF_INET, AF_INET6) and sock.type == SOCK_STREAM:
+        _set_option(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    for level, name, value in options.socket_options:
+        _set_option(sock, level, name, value)
+    if options.reuse_port:
+        _set_option(sock, SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+
+
+def _set_option(sock: _socket.socket, level: int, name: int, value: int | bytes) -> None:
+    try:
+        sock.setsockopt(level, name, value)
+    except OSError as error:
+        raise SocketError(
+            errno=error.errno,
+            strerror=f"socket_options=({level}, {name}, {value!r}): {error.strerror}",
+        ) from None
+
+
+def open_socket(family: int, kind: int, protocol: int) -> _socket.socket:
+    """
+    Return a new non-blocking socket.
+
+    Raises:
+        SocketError: The kernel refuses.
+    """
+    try:
+        sock = _socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SocketError(errno=error.errno, strerror=error.strerror) from None
+    sock.setblocking(False)
+    return sock
+
+
+def unix_info(path: str, options: SocketOptions) -> AddressInfo:
+    """Return the way to the UNIX socket at *path*."""
+    return AddressInfo(AF_UNIX, options.ai_socktype, options.ai_protocol, SocketAddress((path,)))
+
+
+def check_target(node: str | None, service: str | int | None, options: SocketOptions) -> None:
+    """
+    Refuse a node and a service that cannot be connected to.
+
+    Raises:
+        TypeError: One is of another type.
+        ValueError: One is missing, superfluous, or no name, path or port.
+    """
+    _check_node(node, service, options)
+    if options.ai_family == AF_UNIX:
+        return
+    if service is None or (numeric_service(service) == 0 and options.ai_socktype == SOCK_STREAM):
+        raise ValueError(f"service={service!r} must be a name or a port to connect to")
+
+
+def check_listening(node: str | None, service: str | int | None, options: SocketOptions) -> None:
+    """
+    Refuse a node and a service that cannot be listened on.
+
+    Raises:
+        TypeError: One is of another type.
+        ValueError: One is missing, superfluous, or no name, path or port.
+    """
+    if node is not None or options.ai_family == AF_UNIX:
+        _check_node(node, service, options)
+    if options.ai_family == AF_UNIX:
+        return
+    if service is None:
+        raise ValueError("service=None must be a name or a port to listen on")
+    numeric_service(service)
+
+
+def _check_node(node: str | None, service: str | int | None, options: SocketOptions) -> None:
+    if not isinstance(node, str):
+        raise TypeError(f"node must be a host name, an address or a path, not {node!r}")
+    if options.ai_family == AF_UNIX:
+        if service is not None:
+            raise ValueError(f"service={service!r} must be None with ai_family=AF_UNIX")
+        if not node:
+            raise ValueError("node='' must be a path")
+    elif not node or "\0" in node:
+        raise ValueError(f"node={node!r} must be a host name or an address")

@@ -1,0 +1,191 @@
+"""Connecting to one of several addresses: the race of RFC 8305 (Happy Eyeballs)."""
+
+from __future__ import annotations
+
+import errno
+import socket as _socket
+from collections.abc import Sequence
+from socket import AF_UNIX
+from typing import Any, Final, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from .addresses import AddressInfo, SocketAddress, as_socket_address
+from .descriptors import Connect, Descriptor, PlainDescriptor
+from .errors import (
+    SocketBindError,
+    SocketConnectionError,
+    SocketConnectionRefusedError,
+    SocketConnectionTimeoutError,
+    SocketError,
+)
+from .opening import apply_options, open_socket
+from .options import SocketOptions
+from .readiness import Watch, poller_for
+from .waiting import drive
+
+__all__ = ["ATTEMPT_DELAY", "Established", "Race"]
+
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds between two attempts: the recommendation of RFC 8305, section 5."""
+
+# What an address gives that could not even be tried from here.
+_NO_ROUTE: Final = frozenset(
+    {
+        errno.EADDRNOTAVAIL,
+        errno.EAFNOSUPPORT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EPROTONOSUPPORT,
+    }
+)
+
+
+class Established(NamedTuple):
+    """A connection that stands, verified if it is TLS; whoever gets it owns it."""
+
+    descriptor: Descriptor
+    watch: Watch
+
+    def close(self) -> None:
+        """Close it at once."""
+        self.watch.close()
+        self.descriptor.close()
+
+
+class Race:
+    """
+    Attempts at the addresses of one node, of which the first to succeed wins.
+
+    Losers are closed. When all have failed the Deferred fails with what they
+    gave, as one error.
+    """
+
+    def __init__(self, reactor: Any, infos: Sequence[AddressInfo], options: SocketOptions) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._waiting = list(infos)
+        self._running: dict[Deferred[None], SocketAddress] = {}
+        self._failures: list[tuple[SocketAddress, Exception]] = []
+        self._timer: Any = None
+        self._over = False
+        self._result: Deferred[Established] = Deferred(lambda _: self._stop())
+
+    def run(self) -> Deferred[Established]:
+        """Begin; the Deferred fires with the winner, which is its receiver's to close."""
+        self._next()
+        return self._result
+
+    def attempts(self) -> list[tuple[SocketAddress, Exception]]:
+        """Return what every address tried has given so far."""
+        late = SocketConnectionTimeoutError("connect")
+        return [*self._failures, *((address, late) for address in self._running.values())]
+
+    def _next(self) -> None:
+        """Begin with the next address, and go on with those that fail at once."""
+        self._stop_timer()
+        while self._waiting and not self._over:
+            info = self._waiting.pop(0)
+            assert info.address is not None
+            try:
+                candidate = self._open(info)
+            except SocketError as error:
+                self._failures.append((info.address, error))
+                continue
+            if self._begin(candidate, info.address):
+                if self._waiting and not self._over:
+                    self._timer = self._reactor.callLater(ATTEMPT_DELAY, self._after_delay)
+                return
+        if not self._running and not self._over:
+            self._over = True
+            self._result.errback(Failure(_summary(self._failures)))
+
+    def _open(self, info: AddressInfo) -> Established:
+        sock = open_socket(info.family, info.socket_type, info.protocol)
+        try:
+            apply_options(sock, self._options)
+            _bind_local(sock, self._options)
+            return Established(
+                PlainDescriptor(sock), poller_for(self._reactor).watch(sock.fileno())
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+    def _begin(self, candidate: Established, address: SocketAddress) -> bool:
+        """Begin an attempt, and tell whether it is under way (or has won)."""
+        sock = candidate.descriptor.sock
+        attempt = drive(self._reactor, candidate.watch, Connect(sock, address.native(sock.family)))
+        self._running[attempt] = address
+
+        def finished(result: Failure | None) -> None:
+            del self._running[attempt]
+            if not isinstance(result, Failure):
+                self._stop()
+                self._result.callback(candidate)
+                return
+            candidate.close()
+            if self._over:
+                # Cancelled, or another attempt has won.
+                return
+            if isinstance(result.value, Exception):
+                self._failures.append((address, result.value))
+            if not beginning:
+                self._next()
+
+        # An attempt that fails at once must not recurse: the loop in _next goes on.
+        beginning = True
+        attempt.addBoth(finished)
+        beginning = False
+        return self._over or attempt in self._running
+
+    def _after_delay(self) -> None:
+        self._timer = None
+        self._next()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop(self) -> None:
+        """End the race: the attempts that still run are cancelled, and close themselves."""
+        self._over = True
+        self._stop_timer()
+        for attempt in list(self._running):
+            attempt.cancel()
+
+
+def _bind_local(sock: _socket.socket, options: SocketOptions) -> None:
+    if options.local_address is None:
+        return
+    host, port = options.local_address
+    local = (
+        SocketAddress((host,))
+        if sock.family == AF_UNIX
+        else as_socket_address(options.local_address)
+    )
+    try:
+        sock.bind(local.native(sock.family))
+    except OSError as error:
+        raise SocketBindError(host, port, cause=error) from None
+
+
+def _summary(failures: Sequence[tuple[SocketAddress, Exception]]) -> Exception:
+    """Return one error for all *failures*, of the class that they have in common."""
+    reached = [
+        (address, error)
+        for address, error in failures
+        if getattr(error, "errno", None) not in _NO_ROUTE
+    ]
+    kinds = {type(error) for _, error in reached or failures}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        if issubclass(kind, SocketConnectionRefusedError):
+            return SocketConnectionRefusedError(failures)
+        if issubclass(kind, SocketConnectionTimeoutError):
+            return SocketConnectionTimeoutError("connect", attempts=failures)
+        if issubclass(kind, SocketBindError):
+            return failures[0][1]
+    return SocketConnectionError(failures)
