@@ -38,12 +38,16 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-# One of each kind that is measured: in the process itself, and from outside.
-@pytest.mark.parametrize("scenario", ["round-trips", "tls-echo-100"])
-def test_a_short_scenario_measures_everybody_who_takes_part(scenario, tmp_path):
+# Measured in the process itself, from outside, and with the peer that needs no compiler. They
+# take seconds: it is processes that are measured, and the peer is compiled.
+@pytest.mark.parametrize(
+    ("scenario", "how"),
+    [("round-trips", ()), ("echo-100", ()), ("tls-echo-100", ("--python-peer",))],
+)
+def test_a_short_scenario_measures_everybody_who_takes_part(scenario, how, tmp_path):
     path = tmp_path / "figures.json"
     only = ("--only", "netsock", "--only", "twisted")
-    ran = benchmarks(scenario, "--short", *only, "--json", str(path))
+    ran = benchmarks(scenario, "--short", *only, *how, "--json", str(path))
     assert ran.code == 0, ran.output + ran.errors
     found = json.loads(path.read_text())
     assert found["machine"] == machine()

@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 import resource
+import signal
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -98,6 +100,8 @@ def main() -> int:
     with suppress(ValueError, OSError):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # What is started is ended, also when this is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     settings = settings_of(given)
     outcomes: dict[str, Outcome] = {}
     begin = time.monotonic()
