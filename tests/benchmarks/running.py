@@ -66,7 +66,8 @@ def why_not(scenario: Scenario, contender: str) -> str | None:
 def _has_workers() -> bool:
     from twisted_netsock.commands.relay import RelayOptions
 
-    return any(option.startswith("workers") for option in RelayOptions().longOpt)
+    options: Any = RelayOptions
+    return any(option.startswith("workers") for option in options().longOpt)
 
 
 def contenders_of(scenario: Scenario, settings: Settings) -> list[str]:
