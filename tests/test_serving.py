@@ -7,12 +7,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from stream_helpers import Streams, TCPStreams, TLSStreams, UNIXStreams, soon, turns, until
+from stream_helpers import (
+    ClockedReactor,
+    Streams,
+    TCPStreams,
+    TLSStreams,
+    UNIXStreams,
+    soon,
+    turns,
+    until,
+)
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater
 
 from twisted_netsock import Socket, SocketBusyError, SocketError, TLSSocket
+from twisted_netsock.readiness import poller_for
 from twisted_netsock.testing import connected_pair
 
 
@@ -322,3 +332,21 @@ async def test_a_tls_listener_serves_verified_connections_alone(authority, other
         assert [type(each) for each in seen] == [TLSSocket]
         assert isinstance(service.listener, TLSSocket)
         assert service.listener.failed_handshakes == 1
+
+
+async def test_the_end_of_the_reactor_is_a_line_for_each_connection(log_lines):
+    """It is no mistake of the handlers: nothing with a traceback."""
+    clock = ClockedReactor()
+    streams = TCPStreams()
+    listener = await streams.listen(reactor=clock)
+    served = listener.serve(lambda connection: connection.recv(1))
+    clients = [await soon(streams.connect(listener)) for _ in range(3)]
+    await turns()
+    poller_for(clock).lose_all()
+    await soon(served)
+    told = [line for line in log_lines if line.startswith("serving 127.0.0.1")]
+    assert len(told) == 3
+    assert all("The reactor was shut down" in line for line in told)
+    for client in clients:
+        client.abort()
+    listener.close()

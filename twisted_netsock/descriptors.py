@@ -324,6 +324,14 @@ class Connect:
             raise connect_error(error.errno or 0) from None
         return None
 
+    def _look(self) -> Want | None:
+        """Look whether it is done already, as it is within one machine."""
+        try:
+            self._sock.getpeername()
+        except OSError:
+            return WANT_WRITE
+        return None
+
     def _begin(self) -> Want | None:
         try:
             self._sock.connect(self._address)
@@ -333,7 +341,7 @@ class Connect:
                 # there is room.
                 raise connect_error(error.errno or errno.EAGAIN) from None
             self._begun = True
-            return WANT_WRITE
+            return self._look()
         except OSError as error:
             if error.errno is None:
                 raise SocketConnectionError(strerror=str(error)) from None

@@ -127,7 +127,7 @@ class ForeignTLS(SendingTransport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send *data*, protected; see `Transport.write`."""
-        if not isinstance(data, bytes | bytearray | memoryview):
+        if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
         if self.connected and not self._aborting:
             self._layer.write(bytes(data))

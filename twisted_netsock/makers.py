@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as _socket
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 
@@ -38,6 +38,9 @@ __all__ = [
     "make_server_tls_socket",
     "socket_options_to_client_socket",
 ]
+
+_PLAIN: Final = SocketOptions()
+_TLS: Final = TLSSocketOptions()
 
 
 def make_client_socket(
@@ -78,7 +81,7 @@ def make_client_socket(
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
     checked = require_record(
-        SocketOptions() if options is None else options,
+        _PLAIN if options is None else options,
         SocketOptions,
         TLSSocketOptions,
         "use make_client_tls_socket",
@@ -141,7 +144,7 @@ def make_client_tls_socket(
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
     record = require_record(
-        TLSSocketOptions() if options is None else options,
+        _TLS if options is None else options,
         SocketOptions,
         ServerTLSSocketOptions,
         "for a server use make_server_tls_socket",
@@ -192,7 +195,7 @@ def make_server_socket(
         Fails with `CancelledError`; nothing is bound.
     """
     checked = require_record(
-        SocketOptions() if options is None else options,
+        _PLAIN if options is None else options,
         SocketOptions,
         TLSSocketOptions,
         "use make_server_tls_socket",

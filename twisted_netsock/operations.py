@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from copy import copy
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
@@ -212,9 +213,7 @@ class Operating:
         try:
             result = operation.attempt()
         except Exception as error:  # noqa: BLE001 - whoever waits hears of it
-            if isinstance(error, SocketError):
-                error.socket = self
-            self._complete(operation, Failure(error))
+            self._attempt_failed(operation, error)
             return
         if not self._is_parked(operation):
             # Closed by whom the attempt itself called.
@@ -227,6 +226,11 @@ class Operating:
                 self._adjust()
         else:
             self._complete(operation, result)
+
+    def _attempt_failed(self, operation: Operation[Any], error: Exception) -> None:
+        if isinstance(error, SocketError):
+            error.socket = self
+        self._complete(operation, Failure(error))
 
     def _rest(self, operation: Operation[Any], seconds: float) -> None:
         """Try again after a while instead of at the next report."""
@@ -285,9 +289,38 @@ class Operating:
     def on_readable(self) -> None:
         """Go on with what waited for the descriptor to be readable; for the poller."""
         self._in_a_row = 0
+        if self._writer is None and not self._descriptor.unflushed:
+            self._retry_reader_alone()
+            return
         for operation in (self._reader, self._writer):
             if operation is not None and operation.want is WANT_READ:
                 self._retry(operation)
+
+    def _retry_reader_alone(self) -> None:
+        """Do as `_retry`, on the way of most receives: nothing else is under way."""
+        reader = self._reader
+        if reader is None or reader.want is not WANT_READ:
+            return
+        try:
+            result = reader.attempt()
+        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
+            self._attempt_failed(reader, error)
+            return
+        if self._reader is not reader:
+            # Closed by whom the attempt itself called.
+            return
+        if result.__class__ is Want:
+            if result is not WANT_READ:
+                reader.want = result
+                self._adjust()
+            return
+        self._reader = None
+        if reader.timer is not None:
+            reader.timer.cancel()
+            reader.timer = None
+        self._watch.reading = False
+        self._watch.owner = None
+        reader.deferred.callback(result)
 
     def on_writable(self) -> None:
         """Go on with what waited for the descriptor to be writable; for the poller."""
@@ -323,4 +356,8 @@ class Operating:
     def _fail_waiting(self, reason: Exception) -> None:
         for operation in (self._reader, self._writer):
             if operation is not None and self._is_parked(operation):
-                self._complete(operation, Failure(reason))
+                # The poller tells all its sockets the same; each error names its own.
+                error = copy(reason)
+                if isinstance(error, SocketError):
+                    error.socket = self
+                self._complete(operation, Failure(error))

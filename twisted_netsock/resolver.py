@@ -12,6 +12,7 @@ import socket as _socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from socket import (
     AF_INET,
     AF_INET6,
@@ -46,6 +47,7 @@ __all__ = ["look_up", "look_up_system", "numeric_service"]
 _MOST_THREADS = 32
 _IDLE_SECONDS = 10.0
 _PORT_LIMIT = 65536
+_NUMERIC_KEPT = 1024
 
 # Of <linux/in.h>; the socket module has it where the C library does.
 _IPPROTO_MPTCP = 262
@@ -188,6 +190,7 @@ def _getaddrinfo(
     return [(*result[:2], protocol, *result[3:]) for result in results]
 
 
+@lru_cache(maxsize=_NUMERIC_KEPT)
 def _numeric_infos(
     node: str | None,
     port: int,
@@ -196,7 +199,7 @@ def _numeric_infos(
     kind: int,
     protocol: int,
     flags: int,
-) -> list[AddressInfo]:
+) -> tuple[AddressInfo, ...]:
     """Answer a look-up of a numeric node, or of `None`, without asking anybody."""
     try:
         results = _getaddrinfo(
@@ -211,7 +214,7 @@ def _numeric_infos(
         raise HostNotFoundError(
             node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
         ) from None
-    return _infos(results, flags)
+    return tuple(_infos(results, flags))
 
 
 def _wire_name(node: str | None) -> str | None:
@@ -292,7 +295,10 @@ def look_up_system(
     port = numeric_service(service)
     if port is not None and (name is None or is_ip_address(name)):
         try:
-            return succeed(_numeric_infos(name, port, service, family, kind, protocol, flags))
+            # The names of interfaces, and which families there are, change.
+            changes = flags & _socket.AI_ADDRCONFIG or (name is not None and "%" in name)
+            ask = _numeric_infos.__wrapped__ if changes else _numeric_infos
+            return succeed(list(ask(name, port, service, family, kind, protocol, flags)))
         except HostNotFoundError:
             return fail(Failure())
 

@@ -28,6 +28,8 @@ _BUFFER_FULL: Final = 64 * 1024
 _FLUSH_LIMIT: Final = 1024 * 1024
 """Bytes sent for one connection between two turns of the reactor."""
 
+_BYTES: Final = (bytes, bytearray, memoryview)
+
 _JOIN_LIMIT: Final = 256 * 1024
 """Queued chunks are sent together up to this many bytes."""
 
@@ -47,7 +49,7 @@ class SendingTransport(BaseTransport):
         Raises:
             TypeError: *data* is no bytes.
         """
-        if not isinstance(data, bytes | bytearray | memoryview):
+        if not isinstance(data, _BYTES):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
         if not self.connected or self._write_closed or self._aborting or self._goodbye is not None:
             return

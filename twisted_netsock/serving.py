@@ -60,7 +60,7 @@ class _Serving:
         handling: Deferred[Any] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
         handling.addErrback(_report, connection)
-        handling.addBoth(lambda _: _close(connection))
+        handling.addBoth(_after, connection)
         handling.addBoth(self._finish, connection)
 
     def _finish(self, _: object, connection: BaseSocket) -> None:
@@ -78,6 +78,10 @@ class _Serving:
 def _ends(connection: BaseSocket) -> list[BaseSocket]:
     """Return *connection*, and the socket that it has become in its handler."""
     return [end for end in (connection, connection._successor) if end is not None]
+
+
+def _after(_: object, connection: BaseSocket) -> Deferred[Any]:
+    return _close(connection)
 
 
 def _close(connection: BaseSocket) -> Deferred[Any]:

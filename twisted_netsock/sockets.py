@@ -93,7 +93,7 @@ class Socket(DataSocket):
         super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
         self._acceptor: Acceptor | None = None
         self._arrivals: Arrivals | None = None
-        self._ready: deque[Any] = deque()
+        self._ready: deque[Any] | None = None
 
     @classmethod
     def from_socket(cls, sock: _socket.socket | int, *, reactor: Any = None) -> Self:
@@ -353,6 +353,8 @@ class Socket(DataSocket):
         connection.proxy_header = arrival.header
         operation = self._waiting_accept
         if operation is None:
+            if self._ready is None:
+                self._ready = deque()
             self._ready.append(connection)
             if self._reader is not None:
                 # It waits to learn of this.

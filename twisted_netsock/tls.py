@@ -77,6 +77,7 @@ class TLSDescriptor:
         "_discarded",
         "_ended",
         "_failure",
+        "_hang_up",
         "_kept",
         "_maybe_refused",
         "_read_shut",
@@ -116,6 +117,7 @@ class TLSDescriptor:
         self._discarded = 0
         self._untold = False
         self._maybe_refused = False
+        self._hang_up: Any = None
 
     # The handshake
 
@@ -311,8 +313,10 @@ class TLSDescriptor:
         the alert. OpenSSL is asked only when the server has ended: the descriptor
         stays readable then, and who waits for that wakes.
         """
-        poller = select.poll()
-        poller.register(self.sock, _HUNG_UP)
+        poller = self._hang_up
+        if poller is None:
+            poller = self._hang_up = select.poll()
+            poller.register(self.sock, _HUNG_UP)
         if not poller.poll(0):
             return
         try:

@@ -9,6 +9,7 @@ refusal.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL, crypto
@@ -35,6 +36,8 @@ __all__ = ["Verification", "verify_callback"]
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
+
+_MATCHES_KEPT: Final = 128
 
 _log = Logger()
 
@@ -126,18 +129,7 @@ class Verification:
         """Return code 0 if *certificate* is for the identity, else 62 or 64 and why."""
         if self._identity is None:
             return X509_V_OK, "ok"
-        by_address = is_ip_address(self._identity)
-        compare = verify_certificate_ip_address if by_address else verify_certificate_hostname
-        try:
-            compare(certificate, self._identity)
-        except VerificationError:
-            why = f"the certificate is not for {self._identity!r}"
-        except (CertificateError, ValueError) as error:
-            # ValueError: the subjectAltName cannot be parsed.
-            why = f"the certificate cannot be matched with {self._identity!r}: {error}"
-        else:
-            return X509_V_OK, "ok"
-        return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
+        return _match(certificate, self._identity)
 
     def conclude(self) -> None:
         """
@@ -150,6 +142,28 @@ class Verification:
             self.failure = CertificateVerificationError(0, "it was never verified", None)
         if self.failure is not None:
             raise self.failure
+
+
+@lru_cache(maxsize=_MATCHES_KEPT)
+def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
+    """
+    Return code 0 if *certificate* is for *identity*, else 62 or 64 and why.
+
+    Nothing else has a say in it, time neither, so that it can be remembered: equal
+    certificates are equal in every byte.
+    """
+    by_address = is_ip_address(identity)
+    compare = verify_certificate_ip_address if by_address else verify_certificate_hostname
+    try:
+        compare(certificate, identity)
+    except VerificationError:
+        why = f"the certificate is not for {identity!r}"
+    except (CertificateError, ValueError) as error:
+        # ValueError: the subjectAltName cannot be parsed.
+        why = f"the certificate cannot be matched with {identity!r}: {error}"
+    else:
+        return X509_V_OK, "ok"
+    return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
 
 
 def _texts() -> dict[int, str]:
