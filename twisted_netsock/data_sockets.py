@@ -6,7 +6,8 @@ import errno
 import socket as _socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -84,7 +85,8 @@ class DataSocket(BaseSocket):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        _check_size(n)
+        if n.__class__ is not int or n < 0:
+            _check_size(n)
         if flags:
             self._check_flags(flags)
             return self._receive(lambda: self._descriptor.try_recv(n, flags))
@@ -101,11 +103,12 @@ class DataSocket(BaseSocket):
             result: bytes | Want = descriptor.try_recv(n)
         except SocketError as error:
             return self._failed(error)
-        if isinstance(result, Want):
-            operation: Operation[bytes]
-            operation = self._reader = Operation(self, lambda: descriptor.try_recv(n), result)
+        if result.__class__ is Want:
+            attempt = partial(descriptor.try_recv, n)
+            operation: Operation[bytes] = Operation(self, attempt, result)
+            self._reader = operation
             return self._park(operation, self._read_timeout)
-        return succeed(result)
+        return succeed(cast(bytes, result))
 
     def recv_into(self, buffer: Buffer, flags: int = 0) -> Deferred[int]:
         """
@@ -291,11 +294,24 @@ class DataSocket(BaseSocket):
             Fails with `CancelledError`; a part may have been sent, the socket
             stays open. On TLS up to 16 KiB more may still go out.
         """
-        return self._write(self._send_everything(byte_view(data)))
+        # The way of most sends, written out: no closure unless it has to wait.
+        view = data if data.__class__ is bytes else byte_view(data)
+        if self._closed or self._writer is not None or not self._may_go_on():
+            return self._write(self._send_everything(byte_view(view), 0))
+        try:
+            sent: int | Want = self._descriptor.try_send(view)
+        except SocketError as error:
+            return self._failed(error)
+        if self._closed:
+            # By whom the attempt itself called.
+            return self._refuse()
+        if sent == len(view) and not self._descriptor.unflushed:
+            return succeed(None)
+        done = 0 if sent.__class__ is Want else cast(int, sent)
+        return self._write(self._send_everything(byte_view(view), done))
 
-    def _send_everything(self, view: memoryview) -> Callable[[], Want | None]:
+    def _send_everything(self, view: memoryview, offset: int) -> Callable[[], Want | None]:
         descriptor = self._descriptor
-        offset = 0
         size = len(view)
 
         def attempt() -> Want | None:
