@@ -153,7 +153,19 @@ def test_an_end_at_once_ends_all_workers(number, tmp_path, echo):
         assert TRACEBACK not in child.output
 
 
-@needs("setsid")
+@pytest.mark.parametrize("moment", ["2 workers relay from", "relaying from"])
+def test_ctrl_c_at_a_terminal_is_quiet_even_while_workers_start(moment, tmp_path):
+    """It reaches all processes of the terminal at once."""
+    with started(
+        *RELAY, "--listen", PLAIN, "--to", "netsock:127.0.0.1:1", "--workers", "2",
+        output=tmp_path / "log", start_new_session=True,
+    ) as child:  # fmt: skip
+        child.wait_for_line(moment)
+        os.killpg(child._process.pid, signal.SIGINT)
+        assert child.wait() == -signal.SIGINT
+        assert TRACEBACK not in child.output
+
+
 def test_workers_whose_parent_is_killed_end(tmp_path, echo):
     with working(tmp_path, echo, "--drain", "100ms") as (child, port, _):
         workers = children(child)

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from .limits import raise_descriptor_limit
 from .notifying import Notifier
 from .relay_options import Settings
-from .workers import FROM_PARENT, TO_PARENT, Channel
+from .workers import FROM_PARENT, HELD_SIGNALS, TO_PARENT, Channel
 
 __all__ = ["Operation"]
 
@@ -93,6 +93,8 @@ class Operation(MultiService):
         self._before = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
+        if self._settings.worker is not None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
     def _on_signal(self, number: int, frame: object) -> None:
         # Between two instructions of whatever runs: what is to be done waits for its turn.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from twisted.python.failure import Failure
 from ..addresses import SocketAddress
 from ..endpoints import ServerEndpoint
 from .relay_options import Settings
-from .workers import FIRST_SOCKET, FROM_PARENT, TO_PARENT, Lines, WorkerPlace
+from .workers import FIRST_SOCKET, FROM_PARENT, HELD_SIGNALS, TO_PARENT, Lines, WorkerPlace
 
 __all__ = ["Supervisor"]
 
@@ -225,13 +226,18 @@ class Supervisor(Service):
                 following += 1
         worker = _Worker(self, number)
         place = WorkerPlace(number, tuple(places))
-        self.reactor.spawnProcess(
-            worker,
-            sys.executable,
-            [sys.executable, *sys.orig_argv[1:]],
-            env=place.environment(),
-            childFDs=child,
-        )
+        # Until the worker handles them, these wait: Ctrl-C at a terminal reaches it, too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+        try:
+            self.reactor.spawnProcess(
+                worker,
+                sys.executable,
+                [sys.executable, *sys.orig_argv[1:]],
+                env=place.environment(),
+                childFDs=child,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._workers[number] = worker
 
     def on_ready(self, worker: _Worker) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, Final, Self
 
@@ -26,6 +27,8 @@ _VARIABLE: Final = "NETSOCK_RELAY_WORKER"
 FROM_PARENT: Final = 3
 TO_PARENT: Final = 4
 FIRST_SOCKET: Final = 5
+HELD_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGHUP})
+"""Blocked in a worker from its start until its reactor runs."""
 
 _LINE_LIMIT: Final = 1024 * 1024
 
