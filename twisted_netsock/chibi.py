@@ -615,7 +615,7 @@ def _within(
     """Give *operation* that many seconds, then cancel it and fire with `None`."""
     if not seconds:
         # One try must be a try, however many went before it in this turn.
-        socket._in_a_row = 0
+        socket._in_a_row = socket._doomed = 0
     answer: Deferred[Any] = operation()
     if answer.called:
         return answer

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from .addresses import Address, SocketAddress, as_socket_address
 from .base_sockets import BaseSocket
 from .descriptors import (
+    WANT_READ,
     Descriptor,
     PlainDescriptor,
     Want,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["DataSocket"]
 
 T = TypeVar("T")
+
+_SKIPPED: Final = 8
+"""Receives that wait without an attempt, after one that had to wait."""
 
 _UNIX_DATAGRAM_PACE: Final = 0.01
 """Seconds between two tries to send to a UNIX socket whose queue is full."""
@@ -74,7 +78,9 @@ class DataSocket(BaseSocket):
 
         Returns:
             What has arrived, as soon as there is something; ``b""`` once the
-            peer has finished sending (a datagram may be empty, too).
+            peer has finished sending (a datagram may be empty, too). Mostly the
+            Deferred has fired already if it is there; on a socket that had to
+            wait for its peer before, it may fire in the reactor's next turn.
 
         Errors:
             SocketReadTimeoutError: `read_timeout` passed without a byte.
@@ -99,16 +105,24 @@ class DataSocket(BaseSocket):
             or not self._may_go_on()
         ):
             return self._receive(lambda: descriptor.try_recv(n))
+        if self._doomed and n:
+            # The last one found nothing: an attempt that fails costs more than the wait.
+            self._doomed -= 1
+            return self._park_recv(n, WANT_READ)
         try:
             result: bytes | Want = descriptor.try_recv(n)
         except SocketError as error:
             return self._failed(error)
         if result.__class__ is Want:
-            attempt = partial(descriptor.try_recv, n)
-            operation: Operation[bytes] = Operation(self, attempt, result)
-            self._reader = operation
-            return self._park(operation, self._read_timeout)
+            if descriptor.seen_by_poller:
+                self._doomed = _SKIPPED
+            return self._park_recv(n, result)
         return succeed(cast(bytes, result))
+
+    def _park_recv(self, n: int, want: Want) -> Deferred[bytes]:
+        operation: Operation[bytes]
+        operation = self._reader = Operation(self, partial(self._descriptor.try_recv, n), want)
+        return self._park(operation, self._read_timeout)
 
     def recv_into(self, buffer: Buffer, flags: int = 0) -> Deferred[int]:
         """

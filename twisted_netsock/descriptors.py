@@ -104,6 +104,10 @@ class Descriptor(Protocol):
     """Bytes that were taken are not with the kernel yet; see `try_flush`."""
 
     @property
+    def seen_by_poller(self) -> bool:
+        """The poller reports whatever a receive would give at once, again and again."""
+
+    @property
     def buffered(self) -> bool:
         """Bytes are here that the poller cannot see."""
 
@@ -137,6 +141,7 @@ class PlainDescriptor:
 
     unflushed = False
     buffered = False
+    seen_by_poller = True
 
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock

@@ -85,6 +85,8 @@ class Operating:
         self._reader: Operation[Any] | None = None
         self._writer: Operation[Any] | None = None
         self._in_a_row = 0
+        self._doomed = 0
+        """How many receives are to wait without an attempt, which would find nothing."""
         self._closed = False
 
     def _failed(self, error: BaseException) -> Deferred[Any]:
@@ -259,6 +261,7 @@ class Operating:
             return
         if self._reader is operation:
             self._reader = None
+            self._doomed = 0
         if self._writer is operation:
             self._writer = None
         self._adjust()

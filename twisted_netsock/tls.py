@@ -187,6 +187,8 @@ class TLSDescriptor:
         if not self.handshaken:
             raise TLSError(reason="the handshake is not done: call handshake() first")
 
+    seen_by_poller = False
+
     @property
     def buffered(self) -> bool:
         """Bytes, or an end that came with some, wait here, where the poller cannot see them."""
