@@ -12,6 +12,7 @@ import ipaddress
 import resource
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import attrs
@@ -94,8 +95,11 @@ def raise_descriptor_limit(connections: int, *, only_check: bool = False) -> Non
 def _group(address: Any) -> str | None:
     """Return whom an address stands for when connections are counted; `None`: nobody."""
     host = getattr(address, "host", None)
-    if not isinstance(host, str):
-        return None
+    return _group_of(host) if isinstance(host, str) else None
+
+
+@lru_cache(maxsize=1024)
+def _group_of(host: str) -> str | None:
     try:
         parsed = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
