@@ -85,6 +85,8 @@ ORDER = [
     "parsers",
     "strings",
     "__init__",
+    "chibi_data",
+    "chibi_io",
     "chibi",
     "blocking",
     "contracts",

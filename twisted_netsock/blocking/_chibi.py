@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import chibi
 from ..addresses import Address, AddressInfo, SocketAddress
+from ..chibi_data import check_family, check_timeout
 from ._bridge import run, use
 from ._makers import make_client_socket
 from ._sockets import BlockingSocket
@@ -250,7 +251,7 @@ def send_non_blocking(
         SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
         SocketClosedError: As `send`.
     """
-    seconds = chibi.check_timeout(timeout)
+    seconds = check_timeout(timeout)
     return _within(seconds, lambda: send(socket, data, flags, addrinfo))
 
 
@@ -276,7 +277,7 @@ def receive_into(
         SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
         SocketClosedError: As `BlockingSocket.recv_into`.
     """
-    chibi.check_family(socket, addrinfo)
+    check_family(socket, addrinfo)
     return socket.recv_into(buffer, flags)
 
 
@@ -307,7 +308,7 @@ def receive_into_non_blocking(
         SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
         SocketClosedError: As `receive_into`.
     """
-    seconds = chibi.check_timeout(timeout)
+    seconds = check_timeout(timeout)
     return _within(seconds, lambda: receive_into(socket, buffer, flags, addrinfo))
 
 
@@ -331,7 +332,7 @@ def receive(
         SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
         SocketClosedError: As `BlockingSocket.recv`.
     """
-    chibi.check_family(socket, addrinfo)
+    check_family(socket, addrinfo)
     return socket.recv(n, flags)
 
 
@@ -363,7 +364,7 @@ def receive_non_blocking(
         SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
         SocketClosedError: As `receive`.
     """
-    seconds = chibi.check_timeout(timeout)
+    seconds = check_timeout(timeout)
     return _within(seconds, lambda: receive(socket, n, flags, addrinfo))
 
 
