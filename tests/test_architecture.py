@@ -61,6 +61,7 @@ ORDER = [
     "server_contexts",
     "reloading",
     "tls",
+    "tls_stages",
     "handshakes",
     "tls_sockets",
     "selecting",

@@ -24,7 +24,8 @@ from .proxy_headers import ProxyHeader
 from .proxying import send_header
 from .racing import Established, Race
 from .resolver import look_up
-from .tls import TLSDescriptor, handshake
+from .tls import TLSDescriptor
+from .tls_stages import handshake
 
 __all__ = ["Deadline", "connect"]
 

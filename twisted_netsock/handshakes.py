@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred, succeed
 from .arrivals import Arrival, Secure
 from .descriptors import Descriptor
 from .server_contexts import ServerContextFactory
-from .tls import TLSDescriptor, handshake
+from .tls import TLSDescriptor
+from .tls_stages import handshake
 
 __all__ = ["shaking_hands"]
 

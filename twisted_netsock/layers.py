@@ -37,7 +37,7 @@ from .layered_transports import (
 )
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory
-from .tls import handshake, say_goodbye
+from .tls_stages import handshake, say_goodbye
 from .transports import Transport
 
 __all__ = ["Layer", "LayerFactory"]

@@ -27,7 +27,8 @@ from .racing import Established
 from .readiness import Watch, poller_for
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
-from .tls import TLSDescriptor, say_goodbye
+from .tls import TLSDescriptor
+from .tls_stages import say_goodbye
 from .transports import TLSTransport, Transport
 
 __all__ = ["Gate", "ListeningPort", "make_transport"]

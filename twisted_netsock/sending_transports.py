@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 from .base_transports import BaseTransport
 from .descriptors import WANT_READ, Want, byte_view, set_linger_reset
 from .errors import SocketError, SocketWriteTimeoutError
-from .tls import TLSDescriptor, say_goodbye
+from .tls import TLSDescriptor
+from .tls_stages import say_goodbye
 
 __all__ = ["SendingTransport"]
 

@@ -17,14 +17,12 @@ import socket as _socket
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
 
 from .client_contexts import ClientContextFactory
 from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
 from .errors import (
     SocketClosedError,
     SocketConnectionLostError,
-    SocketConnectionTimeoutError,
     SocketError,
     TLSError,
     TLSHandshakeError,
@@ -32,9 +30,7 @@ from .errors import (
 )
 from .names import distinguished_name
 from .options import TLSSocketOptions
-from .readiness import Watch
 from .server_contexts import ServerContextFactory, quiet_context
-from .waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from cryptography import x509
     from typing_extensions import Buffer
 
-__all__ = ["TLSDescriptor", "handshake", "say_goodbye"]
+__all__ = ["TLSDescriptor"]
 
 _RECORD: Final = 16384
 """The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
@@ -500,64 +496,3 @@ def _explain(error: Exception) -> tuple[str | None, str]:
     reason = str(entries[-1][-1])
     matched = _ALERT.match(reason)
     return (matched["alert"] if matched else None), reason
-
-
-def handshake(
-    reactor: Any, watch: Watch, descriptor: TLSDescriptor, timeout: float | None
-) -> Deferred[None]:
-    """
-    Shake hands on *descriptor*.
-
-    Args:
-        reactor: For the time-out.
-        watch: The descriptor's, unused by others meanwhile.
-        descriptor: Stays open whatever happens; on failure it is the caller's to close.
-        timeout: Seconds, or `None` for no limit.
-
-    Returns:
-        `None`, when the handshake is done and the peer verified.
-
-    Errors:
-        CertificateVerificationError: We refused the peer's certificate.
-        TLSHandshakeError: Anything else that TLS did not like.
-        SocketConnectionLostError: The peer went away.
-        SocketConnectionTimeoutError: *timeout* passed; its stage is ``"handshake"``.
-
-    Cancelling:
-        Fails with `CancelledError`; the descriptor is good for nothing but closing.
-    """
-    # drive() reports a value that is no Want: None is the end of the handshake.
-    return drive(
-        reactor,
-        watch,
-        descriptor.try_handshake,
-        timeout=timeout,
-        timed_out=lambda: SocketConnectionTimeoutError("handshake"),
-    )
-
-
-def say_goodbye(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
-    """
-    End the connection in order and close *descriptor*.
-
-    Takes watch and descriptor over. Gives up after the `close_timeout` of the
-    descriptor's options.
-
-    Returns:
-        `None`, when the descriptor is closed; never fails.
-
-    Cancelling:
-        Closes at once.
-    """
-
-    def close(_: object) -> None:
-        watch.close()
-        descriptor.close()
-
-    return drive(
-        reactor,
-        watch,
-        descriptor.try_goodbye,
-        timeout=descriptor.options.close_timeout.total_seconds(),
-        timed_out=lambda: SocketConnectionTimeoutError("goodbye"),
-    ).addBoth(close)

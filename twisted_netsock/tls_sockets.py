@@ -20,7 +20,8 @@ from .readiness import Watch
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 from .sockets import Socket
-from .tls import TLSDescriptor, handshake, say_goodbye
+from .tls import TLSDescriptor
+from .tls_stages import handshake, say_goodbye
 
 if TYPE_CHECKING:
     pass

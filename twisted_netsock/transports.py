@@ -35,7 +35,8 @@ from .foreign_tls import ForeignTLS, check_context_factory
 from .options import SocketOptions
 from .sending_transports import SendingTransport
 from .server_contexts import ServerContextFactory
-from .tls import TLSDescriptor, handshake
+from .tls import TLSDescriptor
+from .tls_stages import handshake
 
 __all__ = ["ForeignTLSTransport", "IViewProtocol", "TLSTransport", "Transport"]
 

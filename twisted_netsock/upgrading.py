@@ -23,8 +23,9 @@ from .options import (
 )
 from .server_contexts import ServerContextFactory, server_records
 from .sockets import Socket
-from .tls import TLSDescriptor, handshake
+from .tls import TLSDescriptor
 from .tls_sockets import TLSSocket
+from .tls_stages import handshake
 from .waiting import drive
 
 __all__ = ["start_tls", "tls_factory"]

@@ -24,8 +24,9 @@ from ..proxy_headers import ProxyHeader
 from ..readiness import poller_for
 from ..server_contexts import ServerContextFactory, server_records
 from ..sockets import Socket
-from ..tls import TLSDescriptor, handshake
+from ..tls import TLSDescriptor
 from ..tls_sockets import TLSSocket
+from ..tls_stages import handshake
 from ..upgrading import tls_factory
 from ._bridge import Call, run
 from ._sockets import BlockingSocket, Taken, take

@@ -16,8 +16,9 @@ from ..options import SocketOptions, TLSSocketOptions
 from ..readiness import poller_for
 from ..server_contexts import ServerContextFactory
 from ..sockets import Socket
-from ..tls import TLSDescriptor, handshake, say_goodbye
+from ..tls import TLSDescriptor
 from ..tls_sockets import TLSSocket
+from ..tls_stages import handshake, say_goodbye
 from ._bridge import in_reactor, run, use
 from ._sockets import BlockingSocket
 
