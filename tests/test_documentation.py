@@ -58,6 +58,8 @@ reactor: Any = installed_reactor
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+CI = ROOT / ".ci" / "run"
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = [
     CONTRIBUTING,
@@ -475,3 +477,18 @@ def test_what_is_looked_for_can_be_found() -> None:
     assert _is_there("twist netsock relay")
     assert _is_there("twisted_netsock.chibi")
     assert _is_there("twisted_netsock.Socket.recv")
+
+
+def test_sessions_that_are_named_exist() -> None:
+    """In CONTRIBUTING, the workflow and what runs before a change lands."""
+    source = (ROOT / "noxfile.py").read_text()
+    sessions = set(re.findall(r"^@nox\.session\n.*?^def (\w+)", source, re.MULTILINE | re.DOTALL))
+    sessions |= set(re.findall(r'^@nox\.session\(name="([\w-]+)"', source, re.MULTILINE))
+    table = re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \|", CONTRIBUTING.read_text(), re.MULTILINE)
+    named = {name for row in table for name in _quoted(row)}
+    [matrix] = re.findall(r"session: \[(.*)\]", WORKFLOW.read_text())
+    named |= set(matrix.split(", "))
+    for line in re.findall(r"nox -s ([\w -]+?)(?: --|$)", CI.read_text(), re.MULTILINE):
+        named |= set(line.split())
+    assert len(named) > 8
+    assert named <= sessions
