@@ -80,7 +80,8 @@ ORDER = [
     "layered_transports",
     "layers",
     "layered_endpoints",
-    "endpoints",
+    "client_endpoints",
+    "server_endpoints",
     "agents",
     "authority",
     "parsers",
@@ -382,7 +383,7 @@ def test_no_module_installs_a_reactor_when_it_is_loaded():
 
 def test_all_public_names_together_install_no_reactor():
     loaded = loaded_by("from twisted_netsock import *")
-    assert "twisted_netsock.endpoints" in loaded
+    assert "twisted_netsock.client_endpoints" in loaded
     assert not loaded & {"twisted.internet.reactor", "crochet", "pytest"}
 
 

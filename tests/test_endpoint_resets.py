@@ -18,8 +18,8 @@ from twisted_netsock import (
     TLSError,
     client_endpoint,
 )
+from twisted_netsock.client_endpoints import _peer_name
 from twisted_netsock.descriptors import PlainDescriptor
-from twisted_netsock.endpoints import _peer_name
 from twisted_netsock.racing import Established
 from twisted_netsock.readiness import poller_for
 

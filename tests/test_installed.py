@@ -235,10 +235,10 @@ def test_twisted_finds_the_endpoint_strings(python):
     )
     assert (done.code, done.errors) == (0, "")
     assert done.output.splitlines() == [
-        "twisted_netsock.endpoints ClientEndpoint",
-        "twisted_netsock.endpoints ClientEndpoint",
-        "twisted_netsock.endpoints ServerEndpoint",
-        "twisted_netsock.endpoints ServerEndpoint",
+        "twisted_netsock.client_endpoints ClientEndpoint",
+        "twisted_netsock.client_endpoints ClientEndpoint",
+        "twisted_netsock.server_endpoints ServerEndpoint",
+        "twisted_netsock.server_endpoints ServerEndpoint",
     ]
 
 

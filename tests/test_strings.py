@@ -79,7 +79,7 @@ def test_looking_for_a_parser_loads_little():
         "import sys\n"
         "from twisted.plugins import netsock_endpoints\n"
         "loaded = [name for name in sys.modules if name.startswith(('OpenSSL', 'crochet'))\n"
-        "          or name in ('twisted.internet.reactor', 'twisted_netsock.endpoints')]\n"
+        "          or name in ('twisted.internet.reactor', 'twisted_netsock.client_endpoints')]\n"
         "assert not loaded, loaded\n"
         "assert netsock_endpoints.netsock.prefix == 'netsock'\n"
         "assert netsock_endpoints.netsock_tls.prefix == 'netsock-tls'\n"

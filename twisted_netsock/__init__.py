@@ -8,10 +8,8 @@ if TYPE_CHECKING:
     from .addresses import SocketAddress as SocketAddress
     from .agents import agent_endpoint_factory as agent_endpoint_factory
     from .client_contexts import client_context_factory as client_context_factory
-    from .endpoints import ClientEndpoint as ClientEndpoint
-    from .endpoints import ServerEndpoint as ServerEndpoint
-    from .endpoints import client_endpoint as client_endpoint
-    from .endpoints import server_endpoint as server_endpoint
+    from .client_endpoints import ClientEndpoint as ClientEndpoint
+    from .client_endpoints import client_endpoint as client_endpoint
     from .errors import CertificateVerificationError as CertificateVerificationError
     from .errors import HostNotFoundError as HostNotFoundError
     from .errors import NetsockError as NetsockError
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
     from .selecting import wait_readable as wait_readable
     from .selecting import wait_writable as wait_writable
     from .server_contexts import server_context_factory as server_context_factory
+    from .server_endpoints import ServerEndpoint as ServerEndpoint
+    from .server_endpoints import server_endpoint as server_endpoint
     from .sockets import Socket as Socket
     from .tls_sockets import TLSSocket as TLSSocket
     from .upgrading import start_tls as start_tls
@@ -59,14 +59,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "AddressInfo": "addresses",
     "CertificateVerificationError": "errors",
-    "ClientEndpoint": "endpoints",
+    "ClientEndpoint": "client_endpoints",
     "HostNotFoundError": "errors",
     "NetsockError": "errors",
     "ProxyHeader": "proxy_headers",
     "ProxyHeaderError": "errors",
     "ProxyTLS": "proxy_tlvs",
     "ProxyTLV": "proxy_tlvs",
-    "ServerEndpoint": "endpoints",
+    "ServerEndpoint": "server_endpoints",
     "ServerTLSSocketOptions": "options",
     "Socket": "sockets",
     "SocketAddress": "addresses",
@@ -92,7 +92,7 @@ _HOMES = {
     "VerifyResult": "options",
     "agent_endpoint_factory": "agents",
     "client_context_factory": "client_contexts",
-    "client_endpoint": "endpoints",
+    "client_endpoint": "client_endpoints",
     "is_server_tls_socket_options": "options",
     "is_socket_options": "options",
     "is_tls_socket_options": "options",
@@ -101,7 +101,7 @@ _HOMES = {
     "make_server_socket": "makers",
     "make_server_tls_socket": "makers",
     "server_context_factory": "server_contexts",
-    "server_endpoint": "endpoints",
+    "server_endpoint": "server_endpoints",
     "socket_options_to_client_socket": "makers",
     "start_tls": "upgrading",
     "wait_readable": "selecting",

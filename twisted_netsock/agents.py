@@ -15,7 +15,7 @@ from twisted.web.error import SchemeNotSupported
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from .endpoints import ClientEndpoint, client_endpoint
+from .client_endpoints import ClientEndpoint, client_endpoint
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,

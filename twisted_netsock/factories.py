@@ -1,10 +1,10 @@
-"""What endpoints tell the factories of protocols."""
+"""What client and server endpoints share: what they tell factories, and of themselves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["start_factory", "stop_factory"]
+__all__ = ["place_of", "start_factory", "stop_factory"]
 
 
 def start_factory(factory: Any) -> None:
@@ -19,3 +19,11 @@ def stop_factory(factory: Any) -> None:
     stop = getattr(factory, "doStop", None)
     if stop is not None:
         stop()
+
+
+def place_of(node: str | None, service: str | int | None, inner: object) -> str:
+    """Return what an endpoint is for, as its text form shows it."""
+    if inner is not None:
+        return f"over {inner!r}" if node is None else f"{node!r} over {inner!r}"
+    host = "*" if node is None else repr(node)
+    return host if service is None else f"{host} {service!r}"

@@ -17,7 +17,8 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 if TYPE_CHECKING:
-    from .endpoints import ClientEndpoint, ServerEndpoint
+    from .client_endpoints import ClientEndpoint
+    from .server_endpoints import ServerEndpoint
 
 __all__ = ["EndpointParser"]
 

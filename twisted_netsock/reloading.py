@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-__all__ = ["FileWatch", "Reloadable", "Reloader"]
+__all__ = ["FileWatch", "Reloadable", "Reloader", "watch_files"]
 
 Built = TypeVar("Built")
 
@@ -110,3 +110,10 @@ class FileWatch:
         """Look no more; may be called again."""
         if self._timer.active():
             self._timer.cancel()
+
+
+def watch_files(
+    reactor: Any, reloader: Reloader | None, seconds: float, where: str
+) -> FileWatch | None:
+    """Return a watch on the files of *reloader*, or `None` where there are none."""
+    return None if reloader is None else FileWatch(reactor, reloader, seconds, where)

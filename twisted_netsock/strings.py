@@ -19,7 +19,7 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 
 from ._validation import duration_text, shortened
 from .activation import activated_sockets
-from .endpoints import ClientEndpoint, ServerEndpoint, client_endpoint, server_endpoint
+from .client_endpoints import ClientEndpoint, client_endpoint
 from .names import is_ip_address
 from .options import (
     ServerTLSSocketOptions,
@@ -27,6 +27,7 @@ from .options import (
     TLSSocketOptions,
     record_fields,
 )
+from .server_endpoints import ServerEndpoint, server_endpoint
 
 __all__ = ["parse_client", "parse_server"]
 

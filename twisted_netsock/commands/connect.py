@@ -15,7 +15,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..endpoints import client_endpoint
+from ..client_endpoints import client_endpoint
 from ..errors import SocketConnectionTimeoutError
 from ..options import SocketOptions
 from ..transports import TLSTransport, Transport

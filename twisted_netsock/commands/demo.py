@@ -17,8 +17,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from ..authority import CertificateAuthority, IssuedCertificate
-from ..endpoints import client_endpoint, server_endpoint
+from ..client_endpoints import client_endpoint
 from ..options import ServerTLSSocketOptions
+from ..server_endpoints import server_endpoint
 from .relay import RelayService
 
 __all__ = ["make_demonstration"]

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint
 
-from ..endpoints import ClientEndpoint, ServerEndpoint
+from ..client_endpoints import ClientEndpoint
 from ..errors import SocketBindError
+from ..server_endpoints import ServerEndpoint
 
 __all__ = ["is_local", "is_tls", "local_sockets"]
 

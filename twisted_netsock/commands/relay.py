@@ -17,9 +17,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..endpoints import ClientEndpoint, ServerEndpoint
+from ..client_endpoints import ClientEndpoint
 from ..listening_ports import ListeningPort
 from ..reloading import FileWatch
+from ..server_endpoints import ServerEndpoint
 from .access import Access
 from .limits import Limits
 from .relay_options import RelayOptions

@@ -13,8 +13,8 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.python import usage
 
 from .._validation import duration_text
-from ..endpoints import ServerEndpoint
 from ..options import ServerTLSSocketOptions
+from ..server_endpoints import ServerEndpoint
 from .access import KINDS, Access
 from .exposure import is_local, is_tls, local_sockets
 from .limits import Limits, default_connections, raise_descriptor_limit

@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..endpoints import ClientEndpoint
+from ..client_endpoints import ClientEndpoint
 from ..proxy_headers import ProxyHeader
 from ..proxy_tlvs import ProxyTLS, ProxyTLV
 from ..transports import IViewProtocol, Transport

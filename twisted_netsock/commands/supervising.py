@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..addresses import SocketAddress
-from ..endpoints import ServerEndpoint
+from ..server_endpoints import ServerEndpoint
 from .relay_options import Settings
 from .workers import FIRST_SOCKET, FROM_PARENT, HELD_SIGNALS, TO_PARENT, Lines, WorkerPlace
 

@@ -19,7 +19,7 @@ from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 
 from ..activation import adopted_sockets
-from ..endpoints import ServerEndpoint
+from ..server_endpoints import ServerEndpoint
 
 __all__ = ["FROM_PARENT", "TO_PARENT", "Channel", "Lines", "WorkerPlace"]
 

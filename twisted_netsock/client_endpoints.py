@@ -1,0 +1,257 @@
+"""
+The client endpoint of Twisted over the sockets of this package.
+
+Its transports shake hands before ``connectionMade``, and all their waits have limits.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import NoProtocol
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .addresses import SocketAddress, to_twisted_address
+from .client_contexts import client_context_factory
+from .connecting import connect
+from .contexts import negotiated_protocols
+from .errors import SocketConnectionLostError
+from .factories import place_of, start_factory, stop_factory
+from .layered_endpoints import (
+    check_inner_client,
+    connect_over,
+)
+from .listening_ports import make_transport
+from .opening import check_target
+from .options import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    require_client_flags,
+    require_reactor_mode,
+    require_record,
+    require_stream,
+)
+from .proxy_headers import ProxyHeader
+from .proxying import check_header
+from .racing import Established
+from .readiness import poller_for
+from .reloading import FileWatch, Reloader, watch_files
+
+__all__ = ["ClientEndpoint", "client_endpoint"]
+
+
+@implementer(IStreamClientEndpoint)
+class ClientEndpoint:
+    """Where to connect to, and how. Made by `client_endpoint`."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        node: str,
+        service: str | int | None,
+        options: SocketOptions,
+        inner: IStreamClientEndpoint | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._inner = inner
+        self._node = node
+        self._service = service
+        self._options = options
+        self._header: ProxyHeader | None = None
+        self._context_factory = (
+            client_context_factory(options, node)
+            if isinstance(options, TLSSocketOptions)
+            else None
+        )
+        self._reloader = (
+            None if self._context_factory is None else Reloader(reactor, self._context_factory)
+        )
+
+    def reload(self) -> Deferred[None]:
+        """
+        Read certificates, keys and trusted certificates again, for connections to come.
+
+        Everything else is as for `ServerEndpoint.reload`.
+        """
+        return succeed(None) if self._reloader is None else self._reloader.reload()
+
+    @property
+    def options(self) -> SocketOptions:
+        """The record that it was made with."""
+        return self._options
+
+    @property
+    def node(self) -> str:
+        """What it connects to: a name, an address or a path."""
+        return self._node
+
+    @property
+    def place(self) -> str:
+        """Node and service, for log lines."""
+        return place_of(self._node, self._service, self._inner)
+
+    def watch_files(self, seconds: float) -> FileWatch | None:
+        """Do as `ServerEndpoint.watch_files`."""
+        return watch_files(self._reactor, self._reloader, seconds, self.place)
+
+    def on_behalf_of(self, header: ProxyHeader) -> ClientEndpoint:
+        """
+        Return an endpoint that connects as this one does, and sends *header* first.
+
+        For a proxy, which tells with it whose connection it passes on: an endpoint
+        for each. Without it, the PROXY header has the connection's own addresses.
+
+        Raises:
+            TypeError: *header* is no `ProxyHeader`.
+            ValueError: The options have no `proxy_protocol`, or that version
+                cannot tell what is in *header*.
+        """
+        check_header(self._options, header)
+        other = copy(self)
+        other._header = header
+        return other
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """
+        Connect, and build a protocol when the connection stands.
+
+        Args:
+            protocolFactory: Builds the protocol. If it negotiates protocols
+                (``IProtocolNegotiationFactory``), they are offered through ALPN.
+
+        Returns:
+            The protocol, connected; on TLS after the verified handshake.
+
+        Errors:
+            NoProtocol: The factory built none; the connection is closed.
+            HostNotFoundError, SocketConnectionError, TLSHandshakeError,
+            CertificateVerificationError: As `make_client_tls_socket`.
+            Anything that the inner endpoint fails with, if there is one.
+
+        Cancelling:
+            Fails with `CancelledError` at every stage, and leaves nothing behind.
+        """
+        if self._inner is not None:
+            assert isinstance(self._options, TLSSocketOptions)
+            assert self._context_factory is not None
+            return connect_over(
+                self._reactor, self._inner, protocolFactory, self._options, self._context_factory
+            )
+        factory: Any = protocolFactory
+        protocols = negotiated_protocols(factory)
+        start_factory(factory)
+
+        def connected(established: Established) -> Any:
+            return self._attach(established, factory)
+
+        def failed(failure: Failure) -> Failure:
+            stop_factory(factory)
+            return failure
+
+        return connect(
+            self._reactor,
+            self._node,
+            self._service,
+            self._options,
+            self._context_factory,
+            protocols,
+            self._header,
+        ).addCallbacks(connected, failed)
+
+    def _attach(self, established: Established, factory: Any) -> Any:
+        sock = established.descriptor.sock
+        try:
+            peer = to_twisted_address(SocketAddress.of(sock.family, _peer_name(established)))
+            protocol = factory.buildProtocol(peer)
+            if protocol is None:
+                raise NoProtocol  # noqa: TRY301 - the clean-up below is for it, too
+            transport = make_transport(
+                self._reactor, established, self._options, peer, is_client=True
+            )
+        except BaseException:
+            established.close()
+            stop_factory(factory)
+            raise
+        transport.attach(protocol, lambda: stop_factory(factory))
+        return protocol
+
+    def __repr__(self) -> str:
+        where = place_of(self._node, self._service, self._inner)
+        told = "" if self._header is None else f" on behalf of {self._header.source}"
+        return f"<ClientEndpoint {where}{told} {self._options!r}>"
+
+
+def _peer_name(established: Established) -> Any:
+    """
+    Return the native address of the peer.
+
+    Raises:
+        SocketError: It has reset the connection already, as a TLS 1.3 server may that
+            misses a certificate: the client's handshake is over when it finds out. The
+            error is what it has said, if it has.
+    """
+    try:
+        return established.descriptor.sock.getpeername()
+    except OSError:
+        # Raises what the peer has said; whatever else there is to read is lost.
+        established.descriptor.try_recv(1)
+        raise SocketConnectionLostError from None
+
+
+def client_endpoint(
+    reactor: Any,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions | None = None,
+    *,
+    endpoint: IStreamClientEndpoint | None = None,
+) -> ClientEndpoint:
+    """
+    Make a client endpoint, plain or TLS by the class of *options*.
+
+    Args:
+        reactor: Provides ``IReactorFDSet``, unless there is an *endpoint*.
+        node: A host name, a numeric address, or (``AF_UNIX``) a path.
+        service: A service's name or a port; `None` with ``AF_UNIX``.
+        options: A `SocketOptions` or `TLSSocketOptions`, whose files are read now;
+            plain defaults if `None`.
+        endpoint: Makes the connections that TLS is spoken on. *node* is the name
+            to verify then, *service* is `None`, and *options* are a
+            `TLSSocketOptions` that says nothing of sockets and addresses.
+
+    Returns:
+        An ``IStreamClientEndpoint``, for any number of connections.
+
+    Raises:
+        TypeError: *options* is a server's record, or no record; or *reactor*
+            cannot wait for sockets; or *endpoint* is none, or *options* are
+            plain with it.
+        ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set;
+            *service* or an option contradicts *endpoint*; *non_blocking* or
+            *handshake* is `False`; *proxy_protocol* is ``"any"``; or a
+            certificate, key or name cannot be used.
+    """
+    record = require_record(
+        SocketOptions() if options is None else options,
+        SocketOptions,
+        ServerTLSSocketOptions,
+        "for a server use server_endpoint",
+    )
+    require_reactor_mode(record)
+    require_client_flags(record)
+    if endpoint is not None:
+        check_inner_client(endpoint, node, service, record)
+        return ClientEndpoint(reactor, node, None, record, endpoint)
+    check_target(node, service, record)
+    require_stream(record, "endpoints are")
+    poller_for(reactor)
+    return ClientEndpoint(reactor, node, service, record)
