@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from faults import FAULTS, GARBAGE, LOOPBACK, misbehaving_server
 from protocols import full_listener, resolving, server_context
+from twisted.internet import reactor
 from ways_in import ASKING, EndedByRelayError
 
 from twisted_netsock import (
@@ -192,3 +193,36 @@ async def test_a_look_up_that_takes_its_time_does_not_fail(way):
     async with misbehaving_server("connected", "end", None) as port:
         with resolving({"late.invalid": [LOOPBACK]}, delay=0.1):
             assert await ASKING[way]("late.invalid", port, SocketOptions()) == b""
+
+
+HUGE = {"huge.invalid": [f"127.1.{n >> 8}.{n & 255}" for n in range(10_000)]}
+MOST_TEXT = 2000
+
+
+@pytest.mark.parametrize("way", ["socket", "relay"])
+async def test_ten_thousand_addresses_are_all_tried_and_told_in_few_words(
+    way, taken_port, log_lines
+):
+    with resolving(HUGE):
+        error = await failure_of(way, "huge.invalid", taken_port, SocketOptions())
+    check(way, error, SocketConnectionRefusedError, "unreachable")
+    if way == "socket":
+        assert len(error.attempts) == len(HUGE["huge.invalid"])
+        assert "127.1.0.0" in str(error)
+        assert f"and {len(error.attempts) - 8} more" in str(error)
+    assert max(map(len, [str(error), *log_lines])) < MOST_TEXT
+
+
+async def test_addresses_that_fail_at_once_leave_the_reactor_its_turns(taken_port):
+    def tick() -> None:
+        ticks.append(None)
+        timers[0] = reactor.callLater(0, tick)
+
+    ticks: list[None] = []
+    timers = [reactor.callLater(0, tick)]
+    options = SocketOptions(local_address=(LOOPBACK, taken_port))
+    with resolving(HUGE):
+        error = await failure_of("socket", "huge.invalid", 80, options)
+    timers[0].cancel()
+    assert isinstance(error, SocketBindError)
+    assert len(ticks) > 100

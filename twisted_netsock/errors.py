@@ -47,6 +47,9 @@ __all__ = [
     "TLSTruncatedError",
 ]
 
+_MOST_TOLD = 8
+"""How many attempts a message tells of; a name may have thousands of addresses."""
+
 _LEFT_BEHIND = frozenset({"certificate", "socket"})
 """Attributes that are `None` in a copy or a pickle of an error: they cannot be copied."""
 
@@ -177,7 +180,10 @@ class SocketConnectionError(SocketError, _error.ConnectError):
         SocketError.__init__(self, socket, errno, strerror)
 
     def __str__(self) -> str:
-        tried = "; ".join(f"{address}: {why}" for address, why in self.attempts)
+        tried = "; ".join(f"{address}: {why}" for address, why in self.attempts[:_MOST_TOLD])
+        more = len(self.attempts) - _MOST_TOLD
+        if more > 0:
+            tried += f"; and {more} more"
         head = SocketError.__str__(self)
         return f"{head} (tried {tried})" if tried else head
 

@@ -30,6 +30,9 @@ __all__ = ["ATTEMPT_DELAY", "Established", "Race"]
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between two attempts: the recommendation of RFC 8305, section 5."""
 
+_MOST_IN_A_ROW: Final = 64
+"""Attempts that fail at once, before others on the reactor get their turn."""
+
 # What an address gives that could not even be tried from here.
 _NO_ROUTE: Final = frozenset(
     {
@@ -85,7 +88,12 @@ class Race:
     def _next(self) -> None:
         """Begin with the next address, and go on with those that fail at once."""
         self._stop_timer()
+        in_a_row = 0
         while self._waiting and not self._over:
+            if in_a_row == _MOST_IN_A_ROW:
+                self._timer = self._reactor.callLater(0, self._after_delay)
+                return
+            in_a_row += 1
             info = self._waiting.pop(0)
             assert info.address is not None
             try:
