@@ -12,7 +12,6 @@ import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from peers import PEER_SECONDS, in_thread
 
@@ -54,7 +53,13 @@ def raw(tls: ssl.SSLSocket) -> socket.socket:
 
 
 class Flights:
-    """One side of a handshake in memory: what it says is sent as the test likes."""
+    """
+    One side of TLS in memory: what it says is sent as the test likes.
+
+    Attributes:
+        done: Its part of the handshake is.
+        pending: What it has received.
+    """
 
     def __init__(self, context: ssl.SSLContext, *, server: bool) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -64,12 +69,26 @@ class Flights:
             server_side=server,
             server_hostname=None if server else "localhost",
         )
+        self.done = False
+        self.pending = b""
 
     def after(self, data: bytes) -> bytes:
         """Take what the peer has said, and return what there is to answer."""
         self._incoming.write(data)
-        with contextlib.suppress(ssl.SSLWantReadError):
-            self._tls.do_handshake()
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            if not self.done:
+                self._tls.do_handshake()
+                self.done = True
+            while piece := self._tls.read(65536):
+                self.pending += piece
+        return self._outgoing.read()
+
+    def records(self, data: bytes, *, end: bool = False) -> bytes:
+        """Return *data* as the peer is to get it, and close_notify if it is the *end*."""
+        self._tls.write(data)
+        if end:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._tls.unwrap()
         return self._outgoing.read()
 
 
@@ -159,45 +178,48 @@ def good_client(port: int, context: ssl.SSLContext | None, header: bytes = b"") 
         return got
 
 
-def bad_client(
+def reached(
+    stack: contextlib.ExitStack,
     port: int,
     stage: str,
-    fault: str,
     context: ssl.SSLContext | None,
-    over: threading.Event,
     header: bytes = b"",
-) -> None:
-    """Connect, say *header*, and do *fault* at *stage*; without *context* in plain text."""
-    sock = socket.create_connection((LOOPBACK, port), PEER_SECONDS)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(sock)
-        sock.sendall(header)
-        if stage == "connected":
-            if context is not None:
-                tls = context.wrap_socket(sock, server_hostname="localhost")
-                sock = stack.enter_context(tls)
-            sock.sendall(QUESTION)
-            assert sock.recv(100) == ANSWER
-            if isinstance(sock, ssl.SSLSocket):
-                sock = stack.enter_context(raw(sock))
-        elif stage != "before ClientHello":
-            assert context is not None
-            client = Flights(context, server=False)
-            hello = client.after(b"")
-            sock.sendall(hello[: len(hello) // 2] if stage == "in ClientHello" else hello)
-            if stage == "in the handshake":
-                finish = b""
-                while not finish:
-                    finish = client.after(sock.recv(65536))
-                sock.sendall(finish[: len(finish) // 2])
-        misbehave(sock, fault, over)
+) -> socket.socket:
+    """Connect, say *header*, and get to *stage*; without *context* in plain text."""
+    sock = stack.enter_context(socket.create_connection((LOOPBACK, port), PEER_SECONDS))
+    sock.sendall(header)
+    if stage == "connected":
+        if context is not None:
+            sock = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+        sock.sendall(QUESTION)
+        assert sock.recv(100) == ANSWER
+        if isinstance(sock, ssl.SSLSocket):
+            sock = stack.enter_context(raw(sock))
+    elif stage != "before ClientHello":
+        assert context is not None
+        client = Flights(context, server=False)
+        hello = client.after(b"")
+        sock.sendall(hello[: len(hello) // 2] if stage == "in ClientHello" else hello)
+        if stage == "in the handshake":
+            finish = b""
+            while not finish:
+                finish = client.after(sock.recv(65536))
+            sock.sendall(finish[: len(finish) // 2])
+    return sock
 
 
 @asynccontextmanager
-async def misbehaving_client(*arguments: Any, **fields: Any) -> AsyncIterator[None]:
-    """Run a `bad_client`, which does nothing more when its fault is done."""
+async def misbehaving_client(
+    port: int, stage: str, fault: str, context: ssl.SSLContext | None, header: bytes = b""
+) -> AsyncIterator[None]:
+    """Run a client that does *fault* at *stage*, and then nothing more."""
     over = threading.Event()
-    running = in_thread(lambda: bad_client(*arguments, over=over, **fields))
+
+    def run() -> None:
+        with contextlib.ExitStack() as stack:
+            misbehave(reached(stack, port, stage, context, header), fault, over)
+
+    running = in_thread(run)
     try:
         yield
     finally:
