@@ -20,7 +20,7 @@ from typing import Any, Final
 from twisted.python import threadable
 
 from ..descriptors import WANT_READ, Want
-from ..errors import SocketConnectionLostError
+from ..errors import SocketConnectionLostError, SocketError
 
 __all__ = ["Waiter", "check_thread", "current_waiter", "wake_all"]
 
@@ -49,7 +49,11 @@ class Waiter:
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
-        self._reading, self._writing = _open_alarm()
+        self._reading = self._writing = -1
+        try:
+            self._reading, self._writing = _open_alarm()
+        except OSError as error:
+            raise SocketError(errno=error.errno, strerror=error.strerror) from None
         self._prepared: tuple[int, int, Any] = (-1, 0, None)
         self.limit: Deadline | None = None
         """When the call that is under way gives up, whatever its socket says."""
@@ -106,7 +110,7 @@ class Waiter:
                     pass
 
     def __del__(self) -> None:
-        for number in {self._reading, self._writing}:
+        for number in {self._reading, self._writing} - {-1}:
             os.close(number)
 
 
@@ -188,15 +192,16 @@ def hook_end() -> None:
     """Have the end noticed: there is somebody to wake then."""
     if _end.hooked:
         return
+    # Executors have their threads joined in a hook of this kind, too, and those run in
+    # reverse order; threads of other kinds are joined after all hooks. The import fails
+    # where no descriptor is left: the next call tries again.
+    import concurrent.futures.thread
+
+    assert concurrent.futures.thread
     with _end.lock:
         if _end.hooked:
             return
         _end.hooked = True
-    # Executors have their threads joined in a hook of this kind, too, and those run in
-    # reverse order; threads of other kinds are joined after all hooks.
-    import concurrent.futures.thread
-
-    assert concurrent.futures.thread
     register: Callable[..., object] = getattr(threading, "_register_atexit", atexit.register)
     try:
         register(_end)
@@ -211,6 +216,7 @@ def current_waiter() -> Waiter:
 
     Raises:
         RuntimeError: This is the reactor's thread, which must never block.
+        SocketError: There is no descriptor left for what wakes the thread.
     """
     try:
         waiter: Waiter = _state.threads.waiter
