@@ -110,6 +110,10 @@ class Child:
             while client.recv(1024):
                 pass
 
+    def send_signal(self, number: int) -> None:
+        """Send the signal *number*."""
+        self._process.send_signal(number)
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send the signal *number*, and return the exit status: negative for a signal."""
         if self.running:
