@@ -73,7 +73,7 @@ async def test_an_error_of_whoever_it_is_delivered_to_is_logged(logged_errors):
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_a_port_leaves_what_is_too_much_to_the_kernel(tls, authority, monkeypatch):
-    monkeypatch.setattr("twisted_netsock.listening_ports._MOST_ARRIVALS", 3)
+    monkeypatch.setattr("twisted_netsock.arrivals.MOST_ARRIVALS", 3)
     kind = Kind(authority, tls=tls)
     servers = Protocols()
     async with listening(kind.server(proxy_protocol="v1"), servers) as port:
@@ -98,8 +98,8 @@ async def test_closing_gives_no_room(log_lines):
         SocketOptions(proxy_protocol="any"),
         lambda *_: None,
         lambda: rooms.append(True),
-        most=1,
     )
+    arrivals.most = 1
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)

@@ -26,7 +26,6 @@ from twisted_netsock import (
     start_tls,
     wait_readable,
 )
-from twisted_netsock.arrivals import MOST_ARRIVALS
 from twisted_netsock.testing import CertificateAuthority
 
 SOURCE, DESTINATION = ("192.0.2.1", 56324), ("192.0.2.2", 443)
@@ -205,12 +204,13 @@ async def test_mute_peers_hold_up_nobody(makers):
             client.abort()
 
 
-async def test_the_number_of_connections_on_the_way_is_bounded(makers):
+async def test_the_number_of_connections_on_the_way_is_bounded(makers, monkeypatch):
     """The others stay with the kernel, until one of these has ended."""
+    monkeypatch.setattr("twisted_netsock.arrivals.MOST_ARRIVALS", 64)
     async with await makers.listen(backlog=512) as listener:
         accepting = listener.accept()
         with contextlib.ExitStack() as stack:
-            first, *mute = [stack.enter_context(raw(listener)) for _ in range(MOST_ARRIVALS)]
+            first, *mute = [stack.enter_context(raw(listener)) for _ in range(64)]
             connecting = makers.connect(listener)
             await turns(10)
             assert not accepting.called

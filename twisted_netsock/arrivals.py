@@ -27,7 +27,8 @@ from .readiness import Watch, poller_for
 
 __all__ = ["Arrival", "Arrivals"]
 
-MOST_ARRIVALS: Final = 128
+MOST_ARRIVALS: Final = 1024
+"""Mute peers hold these places for the whole `handshake_timeout`, so there are many."""
 
 _PLAIN_SECONDS: Final = 10.0
 """Time for the PROXY header on plain servers; on TLS `handshake_timeout` covers it."""
@@ -93,7 +94,7 @@ class Arrivals:
 
     Attributes:
         failed: How many have failed on the way.
-        most: How many may be on the way at a time.
+        most: How many may be on the way at a time; 1024 unless changed.
     """
 
     def __init__(
@@ -104,7 +105,6 @@ class Arrivals:
         room: Callable[[], None],
         *,
         secure: Secure | None = None,
-        most: int = MOST_ARRIVALS,
         admit: Callable[[SocketAddress], bool] | None = None,
         gone: Callable[[], None] | None = None,
     ) -> None:
@@ -118,7 +118,6 @@ class Arrivals:
                 descriptor, which it owns then.
             room: Called when there is room again after `full`.
             secure: Shakes hands, on TLS.
-            most: How many at a time.
             admit: Asked about the peer of each, which a PROXY header may have
                 told; one that is not admitted is closed.
             gone: Called for each connection that is closed on the way.
@@ -130,7 +129,7 @@ class Arrivals:
         self._secure = secure
         self._admit = admit
         self._gone = gone
-        self.most = most
+        self.most = MOST_ARRIVALS
         self._running: dict[Arrival, Deferred[Any]] = {}
         self._closed = False
         self.failed = 0

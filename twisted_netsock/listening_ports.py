@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket as _socket
 from socket import SOCK_STREAM
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IListeningPort
@@ -32,8 +32,6 @@ from .tls_stages import say_goodbye
 from .transports import TLSTransport, Transport
 
 __all__ = ["Gate", "ListeningPort", "make_transport"]
-
-_MOST_ARRIVALS: Final = 1024
 
 _log = Logger()
 
@@ -132,7 +130,6 @@ class ListeningPort:
                     if context_factory is None
                     else shaking_hands(reactor, context_factory, negotiated_protocols(factory))
                 ),
-                most=_MOST_ARRIVALS,
                 admit=self._admits,
                 gone=self._left,
             )

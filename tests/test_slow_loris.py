@@ -1,0 +1,67 @@
+"""
+Thousands of connections that never get through handshake or header hold up nobody for long.
+
+They wait while a server has as many on the way as it takes, then in the kernel's queue,
+and are closed when their time is over: so the good ones behind them get their turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from faults import ANSWER, LOOPBACK, Flights, good_client
+from peers import in_thread, until
+from protocols import client_context
+from ways_in import SERVING
+
+MOST = 2000
+GOOD = 50
+HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n"
+LIMIT = timedelta(seconds=1)
+
+
+@pytest.fixture
+def room() -> Iterator[int]:
+    """How many bad connections there may be: two descriptors each, and some apart."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = before
+    needed = 2 * (MOST + 2 * GOOD) + 500
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield MOST if soft >= needed else (soft - 500) // 2 - 2 * GOOD
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def lorises(stack: contextlib.ExitStack, port: int, count: int, begun: list[bytes]) -> None:
+    """Connect *count* times, and say one or another of *begun*, and nothing more."""
+    for number in range(count):
+        sock = stack.enter_context(socket.socket())
+        sock.setblocking(False)
+        sock.connect_ex((LOOPBACK, port))
+        with contextlib.suppress(OSError):
+            sock.send(begun[number % len(begun)])
+
+
+@pytest.mark.parametrize("way", SERVING)
+async def test_they_do_not_keep_good_clients_from_their_answers(way, room, authority):
+    context = client_context(authority)
+    options = authority.server_options(
+        proxy_protocol="v1", handshake_timeout=LIMIT, backlog=4 * MOST
+    )
+    hello = Flights(context, server=False).after(b"")
+    begun = [b"", HEADER[:9], HEADER, HEADER + hello[:100]]
+    with contextlib.ExitStack() as stack:
+        async with SERVING[way](options) as served:
+            await in_thread(lorises, stack, served.port, room, begun)
+            good = [in_thread(good_client, served.port, context, HEADER) for _ in range(GOOD)]
+            answers = [await each for each in good]
+            assert answers == [ANSWER] * GOOD
+            await until(lambda: len(served.seen) == GOOD)
