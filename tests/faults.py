@@ -17,7 +17,7 @@ from peers import PEER_SECONDS, in_thread
 
 LOOPBACK = "127.0.0.1"
 QUESTION = b"is anybody there?"
-ANSWER = b"an answer"
+ANSWER = b"yes, what is it about?"
 GARBAGE = {
     "plain HTTP": b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" * 40,
     "noise": bytes(range(7, 256)) * 8,
