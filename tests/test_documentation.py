@@ -64,6 +64,7 @@ REFERENCE = ROOT / "docs" / "reference"
 PAGES = [
     CONTRIBUTING,
     README,
+    ROOT / "SECURITY.md",
     *(page for page in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in page.parts),
 ]
 

@@ -101,7 +101,7 @@ def test_the_sdist_holds_the_source_and_nothing_that_was_made(built):
         "twisted",
         "twisted_netsock",
     }
-    assert required <= tops <= required | {"CHANGELOG.md", "noxfile.py"}
+    assert required <= tops <= required | {"CHANGELOG.md", "SECURITY.md", "noxfile.py"}
     assert package_files() | PLUGINS <= built.sdist_names
     assert f"tests/{Path(__file__).name}" in built.sdist_names
     made = re.compile(r"__pycache__|\.py[co]$|dropin\.cache|\.coverage|_build/|\.pytest_cache")
