@@ -60,6 +60,7 @@ ORDER = [
     "client_contexts",
     "server_contexts",
     "reloading",
+    "handshake_records",
     "tls",
     "tls_stages",
     "handshakes",

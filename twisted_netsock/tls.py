@@ -28,6 +28,7 @@ from .errors import (
     TLSHandshakeError,
     TLSTruncatedError,
 )
+from .handshake_records import HandshakeRecords
 from .names import distinguished_name
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory, quiet_context
@@ -77,6 +78,7 @@ class TLSDescriptor:
         "_kept",
         "_maybe_refused",
         "_read_shut",
+        "_records",
         "_untold",
         "_write_shut",
         "connection",
@@ -96,9 +98,12 @@ class TLSDescriptor:
     ) -> None:
         self.sock = sock
         self.options: TLSSocketOptions = factory.options
+        self._records: HandshakeRecords | None = None
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
             self.connection = factory.connection(sock, protocols, place)
+            if isinstance(sock, _socket.socket):
+                self._records = HandshakeRecords(self.connection, sock)
         else:
             self.is_client = False
             self.connection = factory.connection(sock, protocols)
@@ -124,7 +129,13 @@ class TLSDescriptor:
         if self.handshaken:
             return None
         try:
-            self.connection.do_handshake()
+            if self._records is None:
+                self.connection.do_handshake()
+            else:
+                want = self._records.carry_on()
+                if want is not None:
+                    return want
+                self._records = None
         except SSL.WantReadError:
             return WANT_READ
         except SSL.WantWriteError:
@@ -153,6 +164,8 @@ class TLSDescriptor:
         if verification.failure is not None:
             failure: SocketError = verification.failure
             return failure
+        if isinstance(error, SocketError):
+            return error
         if isinstance(error, SSL.SysCallError):
             if error.args[0] == -1:
                 return SocketConnectionLostError(

@@ -1,0 +1,366 @@
+"""Peers that forge the records and messages of TLS, at each stage, against both sides of ours."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import forgers
+import pytest
+from forgers import (
+    ALERT,
+    APPLICATION_DATA,
+    CHANGE_CIPHER_SPEC,
+    END,
+    FATAL,
+    HANDSHAKE,
+    HEARTBEAT,
+    NO_RENEGOTIATION,
+    USER_CANCELED,
+    WARNING,
+    Forge,
+    Forger,
+    alert,
+    flooded,
+    led_by,
+    message,
+    record,
+    replaced_by,
+    with_header,
+    with_message_kind,
+    with_message_size,
+)
+from protocols import LOOPBACK, Protocols, Recorder, listening
+from stream_helpers import (
+    LONGEST,
+    finished,
+    in_thread,
+    noise,
+    python_client_context,
+    python_server_context,
+    read_exactly,
+    soon,
+    together,
+    turns,
+    until,
+)
+from twisted.internet import reactor
+
+from twisted_netsock import (
+    SocketConnectionLostError,
+    TLSError,
+    TLSHandshakeError,
+    client_endpoint,
+    make_client_tls_socket,
+    make_server_tls_socket,
+)
+from twisted_netsock.testing import CertificateAuthority
+
+WORD = b"a word"
+OURS = (TLSError, SocketConnectionLostError)
+FLOOD = 64_000_000
+"""Bytes, many times what the kernel buffers: who is not refused sends them all."""
+
+EMPTY = [record(kind, b"") for kind in (HANDSHAKE, ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC)]
+
+FORGERIES: dict[str, Forge] = {
+    "a record of a kind that there is not": led_by(record(99, b"data")),
+    "a heartbeat": led_by(record(HEARTBEAT, b"\1\x40\0" + bytes(16))),
+    "data in plain text": led_by(record(APPLICATION_DATA, b"an injected word")),
+    "a word that is no record": replaced_by(b"GET / HTTP/1.0\r\n\r\n"),
+    "noise": replaced_by(noise(5000)),
+    "nothing": replaced_by(END),
+    "SSLv2": replaced_by(b"\x80\x2e\x01\x00\x02" + bytes(41)),
+    "a record that says it is larger than any": with_header(size=0xFFFF),
+    "a record that says it is longer": with_header(size=0x3FFF),
+    "a record that says it is shorter": with_header(size=3),
+    "a record of half a message, and the end": forgers.without_end,
+    "a record of another kind": with_header(kind=APPLICATION_DATA),
+    "a record of another protocol": with_header(version=0x0909),
+    "a message that says it is longer": with_message_size(1),
+    "a message that says it is shorter": with_message_size(-1),
+    "a message that says it is 16 MB long": replaced_by(message(11, noise(50), 2**24 - 1), END),
+    "a message of a kind that there is not": with_message_kind(77),
+    "an empty message": led_by(message(1, b"")),
+    "messages in the reverse order": lambda flight: [*flight[::-1], END],
+    "the first record left out": forgers.first_left_out,
+    "the last record left out": forgers.last_left_out,
+    "the last byte changed": forgers.last_spoilt,
+    "the first record twice": forgers.first_twice,
+    "the whole flight twice": forgers.all_twice,
+    "Finished at once": led_by(message(20, bytes(12))),
+    "a request to begin anew": led_by(message(0, b"")),
+    "a ticket": led_by(message(4, noise(60))),
+    "new keys": led_by(message(24, b"\1")),
+    "a certificate": led_by(message(11, b"\0\0\0")),
+    "a fatal alert": led_by(alert(FATAL, 40)),
+    "the end, said in plain text": led_by(alert(WARNING, 0)),
+    "half an alert": led_by(record(ALERT, b"\1")),
+    "an alert that is too long": led_by(record(ALERT, bytes(500))),
+    "a change of ciphers that is none": led_by(record(CHANGE_CIPHER_SPEC, b"\2")),
+    "a flood of warnings": flooded(alert(WARNING, USER_CANCELED), FLOOD),
+    "a flood of refusals to renegotiate": flooded(alert(WARNING, NO_RENEGOTIATION), FLOOD),
+    "a flood of empty records": flooded(EMPTY[0], FLOOD),
+    "a flood of empty records of each kind": flooded(b"".join(EMPTY), FLOOD),
+    "a flood of empty data": flooded(EMPTY[2], FLOOD),
+    "a flood of changes of ciphers": flooded(record(CHANGE_CIPHER_SPEC, b"\1"), FLOOD),
+    "a flood of requests to begin anew": flooded(message(0, b""), FLOOD),
+}
+
+VERSIONS = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+FLIGHTS = pytest.mark.parametrize("flight", [0, 1, 2], ids=["hello", "end of handshake", "data"])
+
+
+def forging_client(context: ssl.SSLContext, port: int, forge: Forge, flight: int) -> int:
+    """Connect, talk, and return how many bytes were taken."""
+    with socket.create_connection((LOOPBACK, port), timeout=LONGEST) as plain:
+        forger = Forger(plain, context, forge, flight=flight)
+        forger.talk()
+    return forger.sent
+
+
+def forging_server(
+    listener: socket.socket, context: ssl.SSLContext, forge: Forge, flight: int
+) -> int:
+    """Do the same with a client that comes."""
+    plain, _ = listener.accept()
+    with plain:
+        forger = Forger(plain, context, forge, flight=flight)
+        forger.talk()
+    return forger.sent
+
+
+async def read_on(sock: Any) -> tuple[bytes, Exception]:
+    """Read until our side fails; return what it got, and the error."""
+    received = b""
+    try:
+        await soon(sock.handshake())
+        while data := await soon(sock.recv(65536)):
+            received += data
+    except OURS as error:
+        return received, error
+    finally:
+        sock.abort()
+    raise AssertionError("the forger has ended the stream in order")
+
+
+def check(name: str, flight: int, received: bytes, error: Exception, sent: int) -> None:
+    """Check what came of a forgery: nothing that the peer has not said, and an error of ours."""
+    said = (name, received, repr(error), sent)
+    assert isinstance(error, OURS), said
+    assert received in {b"", WORD}, said
+    assert sent < FLOOD, said
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Have an error say which forgery it came of."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"the forgery was: {name}")
+        raise
+
+
+class Neighbour:
+    """A client of good manners, who is connected to a server while others attack it."""
+
+    def __init__(self, plain: socket.socket, context: ssl.SSLContext) -> None:
+        plain.settimeout(LONGEST)
+        self._tls = context.wrap_socket(plain, server_hostname="localhost")
+
+    def talk(self, data: bytes) -> bytes:
+        self._tls.sendall(data)
+        received = b""
+        while len(received) < len(data):
+            received += self._tls.recv(65536)
+        return received
+
+    def end(self) -> None:
+        with self._tls:
+            self._tls.unwrap().close()
+
+
+async def connect_neighbour(authority: CertificateAuthority, port: int) -> Neighbour:
+    def connect() -> Neighbour:
+        plain = socket.create_connection((LOOPBACK, port), timeout=LONGEST)
+        return Neighbour(plain, python_client_context(authority))
+
+    return await in_thread(connect)
+
+
+def limited(context: ssl.SSLContext, version: str) -> ssl.SSLContext:
+    context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
+    return context
+
+
+@VERSIONS
+@FLIGHTS
+class TestServers:
+    async def test_a_socket_fails_with_our_errors_and_its_neighbours_go_on(
+        self,
+        authority: CertificateAuthority,
+        version: str,
+        flight: int,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        context = limited(python_client_context(authority), version)
+        options = authority.server_options(handshake=False)
+        async with await make_server_tls_socket(LOOPBACK, 0, options) as listener:
+            port = listener.getsockname().port
+            connecting = connect_neighbour(authority, port)
+            good, neighbour = await together(accept_handshaken(listener), connecting)
+            for name, forge in FORGERIES.items():
+                with told(name):
+                    sent, (received, error) = await together(
+                        finished(in_thread(forging_client, context, port, forge, flight)),
+                        accept_and_read(listener),
+                    )
+                    check(name, flight, received, error, sent)
+                    talking = in_thread(neighbour.talk, WORD)
+                    await soon(good.sendall(await read_exactly(good, len(WORD))))
+                    assert await talking == WORD
+            ending = in_thread(neighbour.end)
+            assert await soon(good.recv(1)) == b""
+            await soon(good.close())
+            await ending
+        assert capfd.readouterr() == ("", "")
+
+    async def test_an_endpoint_tells_the_log_and_its_neighbours_go_on(
+        self,
+        authority: CertificateAuthority,
+        version: str,
+        flight: int,
+        capfd: pytest.CaptureFixture[str],
+        log_lines: list[str],
+    ) -> None:
+        context = limited(python_client_context(authority), version)
+        factory = Protocols(Echo)
+        async with listening(authority.server_options(), factory) as listening_port:
+            port = listening_port.getHost().port
+            neighbour = await connect_neighbour(authority, port)
+            for name, forge in FORGERIES.items():
+                with told(name):
+                    built, refused = len(factory.built), count_refused(log_lines)
+                    sent = await in_thread(forging_client, context, port, forge, flight)
+                    await until(
+                        lambda: (
+                            count_refused(log_lines) > refused  # noqa: B023
+                            or (
+                                len(factory.built) > built  # noqa: B023
+                                and factory.built[-1].reason
+                            )
+                        )
+                    )
+                    assert count_refused(log_lines) - refused + len(factory.built) - built == 1
+                    for protocol in factory.built[built:]:
+                        check(name, flight, bytes(protocol.received), protocol.reason, sent)
+                    assert sent < FLOOD, name
+                    assert await in_thread(neighbour.talk, WORD) == WORD
+            await in_thread(neighbour.end)
+        assert capfd.readouterr() == ("", "")
+
+
+class Echo(Recorder):
+    """Sends back what it is sent."""
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        self.transport.write(data)
+
+
+def count_refused(log_lines: list[str]) -> int:
+    return sum("TLS handshake with" in line for line in log_lines)
+
+
+async def accept_handshaken(listener: Any) -> Any:
+    sock = await soon(listener.accept())
+    await soon(sock.handshake())
+    return sock
+
+
+async def accept_and_read(listener: Any) -> tuple[bytes, Exception]:
+    return await read_on(await soon(listener.accept()))
+
+
+@VERSIONS
+@FLIGHTS
+class TestClients:
+    async def test_a_socket_fails_with_our_errors(
+        self,
+        authority: CertificateAuthority,
+        version: str,
+        flight: int,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        context = limited(python_server_context(authority, tmp_path), version)
+        options = authority.client_options(handshake=False)
+        with forgers_listener() as listener:
+            for name, forge in FORGERIES.items():
+                with told(name):
+                    forging = in_thread(forging_server, listener, context, forge, flight)
+                    sock = await make_client_tls_socket(*listener.getsockname(), options)
+                    received, error = await read_on(sock)
+                    check(name, flight, received, error, await forging)
+        assert capfd.readouterr() == ("", "")
+
+    async def test_an_endpoint_fails_with_our_errors(
+        self,
+        authority: CertificateAuthority,
+        version: str,
+        flight: int,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        context = limited(python_server_context(authority, tmp_path), version)
+        with forgers_listener() as listener:
+            endpoint = client_endpoint(
+                reactor, *listener.getsockname(), authority.client_options()
+            )
+            for name, forge in FORGERIES.items():
+                with told(name):
+                    forging = in_thread(forging_server, listener, context, forge, flight)
+                    factory = Protocols(Recorder)
+                    try:
+                        await soon(endpoint.connect(factory))
+                    except OURS as error:
+                        reason: Any = error
+                        assert not factory.built or factory.built[0].transport is None, name
+                    else:
+                        reason = await factory.built[0].loses()
+                    received = b"".join(bytes(each.received) for each in factory.built)
+                    check(name, flight, received, reason, await forging)
+        assert capfd.readouterr() == ("", "")
+
+
+@VERSIONS
+async def test_a_flood_that_openssl_ignores_lets_others_have_their_turn(
+    authority: CertificateAuthority, version: str, tmp_path: Path
+) -> None:
+    """A request to renegotiate says nothing during a handshake, however often it comes."""
+    context = limited(python_server_context(authority, tmp_path), version)
+    forge = flooded(message(0, b""), FLOOD)
+    options = authority.client_options(handshake=False)
+    with forgers_listener() as listener:
+        forging = in_thread(forging_server, listener, context, forge, 0)
+        async with await make_client_tls_socket(*listener.getsockname(), options) as sock:
+            shaking = sock.handshake()
+            count = 0
+            while not shaking.called:
+                await turns(1)
+                count += 1
+            with pytest.raises(TLSHandshakeError, match="the peer sent more than 262144 bytes"):
+                await shaking
+            assert count > 50
+        assert await forging < FLOOD
+
+
+def forgers_listener() -> socket.socket:
+    listener = socket.create_server((LOOPBACK, 0))
+    listener.settimeout(LONGEST)
+    return listener
