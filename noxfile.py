@@ -94,3 +94,39 @@ def bench(session: nox.Session) -> None:
     """Compare with peers; name scenarios to run only those."""
     session.install("-q", "-e", ".", "uvloop", "trio", "anyio")
     session.run("python", "-m", "tests.benchmarks", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Let good, slow, dying and hostile clients come, ``-- --seconds N`` for each reactor."""
+    session.install("-q", "-e", ".[test]")
+    run_long(session, "tests/test_soak.py", "NETSOCK_SOAK_SECONDS", REACTORS)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Feed random input to whatever parses any, ``-- --seconds N`` in all."""
+    session.install("-q", "-e", ".[test]")
+    run_long(session, "tests/test_fuzz.py", "NETSOCK_FUZZ_SECONDS", REACTORS[:1])
+
+
+@nox.session
+def netns(session: nox.Session) -> None:
+    """Put delay, loss and broken links between hosts; needs root and iproute2."""
+    session.install("-q", "-e", ".[test]")
+    for reactor in REACTORS:
+        environment = {"NETSOCK_REACTOR": reactor, "NETSOCK_NETNS": "1"}
+        session.run("pytest", "-q", "tests/test_netns.py", *session.posargs, env=environment)
+
+
+def run_long(
+    session: nox.Session, path: str, variable: str, reactors: tuple[str, ...], seconds: int = 600
+) -> None:
+    """Run the tests in *path* for the time that ``--seconds`` says, given in *variable*."""
+    arguments = list(session.posargs)
+    if arguments[:1] == ["--seconds"]:
+        seconds = int(arguments[1])
+        del arguments[:2]
+    for reactor in reactors:
+        environment = {"NETSOCK_REACTOR": reactor, variable: str(seconds)}
+        session.run("pytest", "-q", "-s", "-o", "timeout=0", path, *arguments, env=environment)

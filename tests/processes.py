@@ -75,6 +75,10 @@ class Child:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_for_line(self, pattern: str) -> re.Match[str]:
         """Wait until it prints a line in which *pattern* is found."""
         wanted = re.compile(pattern, re.MULTILINE)

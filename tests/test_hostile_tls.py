@@ -9,37 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import forgers
 import pytest
-from forgers import (
-    ALERT,
-    APPLICATION_DATA,
-    CHANGE_CIPHER_SPEC,
-    END,
-    FATAL,
-    HANDSHAKE,
-    HEARTBEAT,
-    NO_RENEGOTIATION,
-    USER_CANCELED,
-    WARNING,
-    Forge,
-    Forger,
-    alert,
-    flooded,
-    led_by,
-    message,
-    record,
-    replaced_by,
-    with_header,
-    with_message_kind,
-    with_message_size,
-)
+from forgers import FLOOD, FORGERIES, Forge, Forger, flooded, message
 from protocols import LOOPBACK, Protocols, Recorder, listening
 from stream_helpers import (
     LONGEST,
     finished,
     in_thread,
-    noise,
     python_client_context,
     python_server_context,
     read_exactly,
@@ -62,55 +38,6 @@ from twisted_netsock.testing import CertificateAuthority
 
 WORD = b"a word"
 OURS = (TLSError, SocketConnectionLostError)
-FLOOD = 64_000_000
-"""Bytes, many times what the kernel buffers: who is not refused sends them all."""
-
-EMPTY = [record(kind, b"") for kind in (HANDSHAKE, ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC)]
-
-FORGERIES: dict[str, Forge] = {
-    "a record of a kind that there is not": led_by(record(99, b"data")),
-    "a heartbeat": led_by(record(HEARTBEAT, b"\1\x40\0" + bytes(16))),
-    "data in plain text": led_by(record(APPLICATION_DATA, b"an injected word")),
-    "a word that is no record": replaced_by(b"GET / HTTP/1.0\r\n\r\n"),
-    "noise": replaced_by(noise(5000)),
-    "nothing": replaced_by(END),
-    "SSLv2": replaced_by(b"\x80\x2e\x01\x00\x02" + bytes(41)),
-    "a record that says it is larger than any": with_header(size=0xFFFF),
-    "a record that says it is longer": with_header(size=0x3FFF),
-    "a record that says it is shorter": with_header(size=3),
-    "a record of half a message, and the end": forgers.without_end,
-    "a record of another kind": with_header(kind=APPLICATION_DATA),
-    "a record of another protocol": with_header(version=0x0909),
-    "a message that says it is longer": with_message_size(1),
-    "a message that says it is shorter": with_message_size(-1),
-    "a message that says it is 16 MB long": replaced_by(message(11, noise(50), 2**24 - 1), END),
-    "a message of a kind that there is not": with_message_kind(77),
-    "an empty message": led_by(message(1, b"")),
-    "messages in the reverse order": lambda flight: [*flight[::-1], END],
-    "the first record left out": forgers.first_left_out,
-    "the last record left out": forgers.last_left_out,
-    "the last byte changed": forgers.last_spoilt,
-    "the first record twice": forgers.first_twice,
-    "the whole flight twice": forgers.all_twice,
-    "Finished at once": led_by(message(20, bytes(12))),
-    "a request to begin anew": led_by(message(0, b"")),
-    "a ticket": led_by(message(4, noise(60))),
-    "new keys": led_by(message(24, b"\1")),
-    "a certificate": led_by(message(11, b"\0\0\0")),
-    "a fatal alert": led_by(alert(FATAL, 40)),
-    "the end, said in plain text": led_by(alert(WARNING, 0)),
-    "half an alert": led_by(record(ALERT, b"\1")),
-    "an alert that is too long": led_by(record(ALERT, bytes(500))),
-    "a change of ciphers that is none": led_by(record(CHANGE_CIPHER_SPEC, b"\2")),
-    "a flood of warnings": flooded(alert(WARNING, USER_CANCELED), FLOOD),
-    "a flood of refusals to renegotiate": flooded(alert(WARNING, NO_RENEGOTIATION), FLOOD),
-    "a flood of empty records": flooded(EMPTY[0], FLOOD),
-    "a flood of empty records of each kind": flooded(b"".join(EMPTY), FLOOD),
-    "a flood of empty data": flooded(EMPTY[2], FLOOD),
-    "a flood of changes of ciphers": flooded(record(CHANGE_CIPHER_SPEC, b"\1"), FLOOD),
-    "a flood of requests to begin anew": flooded(message(0, b""), FLOOD),
-}
-
 VERSIONS = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 FLIGHTS = pytest.mark.parametrize("flight", [0, 1, 2], ids=["hello", "end of handshake", "data"])
 
