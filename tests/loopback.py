@@ -70,15 +70,20 @@ async def until(condition: Callable[[], object]) -> None:
     raise AssertionError("what the test waits for did not happen")
 
 
-def run_script(source: str) -> list[str]:
+def script(source: str) -> list[str]:
     """
-    Run *source* in a process of its own, and return the lines that it printed.
+    Return the command that runs *source*.
 
     There `reactor` is of the kind that the tests run on, and `run` runs a
     coroutine function on it.
     """
+    return [sys.executable, "-W", "error", "-c", _PRELUDE + textwrap.dedent(source)]
+
+
+def run_script(source: str) -> list[str]:
+    """Run *source* in a process of its own, and return the lines that it printed."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _PRELUDE + textwrap.dedent(source)],
+        script(source),
         capture_output=True,
         check=False,
         text=True,

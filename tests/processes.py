@@ -124,10 +124,16 @@ class Child:
             self._process.send_signal(number)
         return self.wait()
 
-    def wait(self) -> int:
+    def say(self, line: str) -> None:
+        """Write *line* to its standard input, which must be a pipe."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def wait(self, seconds: float = LONGEST) -> int:
         """Wait until it ends by itself, and return its exit status."""
         try:
-            return self._process.wait(LONGEST)
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.arguments} does not end:\n{self.output}") from None
 
@@ -135,6 +141,8 @@ class Child:
         """End it whatever it does, and reap it."""
         if self.running:
             self._process.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process.wait(LONGEST)
 
 
