@@ -153,8 +153,8 @@ def test_endpoint_strings() -> None:
     def endpoint_strings(tls: bool, text: str) -> None:
         """As Twisted calls the plugins, which it takes long to look up."""
         for parse in (parse_client, parse_server):
-            words, keys = split_string(text)
             try:
+                words, keys = split_string(text)
                 parse(reactor, tls, words, keys)
             except ValueError:
                 pass

@@ -125,6 +125,7 @@ def limited(context: ssl.SSLContext, version: str) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.once
 @VERSIONS
 @FLIGHTS
 class TestServers:
@@ -214,6 +215,7 @@ async def accept_and_read(listener: Any) -> tuple[bytes, Exception]:
     return await read_on(await soon(listener.accept()))
 
 
+@pytest.mark.once
 @VERSIONS
 @FLIGHTS
 class TestClients:

@@ -18,12 +18,13 @@ from stream_helpers import python_client_context
 
 from twisted_netsock.testing import CertificateAuthority
 
-SECONDS = float(os.environ.get("NETSOCK_SOAK_SECONDS", "5"))
+SECONDS = float(os.environ.get("NETSOCK_SOAK_SECONDS", "3"))
 ROUNDS = max(5, int(SECONDS // 30))
 # A short run has hardly warmed up.
 GROWTH = 1.01 if SECONDS > 60 else 1.05
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.timeout(SECONDS + 20 * LONGEST),
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc"),
 ]
