@@ -155,6 +155,10 @@ def test_endpoint_strings() -> None:
         for parse in (parse_client, parse_server):
             try:
                 words, keys = split_string(text)
+            except (ValueError, RuntimeError):
+                # Twisted's own words for a key that is not ASCII, and a last backslash.
+                return
+            try:
                 parse(reactor, tls, words, keys)
             except ValueError:
                 pass
