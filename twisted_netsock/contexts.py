@@ -87,7 +87,7 @@ class StatefulConnection(SSL.Connection):
 
     def __init__(self, context: SSL.Context, sock: _socket.socket | None) -> None:
         super().__init__(context, sock)
-        if sock is not None:
+        if sock is not None and hasattr(lib, "SSL_clear_mode"):
             # pyOpenSSL has this for contexts only.
             lib.SSL_clear_mode(self._ssl, lib.SSL_MODE_AUTO_RETRY)
 

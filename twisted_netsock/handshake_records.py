@@ -24,7 +24,7 @@ from .errors import SocketConnectionLostError, TLSHandshakeError
 if TYPE_CHECKING:
     from .contexts import StatefulConnection
 
-__all__ = ["HandshakeRecords"]
+__all__ = ["HandshakeRecords", "can_carry_records"]
 
 _HEADER: Final = 5
 _VERSION: Final = 3
@@ -40,6 +40,25 @@ _IN_ALL: Final = 256 * 1024
 """Bytes of one handshake: OpenSSL takes 100 KiB of certificates."""
 
 _CHUNK: Final = 65536
+
+
+def can_carry_records() -> bool:
+    """
+    Tell whether pyOpenSSL has what this module takes of its inner parts.
+
+    Where it has not, a handshake runs on the descriptor, without the bound.
+    """
+    return _HAS_PARTS
+
+
+def _look_for_parts() -> bool:
+    connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+    in_connection = all(hasattr(connection, name) for name in ("_ssl", "_into_ssl", "_from_ssl"))
+    in_library = ("BIO_new", "BIO_s_mem", "SSL_set_bio", "SSL_set_fd")
+    return in_connection and all(hasattr(lib, name) for name in in_library)
+
+
+_HAS_PARTS: Final = _look_for_parts()
 
 
 class HandshakeRecords:

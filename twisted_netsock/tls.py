@@ -28,7 +28,7 @@ from .errors import (
     TLSHandshakeError,
     TLSTruncatedError,
 )
-from .handshake_records import HandshakeRecords
+from .handshake_records import HandshakeRecords, can_carry_records
 from .names import distinguished_name
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory, quiet_context
@@ -102,7 +102,7 @@ class TLSDescriptor:
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
             self.connection = factory.connection(sock, protocols, place)
-            if isinstance(sock, _socket.socket):
+            if isinstance(sock, _socket.socket) and can_carry_records():
                 self._records = HandshakeRecords(self.connection, sock)
         else:
             self.is_client = False
