@@ -27,6 +27,9 @@ from twisted_netsock import (
 )
 
 SOON = timedelta(seconds=0.2)
+LATER = timedelta(seconds=0.7)
+"""Time enough for a client to ask before it falls silent."""
+
 HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n"
 
 SEEN: dict[str, type[Exception]] = {
@@ -109,7 +112,7 @@ async def test_a_connected_client_that_fails_is_told_by_the_class_of_the_error(
 ):
     """Without TLS all bytes are data, so there is no garbage."""
     context = client_context(authority) if tls else None
-    fields = {"read_timeout": SOON} if fault == "silence" else {}
+    fields = {"read_timeout": LATER} if fault == "silence" else {}
     options = authority.server_options(**fields) if tls else SocketOptions(**fields)
     expected: Any = QUESTION if fault == "end" and not tls else SEEN[fault]
     if way == "relay" and expected is not QUESTION:

@@ -7,6 +7,7 @@ import errno
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -89,13 +90,13 @@ async def test_a_stopped_server_is_given_up_in_the_handshake(way, authority, tmp
 
 
 async def test_what_was_sent_to_a_stopped_peer_arrives_when_it_goes_on(tmp_path):
-    options = SocketOptions(read_timeout=SOON)
     with peer_process(tmp_path) as (peer, port):
-        async with await make_client_socket(LOOPBACK, port, options) as sock:
+        async with await make_client_socket(LOOPBACK, port) as sock:
             await sock.sendall(b"one")
             assert await sock.recv(100) == b"one"
             peer.send_signal(signal.SIGSTOP)
             await sock.sendall(b"two")
+            sock.read_timeout = SOON
             with pytest.raises(SocketReadTimeoutError):
                 await sock.recv(100)
             sock.read_timeout = None
@@ -143,7 +144,7 @@ async def test_a_relay_gives_up_a_stopped_backend(tmp_path):
     front = server_endpoint(reactor, LOOPBACK, 0)
     with peer_process(tmp_path) as (peer, port):
         back = client_endpoint(reactor, LOOPBACK, port)
-        async with relaying(front, back, Limits(idle=0.4)) as relay:
+        async with relaying(front, back, Limits(idle=1)) as relay:
             async with await make_client_socket(LOOPBACK, relay.port) as sock:
                 await sock.sendall(b"one")
                 assert await sock.recv(100) == b"one"
@@ -159,9 +160,12 @@ async def test_a_relay_gives_up_a_stopped_backend(tmp_path):
 
 @pytest.mark.parametrize("way", ["socket", "endpoint", "thread"])
 async def test_without_descriptors_a_connection_fails_and_the_next_one_does_not(way, tmp_path):
+    threads = threading.active_count()
     with peer_process(tmp_path) as (_, port):
         for _ in range(2):
             assert await ASKING[way](LOOPBACK, port, SocketOptions(), True) == QUESTION
+            # The descriptor that a thread has for itself goes with it.
+            await until(lambda: threading.active_count() <= threads)
             with descriptors_left(0), pytest.raises(SocketConnectionError) as caught:
                 await ASKING[way](LOOPBACK, port, SocketOptions(), True)
             assert caught.value.errno == errno.EMFILE
@@ -170,8 +174,10 @@ async def test_without_descriptors_a_connection_fails_and_the_next_one_does_not(
 
 async def test_a_thread_that_cannot_wait_for_lack_of_descriptors_says_so(tmp_path):
     """Each thread that waits has one of its own."""
+    threads = threading.active_count()
     with peer_process(tmp_path) as (_, port):
         assert await ASKING["thread"](LOOPBACK, port, SocketOptions(), True) == QUESTION
+        await until(lambda: threading.active_count() <= threads)
         with descriptors_left(1), pytest.raises(SocketError) as caught:
             await ASKING["thread"](LOOPBACK, port, SocketOptions(), True)
         assert caught.value.errno == errno.EMFILE
