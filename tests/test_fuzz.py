@@ -171,7 +171,7 @@ def test_endpoint_strings() -> None:
     fuzz(endpoint_strings)
 
 
-ANYTHING: st.SearchStrategy[Any] = st.recursive(
+LEAVES: st.SearchStrategy[Any] = (
     st.none()
     | st.booleans()
     | st.integers()
@@ -181,14 +181,15 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
     | st.binary(max_size=20)
     | st.timedeltas()
     | st.just(timedelta(0))
-    | st.sampled_from([socket.AF_INET, socket.SOCK_DGRAM, socket.AF_UNIX, object(), len]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.tuples(inner, inner)
-        | st.tuples(inner, inner, inner)
-        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
-    ),
-    max_leaves=5,
+    | st.sampled_from([socket.AF_INET, socket.SOCK_DGRAM, socket.AF_UNIX, object(), len])
+)
+INNER = LEAVES | st.lists(LEAVES, max_size=3) | st.tuples(LEAVES, LEAVES)
+ANYTHING: st.SearchStrategy[Any] = (
+    INNER
+    | st.lists(INNER, max_size=3)
+    | st.tuples(INNER, INNER)
+    | st.tuples(LEAVES, LEAVES, LEAVES)
+    | st.dictionaries(st.text(max_size=3), LEAVES, max_size=2)
 )
 
 
