@@ -12,13 +12,15 @@ REACTORS = ("epoll", "asyncio")
 EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
 
 
-def run_tests(session: nox.Session, reactors: tuple[str, ...]) -> None:
+def run_tests(
+    session: nox.Session, reactors: tuple[str, ...], again: str = "not once and not long"
+) -> None:
     """Run the tests on each reactor, on every processor; some on the first alone."""
     arguments = session.posargs or ["-q", "-n", "auto"]
     for reactor in reactors:
         session.log(f"the tests on the {reactor} reactor")
-        again = [] if reactor == reactors[0] else ["-m", "not once"]
-        session.run("pytest", *arguments, *again, env={"NETSOCK_REACTOR": reactor})
+        chosen = [] if reactor == reactors[0] else ["-m", again]
+        session.run("pytest", *arguments, *chosen, env={"NETSOCK_REACTOR": reactor})
 
 
 @nox.session
@@ -32,7 +34,7 @@ def tests(session: nox.Session) -> None:
 def tests_reactors(session: nox.Session) -> None:
     """Run the tests on every reactor."""
     session.install("-q", "-e", ".[test]", "uvloop")
-    run_tests(session, EVERY_REACTOR)
+    run_tests(session, EVERY_REACTOR, again="not once")
 
 
 @nox.session(name="tests-pythons", python=["3.11", "3.12", "3.13"])

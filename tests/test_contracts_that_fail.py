@@ -23,6 +23,8 @@ from twisted_netsock.testing import (
     connected_pair,
 )
 
+pytestmark = pytest.mark.long
+
 LOOPBACK = "127.0.0.1"
 
 

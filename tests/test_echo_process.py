@@ -22,6 +22,8 @@ from processes import (
     write_certificates,
 )
 
+pytestmark = pytest.mark.long
+
 ECHO = (*TWIST, "netsock", "echo")
 PLAIN = "netsock:0:node=127.0.0.1"
 SAID = bytes(range(256)) * 4096

@@ -26,6 +26,8 @@ from twisted_netsock import (
     TLSTruncatedError,
 )
 
+pytestmark = pytest.mark.long
+
 SOON = timedelta(seconds=0.2)
 LATER = timedelta(seconds=0.7)
 """Time enough for a client to ask before it falls silent."""

@@ -26,6 +26,8 @@ from ways_in import ASKING, SERVING
 
 from twisted_netsock import SocketClosedError, SocketOptions, make_client_tls_socket
 
+pytestmark = pytest.mark.long
+
 RECORD = 16384
 MEGABYTES = 16
 

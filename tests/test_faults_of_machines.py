@@ -38,6 +38,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.commands.limits import Limits
 
+pytestmark = pytest.mark.long
+
 SOON = timedelta(seconds=0.2)
 
 PEER = """

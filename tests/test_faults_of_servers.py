@@ -34,6 +34,8 @@ from twisted_netsock import (
     TLSTruncatedError,
 )
 
+pytestmark = pytest.mark.long
+
 SOON = timedelta(seconds=0.2)
 HANDSHAKE = ("before ServerHello", "in the handshake")
 DATA = ("connected", "half-closed")

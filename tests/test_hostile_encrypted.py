@@ -35,7 +35,7 @@ from twisted_netsock import (
 )
 from twisted_netsock.testing import CertificateAuthority
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.long, pytest.mark.once]
 
 MANY = 20_000
 """Records of a flood; OpenSSL takes 32 that are empty."""

@@ -36,6 +36,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 WORD = b"a word"
 OURS = (TLSError, SocketConnectionLostError)
 VERSIONS = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])

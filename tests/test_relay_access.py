@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted_netsock.commands.access import Access, fingerprint, uri_pattern
 from twisted_netsock.commands.routing import Routes, Target, route_name
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     ("pattern", "uri", "fits"),

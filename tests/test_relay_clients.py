@@ -8,6 +8,8 @@ import pytest
 from processes import find, free_port, needs, run, started, write_certificates
 from relay_helpers import echo_server, running_relay
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, authority):

@@ -23,6 +23,8 @@ from twisted_netsock.commands.limits import Gatekeeper, Limits, raise_descriptor
 from twisted_netsock.commands.relay import RelayService
 from twisted_netsock.commands.routing import Routes, Target
 
+pytestmark = pytest.mark.long
+
 LATER = (BlockingIOError,)
 
 

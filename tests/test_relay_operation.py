@@ -29,6 +29,8 @@ from relay_helpers import (
 from twisted_netsock.commands.notifying import Notifier
 from twisted_netsock.commands.status import metrics
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, authority):

@@ -13,6 +13,8 @@ from twisted_netsock.commands import Options
 from twisted_netsock.commands.limits import default_connections
 from twisted_netsock.commands.relay import RelayOptions
 
+pytestmark = pytest.mark.long
+
 LOCAL = "netsock:0:node=127.0.0.1"
 TO = "netsock:127.0.0.1:80"
 

@@ -32,6 +32,8 @@ from processes import (
 
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 RELAY = (*TWIST, "netsock", "relay")
 TRACEBACK = "Traceback"
 SIZE = 100 * 1024 * 1024

@@ -35,6 +35,8 @@ from twisted.python.failure import Failure
 from twisted_netsock.commands.supervising import Supervisor, _added, _Worker
 from twisted_netsock.commands.workers import Lines, WorkerPlace
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def echo():

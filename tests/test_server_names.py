@@ -33,6 +33,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 versions = pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 
 

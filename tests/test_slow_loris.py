@@ -20,6 +20,8 @@ from peers import in_thread, until
 from protocols import client_context
 from ways_in import SERVING
 
+pytestmark = pytest.mark.long
+
 MOST = 2000
 GOOD = 50
 HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n"

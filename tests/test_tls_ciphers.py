@@ -23,6 +23,8 @@ from twisted_netsock import (
     server_context_factory,
 )
 
+pytestmark = pytest.mark.long
+
 GOOD = re.compile(r"ECDHE-(RSA|ECDSA)-(AES(128|256)-GCM-SHA(256|384)|CHACHA20-POLY1305)")
 
 

@@ -33,7 +33,7 @@ from twisted.internet.defer import CancelledError
 from twisted_netsock import TLSError, TLSTruncatedError
 from twisted_netsock.testing import CertificateAuthority
 
-pytestmark = needs_libssl
+pytestmark = [pytest.mark.long, needs_libssl]
 
 SIDES = pytest.mark.parametrize("side", ["client", "server"])
 KINDS = pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 VERSIONS = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 
 

@@ -386,7 +386,10 @@ class TestAccepting:
             accepted.abort()
         assert clock.getDelayedCalls() == []
 
-    async def test_at_most_128_shake_hands_at_once(self, tls: TLSStreams) -> None:
+    async def test_at_most_so_many_shake_hands_at_once(
+        self, tls: TLSStreams, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("twisted_netsock.arrivals.MOST_ARRIVALS", 128)
         clock = ClockedReactor()
         listener = await tls.listen(reactor=clock, backlog=512)
         mute = [raw_connection(listener) for _ in range(128)]

@@ -40,6 +40,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 NAME = "service.example"
 VERSIONS = ("TLSv1.2", "TLSv1.3")
 
