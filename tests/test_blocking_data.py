@@ -26,6 +26,7 @@ from twisted_netsock import (
     TLSTruncatedError,
     blocking,
 )
+from twisted_netsock.blocking._waiting import Waiter
 
 SHORT = timedelta(milliseconds=30)
 MUCH = 4_000_000
@@ -672,3 +673,20 @@ def test_serve_refuses_a_limit_that_is_none(limit, error):
         pytest.raises(error, match="limit"),
     ):
         server.serve(lambda _: None, limit=limit)
+
+
+def test_who_is_gone_is_woken_no_more():
+    """Its number may be somebody else's by then."""
+    waiter = Waiter()
+    reading, writing = os.pipe()
+    number = waiter._writing
+    waiter.__del__()
+    os.dup2(writing, number)
+    try:
+        waiter.wake()
+        os.set_blocking(reading, False)
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 8)
+    finally:
+        for each in (reading, writing, number):
+            os.close(each)

@@ -45,10 +45,11 @@ def _open_alarm() -> tuple[int, int]:
 class Waiter:
     """What one thread waits with, and what wakes it."""
 
-    __slots__ = ("__weakref__", "_prepared", "_reading", "_writing", "ident", "limit")
+    __slots__ = ("__weakref__", "_lock", "_prepared", "_reading", "_writing", "ident", "limit")
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
+        self._lock = threading.Lock()
         self._reading = self._writing = -1
         try:
             self._reading, self._writing = _open_alarm()
@@ -60,11 +61,15 @@ class Waiter:
 
     def wake(self) -> None:
         """Have this thread look again at what it waits for, now or when it next waits."""
-        try:
-            os.write(self._writing, b"\1\0\0\0\0\0\0\0")
-        except BlockingIOError:
-            # It has been woken often enough.
-            pass
+        with self._lock:
+            if self._writing < 0:
+                # Its thread has just ended, and the number may be somebody else's.
+                return
+            try:
+                os.write(self._writing, b"\1\0\0\0\0\0\0\0")
+            except BlockingIOError:
+                # It has been woken often enough.
+                pass
 
     def wait(self, fd: int, events: int, seconds: float | None) -> bool:
         """
@@ -110,8 +115,12 @@ class Waiter:
                     pass
 
     def __del__(self) -> None:
-        for number in {self._reading, self._writing} - {-1}:
-            os.close(number)
+        # Another thread may get hold of this once more, through a weak reference, for as
+        # long as this method runs.
+        with self._lock:
+            for number in {self._reading, self._writing} - {-1}:
+                os.close(number)
+            self._reading = self._writing = -1
 
 
 class MultiWaiter(Waiter):
@@ -307,5 +316,8 @@ class Deadline:
 def after_fork() -> None:
     """Start afresh in a forked child: its threads and their alarms are not here."""
     global _state  # noqa: PLW0603 - one state for the process
+    for waiter in list(_state.waiters):
+        # A thread that is not here may have held it.
+        waiter._lock = threading.Lock()
     _state = _State()
     _end.lock = threading.Lock()
