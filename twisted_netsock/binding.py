@@ -20,27 +20,12 @@ from twisted.internet.defer import Deferred
 
 from .addresses import AddressInfo, SocketAddress
 from .errors import SocketBindError, SocketError
-from .opening import apply_options, open_socket, unix_info
+from .opening import apply_options, look_up_place, open_socket, unix_info
 from .options import SocketOptions
-from .resolver import look_up
 
 __all__ = ["listen"]
 
 _PORT_CHOICES: Final = 8
-
-
-def _passive_infos(
-    reactor: Any, node: str | None, service: str | int | None, options: SocketOptions
-) -> Deferred[list[AddressInfo]]:
-    return look_up(
-        reactor,
-        node,
-        service,
-        family=options.ai_family,
-        kind=options.ai_socktype,
-        protocol=options.ai_protocol,
-        flags=options.ai_flags | AI_PASSIVE,
-    )
 
 
 def listen(
@@ -88,9 +73,11 @@ async def _listen(
         return [_bound(unix_info(node, options), options, node, None)]
     if node is None and options.ai_family == AF_UNSPEC:
         dual = _dual_stack_family()
-        infos = await _passive_infos(reactor, None, service, options.replace(ai_family=dual))
+        infos = await look_up_place(
+            reactor, None, service, options.replace(ai_family=dual), AI_PASSIVE
+        )
     else:
-        infos = await _passive_infos(reactor, node, service, options)
+        infos = await look_up_place(reactor, node, service, options, AI_PASSIVE)
     if not every_address:
         infos = infos[:1]
     for _ in range(_PORT_CHOICES):

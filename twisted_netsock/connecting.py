@@ -18,12 +18,11 @@ from twisted.python.failure import Failure
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
 from .client_contexts import ClientContextFactory
 from .errors import SocketConnectionError, SocketConnectionTimeoutError
-from .opening import unix_info
+from .opening import look_up_place, unix_info
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .proxying import send_header
 from .racing import Established, Race
-from .resolver import look_up
 from .tls import TLSDescriptor
 from .tls_stages import handshake
 
@@ -79,15 +78,9 @@ class Deadline:
 def _client_infos(
     reactor: Any, node: str, service: str | int | None, options: SocketOptions
 ) -> Deferred[list[AddressInfo]]:
-    return look_up(
-        reactor,
-        node,
-        service,
-        family=options.ai_family,
-        kind=options.ai_socktype,
-        protocol=options.ai_protocol,
-        flags=options.ai_flags,
-    ).addCallback(lambda infos: _reachable_from(options, interleave_families(infos)))
+    return look_up_place(reactor, node, service, options).addCallback(
+        lambda infos: _reachable_from(options, interleave_families(infos))
+    )
 
 
 def _reachable_from(options: SocketOptions, infos: list[AddressInfo]) -> list[AddressInfo]:

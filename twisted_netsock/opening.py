@@ -1,16 +1,26 @@
-"""New descriptors, and the options that they get before connect or bind."""
+"""What connecting and listening begin with: checks, look-up, new descriptors and their options."""
 
 from __future__ import annotations
 
 import socket as _socket
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOL_SOCKET
+from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from .addresses import AddressInfo, SocketAddress
 from .errors import SocketError
 from .options import SocketOptions
-from .resolver import numeric_service
+from .resolver import look_up, numeric_service
 
-__all__ = ["apply_options", "check_listening", "check_target", "open_socket", "unix_info"]
+__all__ = [
+    "apply_options",
+    "check_listening",
+    "check_target",
+    "look_up_place",
+    "open_socket",
+    "unix_info",
+]
 
 
 def apply_options(sock: _socket.socket, options: SocketOptions) -> None:
@@ -100,3 +110,22 @@ def _check_node(node: str | None, service: str | int | None, options: SocketOpti
             raise ValueError("node='' must be a path")
     elif not node or "\0" in node:
         raise ValueError(f"node={node!r} must be a host name or an address")
+
+
+def look_up_place(
+    reactor: Any,
+    node: str | None,
+    service: str | int | None,
+    options: SocketOptions,
+    flags: int = 0,
+) -> Deferred[list[AddressInfo]]:
+    """Look *node* and *service* up as *options* say, with *flags* beside theirs; see `look_up`."""
+    return look_up(
+        reactor,
+        node,
+        service,
+        family=options.ai_family,
+        kind=options.ai_socktype,
+        protocol=options.ai_protocol,
+        flags=options.ai_flags | flags,
+    )

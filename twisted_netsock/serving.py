@@ -60,7 +60,7 @@ class _Serving:
         handling: Deferred[Any] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
         handling.addErrback(_report, connection)
-        handling.addBoth(_after, connection)
+        handling.addBoth(_close, connection)
         handling.addBoth(self._finish, connection)
 
     def _finish(self, _: object, connection: BaseSocket) -> None:
@@ -72,7 +72,7 @@ class _Serving:
     def _end_all(self) -> None:
         for connection, handling in list(self._running.items()):
             handling.cancel()
-            _close(connection)
+            _close(None, connection)
 
 
 def _ends(connection: BaseSocket) -> list[BaseSocket]:
@@ -80,11 +80,7 @@ def _ends(connection: BaseSocket) -> list[BaseSocket]:
     return [end for end in (connection, connection._successor) if end is not None]
 
 
-def _after(_: object, connection: BaseSocket) -> Deferred[Any]:
-    return _close(connection)
-
-
-def _close(connection: BaseSocket) -> Deferred[Any]:
+def _close(_: object, connection: BaseSocket) -> Deferred[Any]:
     return gatherResults([end.close() for end in _ends(connection)])
 
 
