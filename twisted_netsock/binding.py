@@ -140,7 +140,7 @@ def _bound(
             # Whatever the system's default: dual only where every interface is meant.
             dual = node is None and options.ai_family == AF_UNSPEC and not options.v6_only
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual else 1)
-        apply_options(sock, options)
+        apply_options(sock, info.family, info.socket_type, options)
         sock.bind(info.address.native(info.family))
         if info.socket_type == SOCK_STREAM:
             sock.listen(options.backlog)

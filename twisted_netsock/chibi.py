@@ -405,7 +405,7 @@ def socket(family: int, socket_type: int, protocol: int = 0, *, reactor: Any = N
 def new_descriptor(family: int, socket_type: int, protocol: int) -> PlainDescriptor:
     """Return a new socket that is not connected."""
     made = open_socket(family, socket_type, protocol)
-    apply_options(made, SocketOptions())
+    apply_options(made, family, socket_type, SocketOptions())
     return PlainDescriptor(made)
 
 

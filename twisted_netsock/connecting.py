@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from socket import AF_UNIX
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
 from .client_contexts import ClientContextFactory
-from .errors import SocketConnectionError, SocketConnectionTimeoutError
-from .opening import look_up_place, unix_info
+from .errors import SocketConnectionError, SocketConnectionTimeoutError, SocketError
+from .opening import look_up_known_place, look_up_place, unix_info
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .proxying import send_header
@@ -75,22 +75,29 @@ class Deadline:
         return deferred.addBoth(done)
 
 
-def _client_infos(
-    reactor: Any, node: str, service: str | int | None, options: SocketOptions
-) -> Deferred[list[AddressInfo]]:
-    return look_up_place(reactor, node, service, options).addCallback(
-        lambda infos: _reachable_from(options, interleave_families(infos))
-    )
+def _known_infos(
+    node: str, service: str | int | None, options: SocketOptions
+) -> list[AddressInfo] | None:
+    """Return where to connect to, or `None` if somebody has to be asked."""
+    if options.ai_family == AF_UNIX:
+        return [unix_info(node, options)]
+    known = look_up_known_place(node, service, options)
+    return None if known is None else _ordered(options, known)
 
 
-def _reachable_from(options: SocketOptions, infos: list[AddressInfo]) -> list[AddressInfo]:
-    """Leave out the families that `local_address` rules out."""
-    if options.local_address is None:
-        return infos
-    family = as_socket_address(options.local_address).family
+def _ordered(options: SocketOptions, infos: Sequence[AddressInfo]) -> list[AddressInfo]:
+    """Return *infos* in the order of the attempts, without those that cannot be reached."""
+    ordered = list(infos) if len(infos) == 1 else interleave_families(infos)
+    local_address = options.local_address
+    return ordered if local_address is None else _reachable_from(local_address, ordered)
+
+
+def _reachable_from(local_address: tuple[str, int], infos: list[AddressInfo]) -> list[AddressInfo]:
+    """Leave out the families that *local_address* rules out."""
+    family = as_socket_address(local_address).family
     fitting = [info for info in infos if info.family == family]
     if not fitting:
-        host = options.local_address[0]
+        host = local_address[0]
         raise SocketConnectionError(
             strerror=f"No address of the node can be reached from local_address={host!r}",
             errno=errno.EADDRNOTAVAIL,
@@ -131,13 +138,24 @@ def connect(
     Cancelling:
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
+    deadline = Deadline(reactor, options)
+    try:
+        infos = _known_infos(node, service, options)
+        if infos is not None and factory is None and options.proxy_protocol is None:
+            # The way of most plain sockets: there is nothing to wait for but the connection.
+            race = Race(reactor, infos, options)
+            return deadline.bound(race.run(), "connect", race.attempts)
+    except SocketError:
+        return fail(Failure())
     return Deferred.fromCoroutine(
-        _connect(reactor, node, service, options, factory, protocols, header)
+        _connect(reactor, deadline, infos, node, service, options, factory, protocols, header)
     )
 
 
 async def _connect(
     reactor: Any,
+    deadline: Deadline,
+    infos: list[AddressInfo] | None,
     node: str,
     service: str | int | None,
     options: SocketOptions,
@@ -145,11 +163,9 @@ async def _connect(
     protocols: Sequence[bytes],
     header: ProxyHeader | None,
 ) -> Established:
-    deadline = Deadline(reactor, options)
-    if options.ai_family == AF_UNIX:
-        infos = [unix_info(node, options)]
-    else:
-        infos = await deadline.bound(_client_infos(reactor, node, service, options), "look-up")
+    if infos is None:
+        found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
+        infos = _ordered(options, found)
     race = Race(reactor, infos, options)
     established = await deadline.bound(race.run(), "connect", race.attempts)
     sock, watch = established.descriptor.sock, established.watch

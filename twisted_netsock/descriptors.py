@@ -329,26 +329,25 @@ class Connect:
             raise connect_error(error.errno or 0) from None
         return None
 
+    def _begin(self) -> Want | None:
+        try:
+            number = self._sock.connect_ex(self._address)
+        except OSError as error:
+            # A path that is too long, say: the kernel was not even asked.
+            raise SocketConnectionError(strerror=str(error)) from None
+        if number == errno.EINPROGRESS:
+            self._begun = True
+            return self._look()
+        if number:
+            # EAGAIN, too: a UNIX socket whose listener's queue is full, where nothing
+            # would tell when there is room.
+            raise connect_error(number)
+        return None
+
     def _look(self) -> Want | None:
         """Look whether it is done already, as it is within one machine."""
         try:
             self._sock.getpeername()
         except OSError:
             return WANT_WRITE
-        return None
-
-    def _begin(self) -> Want | None:
-        try:
-            self._sock.connect(self._address)
-        except BlockingIOError as error:
-            if error.errno != errno.EINPROGRESS:
-                # A UNIX socket whose listener's queue is full: nothing would tell when
-                # there is room.
-                raise connect_error(error.errno or errno.EAGAIN) from None
-            self._begun = True
-            return self._look()
-        except OSError as error:
-            if error.errno is None:
-                raise SocketConnectionError(strerror=str(error)) from None
-            raise connect_error(error.errno) from None
         return None

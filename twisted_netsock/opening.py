@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import socket as _socket
+from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOL_SOCKET
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 
 from .addresses import AddressInfo, SocketAddress
 from .errors import SocketError
 from .options import SocketOptions
-from .resolver import look_up, numeric_service
+from .resolver import look_up, look_up_numeric, numeric_service
 
 __all__ = [
     "apply_options",
     "check_listening",
     "check_target",
+    "look_up_known_place",
     "look_up_place",
     "open_socket",
     "unix_info",
 ]
 
+_NON_BLOCKING: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
+"""Makes the new descriptor non-blocking, where the kernel does that in the same call."""
 
-def apply_options(sock: _socket.socket, options: SocketOptions) -> None:
+
+def apply_options(sock: _socket.socket, family: int, kind: int, options: SocketOptions) -> None:
     """
-    Set what *options* asks for on *sock*, before connect or bind.
+    Set what *options* asks for on *sock*, of *family* and *kind*, before connect or bind.
 
     Raises:
         SocketError: The kernel refuses an option; it names level, name and value.
     """
-    if sock.family in (AF_INET, AF_INET6) and sock.type == SOCK_STREAM:
+    if kind == SOCK_STREAM and family in (AF_INET, AF_INET6):
         _set_option(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
     for level, name, value in options.socket_options:
         _set_option(sock, level, name, value)
@@ -56,10 +61,11 @@ def open_socket(family: int, kind: int, protocol: int) -> _socket.socket:
         SocketError: The kernel refuses.
     """
     try:
-        sock = _socket.socket(family, kind, protocol)
+        sock = _socket.socket(family, kind | _NON_BLOCKING, protocol)
     except OSError as error:
         raise SocketError(errno=error.errno, strerror=error.strerror) from None
-    sock.setblocking(False)
+    if not _NON_BLOCKING:
+        sock.setblocking(False)
     return sock
 
 
@@ -128,4 +134,18 @@ def look_up_place(
         kind=options.ai_socktype,
         protocol=options.ai_protocol,
         flags=options.ai_flags | flags,
+    )
+
+
+def look_up_known_place(
+    node: str | None, service: str | int | None, options: SocketOptions
+) -> Sequence[AddressInfo] | None:
+    """Do as `look_up_place` where nobody has to be asked; see `look_up_numeric`."""
+    return look_up_numeric(
+        node,
+        service,
+        family=options.ai_family,
+        kind=options.ai_socktype,
+        protocol=options.ai_protocol,
+        flags=options.ai_flags,
     )

@@ -77,7 +77,6 @@ class Operating:
         self._reactor = reactor
         self._watch = watch
         self._descriptor: Any = descriptor
-        self._family = descriptor.sock.family
         self._number = watch.fd
         self._options = options
         self._read_timeout = options.read_timeout

@@ -472,7 +472,7 @@ def require_client_flags(options: SocketOptions) -> None:
     Raises:
         ValueError: ``AI_PASSIVE`` is among the flags, or *proxy_protocol* is ``"any"``.
     """
-    if options.ai_flags & AI_PASSIVE:
+    if options.ai_flags and options.ai_flags & AI_PASSIVE:
         raise ValueError(f"ai_flags={options.ai_flags}: AI_PASSIVE is for servers")
     if options.proxy_protocol == "any":
         raise ValueError("proxy_protocol='any' is for servers: a client sends v1 or v2")

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address
-from .descriptors import Connect, Descriptor, PlainDescriptor
+from .descriptors import Connect, Descriptor, PlainDescriptor, Want
 from .errors import (
     SocketBindError,
     SocketConnectionError,
@@ -94,14 +94,7 @@ class Race:
                 self._timer = self._reactor.callLater(0, self._after_delay)
                 return
             in_a_row += 1
-            info = self._waiting.pop(0)
-            assert info.address is not None
-            try:
-                candidate = self._open(info)
-            except SocketError as error:
-                self._failures.append((info.address, error))
-                continue
-            if self._begin(candidate, info.address):
+            if self._begin(self._waiting.pop(0)):
                 if self._waiting and not self._over:
                     self._timer = self._reactor.callLater(ATTEMPT_DELAY, self._after_delay)
                 return
@@ -109,11 +102,33 @@ class Race:
             self._over = True
             self._result.errback(Failure(_summary(self._failures)))
 
+    def _begin(self, info: AddressInfo) -> bool:
+        """Begin an attempt, and tell whether it is under way (or has won)."""
+        address = info.address
+        assert address is not None
+        try:
+            candidate = self._open(info)
+        except SocketError as error:
+            self._failures.append((address, error))
+            return False
+        connecting = Connect(candidate.descriptor.sock, address.native(info.family))
+        try:
+            want = connecting()
+        except SocketError as error:
+            candidate.close()
+            self._failures.append((address, error))
+            return False
+        if want is None:
+            self._won(candidate)
+            return True
+        return self._wait(candidate, address, connecting, want)
+
     def _open(self, info: AddressInfo) -> Established:
         sock = open_socket(info.family, info.socket_type, info.protocol)
         try:
-            apply_options(sock, self._options)
-            _bind_local(sock, self._options)
+            apply_options(sock, info.family, info.socket_type, self._options)
+            if self._options.local_address is not None:
+                _bind_local(sock, info.family, self._options.local_address)
             return Established(
                 PlainDescriptor(sock), poller_for(self._reactor).watch(sock.fileno())
             )
@@ -121,17 +136,17 @@ class Race:
             sock.close()
             raise
 
-    def _begin(self, candidate: Established, address: SocketAddress) -> bool:
-        """Begin an attempt, and tell whether it is under way (or has won)."""
-        sock = candidate.descriptor.sock
-        attempt = drive(self._reactor, candidate.watch, Connect(sock, address.native(sock.family)))
+    def _wait(
+        self, candidate: Established, address: SocketAddress, connecting: Connect, want: Want
+    ) -> bool:
+        """Wait for an attempt that is under way, and tell whether it still is (or has won)."""
+        attempt = drive(self._reactor, candidate.watch, connecting, first=want)
         self._running[attempt] = address
 
         def finished(result: Failure | None) -> None:
             del self._running[attempt]
             if not isinstance(result, Failure):
-                self._stop()
-                self._result.callback(candidate)
+                self._won(candidate)
                 return
             candidate.close()
             if self._over:
@@ -142,11 +157,15 @@ class Race:
             if not beginning:
                 self._next()
 
-        # An attempt that fails at once must not recurse: the loop in _next goes on.
+        # One that cannot even be waited for must not recurse: the loop in _next goes on.
         beginning = True
         attempt.addBoth(finished)
         beginning = False
         return self._over or attempt in self._running
+
+    def _won(self, candidate: Established) -> None:
+        self._stop()
+        self._result.callback(candidate)
 
     def _after_delay(self) -> None:
         self._timer = None
@@ -165,17 +184,11 @@ class Race:
             attempt.cancel()
 
 
-def _bind_local(sock: _socket.socket, options: SocketOptions) -> None:
-    if options.local_address is None:
-        return
-    host, port = options.local_address
-    local = (
-        SocketAddress((host,))
-        if sock.family == AF_UNIX
-        else as_socket_address(options.local_address)
-    )
+def _bind_local(sock: _socket.socket, family: int, local_address: tuple[str, int]) -> None:
+    host, port = local_address
+    local = SocketAddress((host,)) if family == AF_UNIX else as_socket_address(local_address)
     try:
-        sock.bind(local.native(sock.family))
+        sock.bind(local.native(family))
     except OSError as error:
         raise SocketBindError(host, port, cause=error) from None
 

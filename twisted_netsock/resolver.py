@@ -42,12 +42,15 @@ from .addresses import AddressInfo, SocketAddress
 from .errors import HostNotFoundError
 from .names import host_to_ascii, is_ip_address, strip_zone
 
-__all__ = ["look_up", "look_up_system", "numeric_service"]
+__all__ = ["look_up", "look_up_numeric", "look_up_system", "numeric_service"]
 
 _MOST_THREADS = 32
 _IDLE_SECONDS = 10.0
 _PORT_LIMIT = 65536
 _NUMERIC_KEPT = 1024
+
+# A plain number, since arithmetic on flags of an enum takes longer than the look-up.
+_ADDRCONFIG = int(_socket.AI_ADDRCONFIG)
 
 # Of <linux/in.h>; the socket module has it where the C library does.
 _IPPROTO_MPTCP = 262
@@ -255,6 +258,36 @@ def _ask_system(
     return found
 
 
+def look_up_numeric(
+    node: str | None,
+    service: str | int | None,
+    *,
+    family: int = AF_UNSPEC,
+    kind: int = SOCK_STREAM,
+    protocol: int = 0,
+    flags: int = 0,
+) -> Sequence[AddressInfo] | None:
+    """
+    Return what a look-up of a numeric *node*, or of `None`, and a port gives: it asks nobody.
+
+    Returns:
+        As `look_up_system`; `None` if somebody has to be asked.
+
+    Raises:
+        HostNotFoundError: There is no such address or service.
+        TypeError, ValueError: As `look_up_system`.
+    """
+    if not (node is None or is_ip_address(node)):
+        return None
+    port = numeric_service(service)
+    if port is None:
+        return None
+    # The names of interfaces, and which families there are, change.
+    changes = flags & _ADDRCONFIG or (node is not None and "%" in node)
+    ask = _numeric_infos.__wrapped__ if changes else _numeric_infos
+    return ask(node, port, service, family, kind, protocol, flags)
+
+
 def look_up_system(
     reactor: IReactorFromThreads,
     node: str | None,
@@ -292,15 +325,15 @@ def look_up_system(
         Fails with `CancelledError` at once; the thread's result is dropped.
     """
     name = _wire_name(node)
-    port = numeric_service(service)
-    if port is not None and (name is None or is_ip_address(name)):
-        try:
-            # The names of interfaces, and which families there are, change.
-            changes = flags & _socket.AI_ADDRCONFIG or (name is not None and "%" in name)
-            ask = _numeric_infos.__wrapped__ if changes else _numeric_infos
-            return succeed(list(ask(name, port, service, family, kind, protocol, flags)))
-        except HostNotFoundError:
-            return fail(Failure())
+    numeric_service(service)
+    try:
+        known = look_up_numeric(
+            name, service, family=family, kind=kind, protocol=protocol, flags=flags
+        )
+    except HostNotFoundError:
+        return fail(Failure())
+    if known is not None:
+        return succeed(list(known))
 
     def job() -> None:
         outcome: Any

@@ -22,9 +22,13 @@ class SocketFacts:
     """
 
     _descriptor: Any
-    _family: Any
     _number: int
     _closed: bool
+
+    @property
+    def _family(self) -> _socket.AddressFamily:
+        family: _socket.AddressFamily = self._descriptor.sock.family
+        return family
 
     def _check_open(self) -> None:
         if self._closed:
@@ -33,7 +37,7 @@ class SocketFacts:
     @property
     def family(self) -> _socket.AddressFamily:
         """``AF_INET``, ``AF_INET6`` or ``AF_UNIX``."""
-        return _socket.AddressFamily(self._family)
+        return self._family
 
     def getsockname(self) -> SocketAddress:
         """

@@ -90,7 +90,6 @@ class BlockingBase(SocketFacts):
         self.node = node
         self.service = service
         self._descriptor = descriptor
-        self._family = descriptor.sock.family
         self._number = descriptor.sock.fileno()
         self._options = options
         self._lock = threading.Lock()
