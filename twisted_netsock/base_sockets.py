@@ -116,11 +116,14 @@ class BaseSocket(SocketFacts, Operating):
 
     def _release(self, *, abort: bool) -> None:
         """Let go of the descriptor, then tell whoever waited."""
+        self._stop_helpers()
+        if self._reader is None and self._writer is None:
+            self._dispose(abort=abort)
+            return
         # A handshake takes both directions.
         waiting = [
             parked for parked in dict.fromkeys((self._reader, self._writer)) if parked is not None
         ]
-        self._stop_helpers()
         for operation in waiting:
             self._drop(operation)
         self._dispose(abort=abort)

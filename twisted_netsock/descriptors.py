@@ -14,7 +14,6 @@ import errno
 import os
 import socket as _socket
 import ssl
-import sys
 from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -137,7 +136,7 @@ class PlainDescriptor:
     Every method raises what `from_os_error` makes of an error.
     """
 
-    __slots__ = ("_receive_limit", "_write_shut", "sock")
+    __slots__ = ("_write_shut", "sock")
 
     unflushed = False
     buffered = False
@@ -146,16 +145,14 @@ class PlainDescriptor:
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
         self._write_shut = False
-        # A datagram comes whole or cut, so what was asked for is asked for.
-        stream = sock.type == _socket.SOCK_STREAM
-        self._receive_limit = RECEIVE_LIMIT if stream else sys.maxsize
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes; of a stream at most 64 KiB are allocated."""
-        limit = self._receive_limit
+        if n > RECEIVE_LIMIT and self.sock.type == _socket.SOCK_STREAM:
+            # A datagram comes whole or cut, so there what was asked for is asked for.
+            n = RECEIVE_LIMIT
         try:
-            # Not min(): this is the way of every receive, and a call costs more.
-            return self.sock.recv(n if n < limit else limit, flags)  # noqa: FURB136
+            return self.sock.recv(n, flags)
         except BlockingIOError:
             return WANT_READ
         except OSError as error:

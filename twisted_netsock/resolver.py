@@ -140,6 +140,9 @@ def numeric_service(service: str | int | None) -> int | None:
         TypeError: *service* is no str, int or `None`.
         ValueError: The number is no port.
     """
+    if service.__class__ is int and 0 <= service < _PORT_LIMIT:
+        # The way of most, first: this is asked several times for each connection.
+        return service
     if service is None:
         return 0
     if isinstance(service, bool) or not isinstance(service, int | str):
