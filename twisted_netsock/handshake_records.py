@@ -39,7 +39,8 @@ _AT_ONCE: Final = 64
 _IN_ALL: Final = 256 * 1024
 """Bytes of one handshake: OpenSSL takes 100 KiB of certificates."""
 
-_CHUNK: Final = 65536
+_CHUNK: Final = 32768
+"""Bytes looked at, or sent, in one call; more than the longest record."""
 
 
 def can_carry_records() -> bool:
@@ -64,7 +65,7 @@ _HAS_PARTS: Final = _look_for_parts()
 class HandshakeRecords:
     """Carries the records of one handshake between a descriptor and OpenSSL's memory."""
 
-    __slots__ = ("_connection", "_incoming", "_left", "_outgoing", "_sock")
+    __slots__ = ("_begun", "_connection", "_done", "_left", "_outgoing", "_part", "_sock")
 
     def __init__(self, connection: StatefulConnection, sock: _socket.socket) -> None:
         """Take *connection*, which has done nothing yet, off the descriptor of *sock*."""
@@ -75,7 +76,10 @@ class HandshakeRecords:
         lib.SSL_set_bio(owned._ssl, owned._into_ssl, owned._from_ssl)
         self._connection = connection
         self._sock = sock
-        self._incoming = bytearray()
+        self._begun = False
+        self._done = False
+        self._part = b""
+        """The beginning of a record whose rest has not come."""
         self._outgoing = b""
         self._left = _IN_ALL
 
@@ -88,26 +92,32 @@ class HandshakeRecords:
             OSError: The descriptor failed, or the stream has ended.
             TLSHandshakeError: The peer sends without end.
         """
-        for taken in range(_AT_ONCE + 1):
-            try:
-                self._connection.do_handshake()
-            except SSL.WantReadError:
-                done = False
-            except SSL.Error:
-                with suppress(OSError):
-                    # The alert that tells the peer why.
-                    self._flush()
-                raise
-            else:
-                done = True
-            if not self._flush():
-                return WANT_WRITE
-            if done:
+        if not self._begun:
+            self._begun = True
+            self._step()
+        records = 0
+        while self._flush():
+            if self._done:
                 self._return()
                 return None
-            if taken == _AT_ONCE or not self._take():
-                break
-        return WANT_READ
+            given = self._take(_AT_ONCE - records)
+            if not given:
+                return WANT_READ
+            records += given
+        return WANT_WRITE
+
+    def _step(self) -> None:
+        """Have OpenSSL go on with what it was given."""
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return
+        except SSL.Error:
+            with suppress(OSError):
+                # The alert that tells the peer why.
+                self._flush()
+            raise
+        self._done = True
 
     def _return(self) -> None:
         """Put the connection on the descriptor."""
@@ -130,33 +140,55 @@ class HandshakeRecords:
                 return False
             self._outgoing = self._outgoing[sent:]
 
-    def _take(self) -> bool:
-        """Give OpenSSL the next record; return whether all of it was there."""
-        incoming = self._incoming
-        while (missing := self._missing()) > 0:
-            try:
-                piece = self._sock.recv(missing)
-            except BlockingIOError:
-                return False
-            if not piece:
-                raise SocketConnectionLostError(
-                    strerror="The peer closed the connection during the TLS handshake"
-                )
-            incoming += piece
-        self._left -= len(incoming)
+    def _take(self, most: int) -> int:
+        """
+        Give OpenSSL up to *most* of the records that are there, and return how many.
+
+        One after the other, until the handshake is done: they are looked at in the
+        kernel, and only those that were given are taken from there, and the part of
+        one that is still to come.
+        """
+        try:
+            seen = self._sock.recv(_CHUNK, _socket.MSG_PEEK)
+        except BlockingIOError:
+            return 0
+        if not seen:
+            raise SocketConnectionLostError(
+                strerror="The peer closed the connection during the TLS handshake"
+            )
+        before = len(self._part)
+        data = self._part + seen if before else seen
+        records = used = 0
+        whole = True
+        try:
+            while records < most and not self._done:
+                end = used + _record_size(data, used)
+                whole = end <= len(data)
+                if not whole:
+                    break
+                records += 1
+                begin, used = used, end
+                self._connection.bio_write(data[begin:end])
+                self._step()
+        finally:
+            self._part = b"" if whole else data[used:]
+            self._consume(used - before if whole else len(seen))
+        return records
+
+    def _consume(self, count: int) -> None:
+        """Take *count* bytes, which are there, from the kernel."""
+        self._left -= count
         if self._left < 0:
             raise TLSHandshakeError(reason=f"the peer sent more than {_IN_ALL} bytes")
-        self._connection.bio_write(bytes(incoming))
-        incoming.clear()
-        return True
+        while count > 0:
+            count -= len(self._sock.recv(count))
 
-    def _missing(self) -> int:
-        """Return how many bytes at least the record still lacks."""
-        incoming = self._incoming
-        size = _HEADER
-        if len(incoming) >= _HEADER:
-            length = int.from_bytes(incoming[3:5], "big")
-            # OpenSSL refuses any other header without the rest.
-            if incoming[1] == _VERSION and length <= _LONGEST:
-                size += length
-        return size - len(incoming)
+
+def _record_size(data: bytes, begin: int) -> int:
+    """Return the size of the record that begins there, at least as far as one can see."""
+    if len(data) - begin < _HEADER:
+        return _HEADER
+    length = int.from_bytes(data[begin + 3 : begin + _HEADER], "big")
+    # OpenSSL refuses any other header without the rest.
+    fits = data[begin + 1] == _VERSION and length <= _LONGEST
+    return _HEADER + length if fits else _HEADER

@@ -94,6 +94,9 @@ class Verification:
         if self.failure is not None:
             return False
         try:
+            if code == X509_V_OK and depth > 0 and not callable(self._verifier):
+                # Nobody looks at it, and to make it one that can be looked at takes time.
+                return True
             subject = certificate.to_cryptography()
             text = _describe(code)
             accepted = self._ask(depth, VerifyResult(code, text), subject)
