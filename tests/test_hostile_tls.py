@@ -21,10 +21,10 @@ from stream_helpers import (
     read_exactly,
     soon,
     together,
-    turns,
     until,
 )
 from twisted.internet import reactor
+from twisted.internet.task import deferLater
 
 from twisted_netsock import (
     SocketConnectionLostError,
@@ -283,7 +283,7 @@ async def test_a_flood_that_openssl_ignores_lets_others_have_their_turn(
             shaking = sock.handshake()
             count = 0
             while not shaking.called:
-                await turns(1)
+                await deferLater(reactor, 0)
                 count += 1
             with pytest.raises(TLSHandshakeError, match="the peer sent more than 262144 bytes"):
                 await shaking

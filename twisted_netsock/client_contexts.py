@@ -72,6 +72,9 @@ def _cached_client_context(
 
 def _client_signature(options: TLSSocketOptions) -> tuple[object, ...]:
     """Return what changes when a file does that a client's context is read from."""
+    if options.trusted_certificates is not None:
+        return file_signature(file_paths(options))
+    # Where OpenSSL finds those that the platform trusts, if not at its own place.
     platform = tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     paths = (*file_paths(options), *(path for path in platform if path))
     return (*platform, *file_signature(paths))

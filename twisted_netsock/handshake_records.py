@@ -5,8 +5,8 @@ OpenSSL ignores a server's requests to renegotiate for as long as they come duri
 a handshake (RFC 5246, section 7.4.1.1), all in one call: on the descriptor itself
 whoever sends them without end would hold up the reactor for ever. So a client
 shakes hands in memory, is given a bounded number of records at a time and in all,
-and goes over to the descriptor when it is done. Nothing is read beyond the last
-record of the handshake.
+and goes over to the descriptor when it is done. Nothing is taken from the kernel beyond
+the last record of the handshake.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
-from OpenSSL._util import lib
+from OpenSSL._util import ffi, lib
 
 from .descriptors import WANT_READ, WANT_WRITE, Want
 from .errors import SocketConnectionLostError, TLSHandshakeError
@@ -33,7 +33,7 @@ _VERSION: Final = 3
 _LONGEST: Final = 2**14 + 2048
 """What OpenSSL takes for the length of a record (RFC 5246, section 6.2.3)."""
 
-_AT_ONCE: Final = 64
+_AT_ONCE: Final = 32
 """Records between two turns of the reactor."""
 
 _IN_ALL: Final = 256 * 1024
@@ -55,7 +55,7 @@ def can_carry_records() -> bool:
 def _look_for_parts() -> bool:
     connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
     in_connection = all(hasattr(connection, name) for name in ("_ssl", "_into_ssl", "_from_ssl"))
-    in_library = ("BIO_new", "BIO_s_mem", "SSL_set_bio", "SSL_set_fd")
+    in_library = ("BIO_get_mem_data", "BIO_new", "BIO_s_mem", "SSL_set_bio", "SSL_set_fd")
     return in_connection and all(hasattr(lib, name) for name in in_library)
 
 
@@ -95,85 +95,82 @@ class HandshakeRecords:
         if not self._begun:
             self._begun = True
             self._step()
-        records = 0
-        while self._flush():
-            if self._done:
-                self._return()
-                return None
-            given = self._take(_AT_ONCE - records)
-            if not given:
-                return WANT_READ
-            records += given
-        return WANT_WRITE
+        elif self._flush() and not self._done:
+            self._take()
+        if not self._flush():
+            return WANT_WRITE
+        if not self._done:
+            return WANT_READ
+        self._return()
+        return None
 
     def _step(self) -> None:
         """Have OpenSSL go on with what it was given."""
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
-            return
+            pass
         except SSL.Error:
+            self._collect()
             with suppress(OSError):
                 # The alert that tells the peer why.
                 self._flush()
             raise
-        self._done = True
+        else:
+            self._done = True
+        self._collect()
 
-    def _return(self) -> None:
-        """Put the connection on the descriptor."""
-        owned: Any = self._connection
-        # This frees the memory.
-        lib.SSL_set_fd(owned._ssl, self._sock.fileno())
-        owned._into_ssl = owned._from_ssl = None
+    def _collect(self) -> None:
+        """Take what OpenSSL has written."""
+        with suppress(SSL.WantReadError):
+            while len(piece := self._connection.bio_read(_CHUNK)) == _CHUNK:
+                self._outgoing += piece
+            self._outgoing += piece
 
     def _flush(self) -> bool:
-        """Send what OpenSSL has written; return whether the kernel has all of it."""
-        while True:
-            if not self._outgoing:
-                try:
-                    self._outgoing = self._connection.bio_read(_CHUNK)
-                except SSL.WantReadError:
-                    return True
+        """Send what was written; return whether the kernel has all of it."""
+        while self._outgoing:
             try:
                 sent = self._sock.send(self._outgoing)
             except BlockingIOError:
                 return False
             self._outgoing = self._outgoing[sent:]
+        return True
 
-    def _take(self, most: int) -> int:
+    def _take(self) -> None:
         """
-        Give OpenSSL up to *most* of the records that are there, and return how many.
+        Give OpenSSL the records that are there.
 
-        One after the other, until the handshake is done: they are looked at in the
-        kernel, and only those that were given are taken from there, and the part of
-        one that is still to come.
+        They are looked at in the kernel, and what OpenSSL has not read when the
+        handshake is done stays there.
         """
         try:
             seen = self._sock.recv(_CHUNK, _socket.MSG_PEEK)
         except BlockingIOError:
-            return 0
+            return
         if not seen:
             raise SocketConnectionLostError(
                 strerror="The peer closed the connection during the TLS handshake"
             )
         before = len(self._part)
-        data = self._part + seen if before else seen
-        records = used = 0
-        whole = True
+        data = self._part + seen
+        used = _whole_records(data)
+        if not used:
+            # Taken all the same, or the poller would report it again and again.
+            self._part = data
+            self._consume(len(seen))
+            return
+        self._part = b""
+        self._connection.bio_write(data[:used])
         try:
-            while records < most and not self._done:
-                end = used + _record_size(data, used)
-                whole = end <= len(data)
-                if not whole:
-                    break
-                records += 1
-                begin, used = used, end
-                self._connection.bio_write(data[begin:end])
-                self._step()
+            self._step()
         finally:
-            self._part = b"" if whole else data[used:]
-            self._consume(used - before if whole else len(seen))
-        return records
+            self._consume(used - before - (self._unread() if self._done else 0))
+
+    def _unread(self) -> int:
+        """Return how many bytes OpenSSL was given and has not read."""
+        owned: Any = self._connection
+        return int(lib.BIO_get_mem_data(owned._into_ssl, ffi.new("char **")))
 
     def _consume(self, count: int) -> None:
         """Take *count* bytes, which are there, from the kernel."""
@@ -182,6 +179,24 @@ class HandshakeRecords:
             raise TLSHandshakeError(reason=f"the peer sent more than {_IN_ALL} bytes")
         while count > 0:
             count -= len(self._sock.recv(count))
+
+    def _return(self) -> None:
+        """Put the connection on the descriptor."""
+        owned: Any = self._connection
+        # This frees the memory.
+        lib.SSL_set_fd(owned._ssl, self._sock.fileno())
+        owned._into_ssl = owned._from_ssl = None
+
+
+def _whole_records(data: bytes) -> int:
+    """Return where the last whole record ends, of as many as may be handed over at once."""
+    end = 0
+    for _ in range(_AT_ONCE):
+        following = end + _record_size(data, end)
+        if following > len(data):
+            break
+        end = following
+    return end
 
 
 def _record_size(data: bytes, begin: int) -> int:
