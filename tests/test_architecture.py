@@ -56,6 +56,7 @@ ORDER = [
     "sockets",
     "verification",
     "sessions",
+    "connections",
     "contexts",
     "client_contexts",
     "server_contexts",

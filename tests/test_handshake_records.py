@@ -9,24 +9,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stream_helpers import LONGEST, TLSStreams, in_thread, python_server_context, soon
+from stream_helpers import (
+    LONGEST,
+    TLSStreams,
+    in_thread,
+    noise,
+    python_server_context,
+    read_exactly,
+    soon,
+)
 
-from twisted_netsock import handshake_records, make_client_tls_socket, tls
+from twisted_netsock import connections, make_client_tls_socket, tls
 from twisted_netsock.testing import CertificateAuthority
 
 
 def test_pyopenssl_has_the_parts_that_are_used() -> None:
     """When this fails, a server can hold up a client's reactor during the handshake."""
-    assert handshake_records.can_carry_records()
+    assert connections.can_move()
+    assert connections.can_pass_through()
 
 
 async def test_without_them_a_handshake_runs_on_the_descriptor(
     authority: CertificateAuthority, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(tls, "can_carry_records", lambda: False)
+    monkeypatch.setattr(tls, "can_move", lambda: False)
     async with TLSStreams(authority).pair() as (one, other):
         await one.sendall(b"hello")
         assert await soon(other.recv(10)) == b"hello"
+
+
+async def test_without_them_data_takes_a_detour(
+    authority: CertificateAuthority, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(connections, "_CAN_PASS_THROUGH", False)
+    async with TLSStreams(authority).pair() as (one, other):
+        sending = one.sendall(noise(1_000_000))
+        assert await soon(other.recv(10)) == noise(1_000_000)[:10]
+        buffer = bytearray(100)
+        assert await soon(other.recv_into(buffer)) == len(buffer)
+        assert bytes(buffer) == noise(1_000_000)[10:110]
+        assert await read_exactly(other, 999_890) == noise(1_000_000)[110:]
+        await soon(sending)
 
 
 @pytest.mark.parametrize("ends", [False, True])

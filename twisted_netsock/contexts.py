@@ -8,18 +8,17 @@ changed once it has made a connection.
 from __future__ import annotations
 
 import os
-import socket as _socket
 import ssl as _ssl
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
-from OpenSSL._util import lib
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 
 from .certificates import Identity
+from .connections import Connection
 from .options import TLSSocketOptions
 from .sessions import Resumption
 from .verification import Verification
@@ -72,24 +71,14 @@ class ConnectionState:
         self.protocols = tuple(dict.fromkeys((*self.extra_protocols, *protocols)))
 
 
-class StatefulConnection(SSL.Connection):
+class StatefulConnection(Connection):
     """
-    OpenSSL's connection, with what our callbacks need to know of it.
+    A connection, with what our callbacks need to know of it.
 
     Not as its app data, which Twisted sets to an object of its own.
-
-    On a descriptor a read returns after each message of TLS itself (new keys, a
-    ticket): left alone OpenSSL goes on as long as a peer sends such, and the
-    reactor stands still. On memory buffers Twisted relies on its going on.
     """
 
     state: ConnectionState
-
-    def __init__(self, context: SSL.Context, sock: _socket.socket | None) -> None:
-        super().__init__(context, sock)
-        if sock is not None and hasattr(lib, "SSL_clear_mode"):
-            # pyOpenSSL has this for contexts only.
-            lib.SSL_clear_mode(self._ssl, lib.SSL_MODE_AUTO_RETRY)
 
 
 def alpn_protocols(options: TLSSocketOptions) -> tuple[bytes, ...]:

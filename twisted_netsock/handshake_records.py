@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import socket as _socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from OpenSSL import SSL
-from OpenSSL._util import ffi, lib
 
 from .descriptors import WANT_READ, WANT_WRITE, Want
 from .errors import SocketConnectionLostError, TLSHandshakeError
 
 if TYPE_CHECKING:
-    from .contexts import StatefulConnection
+    from .connections import Connection
 
-__all__ = ["HandshakeRecords", "can_carry_records"]
+__all__ = ["HandshakeRecords"]
 
 _HEADER: Final = 5
 _VERSION: Final = 3
@@ -43,37 +42,14 @@ _CHUNK: Final = 32768
 """Bytes looked at, or sent, in one call; more than the longest record."""
 
 
-def can_carry_records() -> bool:
-    """
-    Tell whether pyOpenSSL has what this module takes of its inner parts.
-
-    Where it has not, a handshake runs on the descriptor, without the bound.
-    """
-    return _HAS_PARTS
-
-
-def _look_for_parts() -> bool:
-    connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
-    in_connection = all(hasattr(connection, name) for name in ("_ssl", "_into_ssl", "_from_ssl"))
-    in_library = ("BIO_get_mem_data", "BIO_new", "BIO_s_mem", "SSL_set_bio", "SSL_set_fd")
-    return in_connection and all(hasattr(lib, name) for name in in_library)
-
-
-_HAS_PARTS: Final = _look_for_parts()
-
-
 class HandshakeRecords:
     """Carries the records of one handshake between a descriptor and OpenSSL's memory."""
 
     __slots__ = ("_begun", "_connection", "_done", "_left", "_outgoing", "_part", "_sock")
 
-    def __init__(self, connection: StatefulConnection, sock: _socket.socket) -> None:
+    def __init__(self, connection: Connection, sock: _socket.socket) -> None:
         """Take *connection*, which has done nothing yet, off the descriptor of *sock*."""
-        # pyOpenSSL chooses between memory and descriptor when a connection is made alone.
-        owned: Any = connection
-        owned._into_ssl = lib.BIO_new(lib.BIO_s_mem())
-        owned._from_ssl = lib.BIO_new(lib.BIO_s_mem())
-        lib.SSL_set_bio(owned._ssl, owned._into_ssl, owned._from_ssl)
+        connection.move_to_memory()
         self._connection = connection
         self._sock = sock
         self._begun = False
@@ -101,7 +77,7 @@ class HandshakeRecords:
             return WANT_WRITE
         if not self._done:
             return WANT_READ
-        self._return()
+        self._connection.move_to_descriptor(self._sock.fileno())
         return None
 
     def _step(self) -> None:
@@ -165,12 +141,7 @@ class HandshakeRecords:
         try:
             self._step()
         finally:
-            self._consume(used - before - (self._unread() if self._done else 0))
-
-    def _unread(self) -> int:
-        """Return how many bytes OpenSSL was given and has not read."""
-        owned: Any = self._connection
-        return int(lib.BIO_get_mem_data(owned._into_ssl, ffi.new("char **")))
+            self._consume(used - before - (self._connection.unread() if self._done else 0))
 
     def _consume(self, count: int) -> None:
         """Take *count* bytes, which are there, from the kernel."""
@@ -179,13 +150,6 @@ class HandshakeRecords:
             raise TLSHandshakeError(reason=f"the peer sent more than {_IN_ALL} bytes")
         while count > 0:
             count -= len(self._sock.recv(count))
-
-    def _return(self) -> None:
-        """Put the connection on the descriptor."""
-        owned: Any = self._connection
-        # This frees the memory.
-        lib.SSL_set_fd(owned._ssl, self._sock.fileno())
-        owned._into_ssl = owned._from_ssl = None
 
 
 def _whole_records(data: bytes) -> int:

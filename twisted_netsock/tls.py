@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from OpenSSL import SSL
 
 from .client_contexts import ClientContextFactory
+from .connections import RECORD, can_move
 from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
 from .errors import (
     SocketClosedError,
@@ -28,7 +29,7 @@ from .errors import (
     TLSHandshakeError,
     TLSTruncatedError,
 )
-from .handshake_records import HandshakeRecords, can_carry_records
+from .handshake_records import HandshakeRecords
 from .names import distinguished_name
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory, quiet_context
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TLSDescriptor"]
 
-_RECORD: Final = 16384
-"""The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
+_MOST_SENT: Final = 16 * RECORD
+"""Bytes of one send, so that others get their turn beside a peer that takes all of them."""
 
 _DISCARD_LIMIT: Final = 1024 * 1024
 """How many bytes to read and drop while waiting for the peer's close_notify."""
@@ -102,7 +103,7 @@ class TLSDescriptor:
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
             self.connection = factory.connection(sock, protocols, place)
-            if isinstance(sock, _socket.socket) and can_carry_records():
+            if isinstance(sock, _socket.socket) and can_move():
                 self._records = HandshakeRecords(self.connection, sock)
         else:
             self.is_client = False
@@ -232,7 +233,7 @@ class TLSDescriptor:
         if self._ended or self._read_shut or n == 0:
             return b""
         try:
-            data = self.connection.recv(min(_RECORD, n))
+            data: bytes = self.connection.receive(n)
         except SSL.WantReadError:
             return WANT_READ
         except SSL.WantWriteError:
@@ -262,10 +263,10 @@ class TLSDescriptor:
         target = memoryview(view)
         try:
             while filled < size:
-                count = connection.recv_into(target[filled:], _RECORD)
+                count = connection.receive_into(target[filled:])
                 filled += count
                 self._maybe_refused = False
-                if count < _RECORD and not connection.pending():
+                if count < RECORD and not connection.pending():
                     break
         except SSL.WantReadError:
             return filled or WANT_READ
@@ -283,9 +284,9 @@ class TLSDescriptor:
 
     def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
         """
-        Take some of *view*, at most one record, and return how many bytes.
+        Take some of *view* and return how many bytes: at least one record, or all.
 
-        What is taken and does not fit into the kernel stays here
+        What is taken and does not fit into the kernel, a record at most, stays here
         (`unflushed`), and is sent first by the next `try_send`, `try_flush` or
         `try_shutdown`: OpenSSL insists on being given the same bytes again.
         """
@@ -302,19 +303,19 @@ class TLSDescriptor:
         piece = memoryview(view)
         if piece.format != "B":
             piece = piece.cast("B")
-        piece = piece[:_RECORD]
-        if not piece:
+        size = min(len(piece), _MOST_SENT)
+        if not size:
             return 0
         if self._maybe_refused:
             self._look_for_refusal()
         try:
-            return self.connection.send(piece)
-        except (SSL.WantReadError, SSL.WantWriteError):
-            self._kept = bytes(piece)
-            self.unflushed = True
-            return len(self._kept)
+            sent: int = self.connection.send_records(piece, size)
         except (SSL.Error, OSError) as error:
             raise self._fail(self._data_error(error)) from None
+        if sent < size:
+            self._kept = bytes(piece[sent : min(sent + RECORD, size)])
+            self.unflushed = True
+        return sent + len(self._kept)
 
     def _look_for_refusal(self) -> None:
         """
@@ -419,7 +420,7 @@ class TLSDescriptor:
                 self.sock.shutdown(_socket.SHUT_WR)
         self._read_shut = False
         while not self._ended and self._discarded < _DISCARD_LIMIT:
-            data = self.try_recv(_RECORD)
+            data = self.try_recv(RECORD)
             if isinstance(data, Want):
                 return data
             self._discarded += len(data)
