@@ -105,7 +105,7 @@ class DataSocket(BaseSocket):
             or not self._may_go_on()
         ):
             return self._receive(lambda: descriptor.try_recv(n))
-        if self._doomed and n:
+        if self._doomed and n and descriptor.seen_by_poller:
             # The last one found nothing: an attempt that fails costs more than the wait.
             self._doomed -= 1
             return self._park_recv(n, WANT_READ)

@@ -197,8 +197,6 @@ class TLSDescriptor:
         if not self.handshaken:
             raise TLSError(reason="the handshake is not done: call handshake() first")
 
-    seen_by_poller = False
-
     @property
     def buffered(self) -> bool:
         """Bytes, or an end that came with some, wait here, where the poller cannot see them."""
@@ -219,6 +217,16 @@ class TLSDescriptor:
         except (SSL.Error, OSError) as error:
             self._fail(self._data_error(error))
         return None
+
+    @property
+    def seen_by_poller(self) -> bool:
+        """The poller reports whatever a receive would give: OpenSSL has nothing that is whole."""
+        return (
+            self.handshaken
+            and not (self._ended or self._read_shut or self._untold)
+            and self._failure is None
+            and not self.connection.pending()
+        )
 
     @property
     def finished(self) -> bool:
