@@ -103,6 +103,10 @@ class Descriptor(Protocol):
     """Bytes that were taken are not with the kernel yet; see `try_flush`."""
 
     @property
+    def failed(self) -> bool:
+        """Whatever is tried fails, in both directions, and the kernel may not tell."""
+
+    @property
     def seen_by_poller(self) -> bool:
         """The poller reports whatever a receive would give at once, again and again."""
 
@@ -138,6 +142,7 @@ class PlainDescriptor:
 
     __slots__ = ("_write_shut", "sock")
 
+    failed = False
     unflushed = False
     buffered = False
     seen_by_poller = True

@@ -91,6 +91,8 @@ class Operating:
     def _failed(self, error: BaseException) -> Deferred[Any]:
         if isinstance(error, SocketError):
             error.socket = self
+        if self._descriptor.failed:
+            self._tell_waiting()
         return fail(Failure(error))
 
     def _read(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
@@ -232,6 +234,14 @@ class Operating:
         if isinstance(error, SocketError):
             error.socket = self
         self._complete(operation, Failure(error))
+        if self._descriptor.failed:
+            self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Have what waits hear that the descriptor has failed: no report of the kernel would."""
+        for operation in (self._reader, self._writer):
+            if operation is not None:
+                self._retry(operation)
 
     def _rest(self, operation: Operation[Any], seconds: float) -> None:
         """Try again after a while instead of at the next report."""

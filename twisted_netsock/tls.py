@@ -77,6 +77,7 @@ class TLSDescriptor:
         "_failure",
         "_hang_up",
         "_kept",
+        "_lost",
         "_maybe_refused",
         "_read_shut",
         "_records",
@@ -111,6 +112,7 @@ class TLSDescriptor:
         self.handshaken = False
         self.unflushed = False
         self._kept = b""
+        self._lost = False
         self._failure: SocketError | None = None
         self._ended = False
         self._read_shut = False
@@ -180,7 +182,8 @@ class TLSDescriptor:
 
     def _fail(self, error: SocketError) -> SocketError:
         self._failure = error
-        # Nothing that was taken can be sent any more.
+        # Nothing that was taken can be sent any more: who flushes it is to hear of that.
+        self._lost = self._lost or bool(self._kept)
         self._kept = b""
         self.unflushed = False
         return error
@@ -227,6 +230,11 @@ class TLSDescriptor:
             and self._failure is None
             and not self.connection.pending()
         )
+
+    @property
+    def failed(self) -> bool:
+        """An error is kept, and whatever is tried raises it."""
+        return self._failure is not None
 
     @property
     def finished(self) -> bool:
@@ -351,10 +359,10 @@ class TLSDescriptor:
 
     def try_flush(self) -> Want | None:
         """Send the piece that was taken and is not with the kernel yet."""
+        if self._lost and self._failure is not None:
+            raise self._failure.with_traceback(None)
         if not self._kept:
             return None
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
         try:
             self.connection.send(self._kept)
         except SSL.WantReadError:

@@ -82,7 +82,13 @@ class BlockingTLSSocket(BlockingSocket):
     def _attempt(self, attempt: Callable[[], T | Want]) -> T | Want:
         """Try once, alone: OpenSSL's connection is one state for both directions."""
         with self._lock:
-            return super()._attempt(attempt)
+            try:
+                return super()._attempt(attempt)
+            except SocketError:
+                if self._descriptor.failed:
+                    # The kernel would not tell who waits in the other direction.
+                    self._wake_users()
+                raise
 
     def _is_drained(self, count: int, wanted: int) -> bool:
         return count > 0 and not self._descriptor.buffered
