@@ -35,7 +35,8 @@ _LEVEL_NAME_VALUE = 3
 def redacted(value: object) -> str:
     """Describe *value* so that nothing secret shows: a checked path as it is, the rest by type."""
     if isinstance(value, tuple):
-        return "(" + ", ".join(redacted(item) for item in value) + ")"
+        items = ", ".join(redacted(item) for item in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
     if isinstance(value, str):
         return repr(value)
     if isinstance(value, bytes):
