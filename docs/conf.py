@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from pygments.lexers.special import TextLexer
 
-from twisted_netsock import ServerTLSSocketOptions, SocketOptions, options
+from twisted_netsock import ServerTLSSocketOptions, SocketOptions, option_types
 from twisted_netsock._version import __version__
 
 project = "twisted_netsock"
@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     # What stands behind public names: classes that users do not make, and aliases of
     # types, which reference/options.md explains.
     ("py:class", r"twisted_netsock\.\w+\.(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
-    ("py:class", r"twisted_netsock\.(\w+\.)+(SocketFacts|Blocking(Base|Data)|T|S)"),
+    ("py:class", r"twisted_netsock\.(\w+\.)+(SocketFacts|Blocking(Base|Data|Facts)|T|S)"),
     ("py:class", r"twisted_netsock\.\w+\.(Watch|Descriptor)"),
     ("py:class", r"(Any)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
     ("py:class", r"Verifier|Version"),
@@ -171,7 +171,7 @@ def _default(field: Any) -> str:
 
 def _record_signature(record: Any) -> str:
     """Write what the constructor of a class of option records takes."""
-    taken = getattr(options, f"{record.__name__.removesuffix('s')}Fields").__annotations__
+    taken = getattr(option_types, f"{record.__name__.removesuffix('s')}Fields").__annotations__
     fields = (
         f"{field.name}: {taken[field.name].__forward_arg__} = {_default(field)}"
         for field in attrs.fields(record)

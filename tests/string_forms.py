@@ -11,7 +11,7 @@ from twisted.internet.endpoints import quoteStringArgument
 
 from twisted_netsock import SocketOptions, TLSSocketOptions
 from twisted_netsock.options import record_fields
-from twisted_netsock.strings import camel_case
+from twisted_netsock.string_keys import camel_case
 
 _PREFIXES = {
     socket.SOL_SOCKET: "SO_",

@@ -48,7 +48,7 @@ from twisted.python.reflect import ObjectNotFound, namedAny
 
 import twisted_netsock
 import twisted_netsock.testing
-from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions, strings
+from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions, string_keys
 from twisted_netsock import __main__ as runner
 from twisted_netsock.commands import Options as NetsockOptions
 from twisted_netsock.testing import CertificateAuthority, ScriptedResolver
@@ -387,10 +387,10 @@ STRINGS_PAGE = REFERENCE / "endpoint-strings.md"
 
 def test_the_reference_has_every_key_of_endpoint_strings() -> None:
     """And says rightly which prefix and side takes it."""
-    plain = {*strings._keys(SocketOptions), "node", "service"}
-    systemd = strings._SYSTEMD
-    tls = {*strings._keys(TLSSocketOptions), strings._PASSWORD_FILE, strings._ENDPOINT}
-    server = {*strings._keys(ServerTLSSocketOptions), strings._RELOAD_EVERY}
+    plain = {*string_keys.keys_of(SocketOptions), "node", "service"}
+    systemd = string_keys.SYSTEMD
+    tls = {*string_keys.keys_of(TLSSocketOptions), string_keys.PASSWORD_FILE, string_keys.ENDPOINT}
+    server = {*string_keys.keys_of(ServerTLSSocketOptions), string_keys.RELOAD_EVERY}
     expected = dict.fromkeys(server, "`netsock-tls`, servers")
     expected |= dict.fromkeys(tls, "`netsock-tls`")
     expected |= dict.fromkeys(plain, "both")
@@ -403,7 +403,7 @@ def test_the_reference_has_every_key_of_endpoint_strings() -> None:
 def test_the_reference_has_the_names_that_twisted_uses_for_keys() -> None:
     rows = _rows(STRINGS_PAGE, "Twisted")
     told = {key: _quoted(row[1])[0] for row in rows for key in _quoted(row[0])}
-    assert told == strings._TWISTED_KEYS
+    assert told == string_keys.TWISTED_KEYS
 
 
 # What is told about the package as a whole

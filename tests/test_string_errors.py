@@ -9,14 +9,14 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
 
-from twisted_netsock import SocketOptions, client_endpoint, strings
+from twisted_netsock import SocketOptions, client_endpoint, string_keys
 
 pytestmark = pytest.mark.once
 
 C, S = clientFromString, serverFromString
 MANY = "9" * 5000
 CUT = "9" * 80
-KNOWN = (*strings._keys(SocketOptions), "node", "service")
+KNOWN = (*string_keys.keys_of(SocketOptions), "node", "service")
 TLS = "netsock-tls:example.com:443"
 
 # What no text file can hold, or should: who takes the string, the string, and the line.
@@ -69,7 +69,7 @@ BAD = [*written(), *SPECIAL]
 def test_a_wrong_string_is_one_line_that_helps(parse, string, line):
     with pytest.raises(ValueError) as caught:
         parse(reactor, string)
-    known = (*KNOWN, strings._SYSTEMD) if parse is serverFromString else KNOWN
+    known = (*KNOWN, string_keys.SYSTEMD) if parse is serverFromString else KNOWN
     assert str(caught.value) == line.replace("{known}", ", ".join(sorted(known)))
     assert "\n" not in line
 

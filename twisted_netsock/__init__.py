@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from .makers import make_server_socket as make_server_socket
     from .makers import make_server_tls_socket as make_server_tls_socket
     from .makers import socket_options_to_client_socket as socket_options_to_client_socket
+    from .option_types import VerifyResult as VerifyResult
     from .options import ServerTLSSocketOptions as ServerTLSSocketOptions
     from .options import SocketOptions as SocketOptions
     from .options import TLSSocketOptions as TLSSocketOptions
-    from .options import VerifyResult as VerifyResult
     from .options import is_server_tls_socket_options as is_server_tls_socket_options
     from .options import is_socket_options as is_socket_options
     from .options import is_tls_socket_options as is_tls_socket_options
@@ -89,7 +89,7 @@ _HOMES = {
     "TLSSocket": "tls_sockets",
     "TLSSocketOptions": "options",
     "TLSTruncatedError": "errors",
-    "VerifyResult": "options",
+    "VerifyResult": "option_types",
     "agent_endpoint_factory": "agents",
     "client_context_factory": "client_contexts",
     "client_endpoint": "client_endpoints",

@@ -22,14 +22,14 @@ from twisted.logger import Logger
 
 from .errors import CertificateVerificationError
 from .names import is_ip_address, reference_identity
-from .options import VerifyResult
+from .option_types import VerifyResult
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from cryptography import x509
 
-    from .options import Verifier
+    from .option_types import Verifier
 
 __all__ = ["Verification", "verify_callback"]
 

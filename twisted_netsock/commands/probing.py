@@ -28,7 +28,8 @@ from ..errors import (
     TLSError,
 )
 from ..makers import make_client_socket
-from ..options import SocketOptions, TLSSocketOptions, VerifyResult
+from ..option_types import VerifyResult
+from ..options import SocketOptions, TLSSocketOptions
 from ..resolver import look_up
 from ..sockets import Socket
 from ..tls_sockets import TLSSocket
