@@ -128,12 +128,7 @@ class CertificateAuthority:
             The certificate with its key.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.now(UTC)
-        begin, end = now - timedelta(days=1), now + _LIFETIME
-        if expired:
-            begin, end = now - timedelta(days=3), now - timedelta(days=1)
-        if not_yet_valid:
-            begin = now + timedelta(days=1)
+        begin, end = _validity(expired=expired, not_yet_valid=not_yet_valid)
         subject = _subject(common_name or (names[0] if names else "nobody"), organizational_unit)
         builder = (
             x509.CertificateBuilder()
@@ -160,11 +155,7 @@ class CertificateAuthority:
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
             critical=False,
         )
-        san: Any = None
-        if malformed_names:
-            san = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, _NOT_A_SAN)
-        elif names:
-            san = x509.SubjectAlternativeName([_general_name(name) for name in names])
+        san = _alternative_names(names, malformed=malformed_names)
         if san is not None:
             builder = builder.add_extension(san, critical=False)
         return IssuedCertificate(builder.sign(signer, hashes.SHA256()), key)
@@ -177,6 +168,23 @@ class CertificateAuthority:
     def client_options(self, **fields: Any) -> TLSSocketOptions:
         """Return a client's record that trusts this authority alone, with *fields*."""
         return TLSSocketOptions(trusted_certificates=self.certificate_pem, **fields)
+
+
+def _alternative_names(names: tuple[str, ...], *, malformed: bool) -> x509.ExtensionType | None:
+    """Return the subjectAltName, or `None` where there are no names."""
+    if malformed:
+        return x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, _NOT_A_SAN)
+    if names:
+        return x509.SubjectAlternativeName([_general_name(name) for name in names])
+    return None
+
+
+def _validity(*, expired: bool, not_yet_valid: bool) -> tuple[datetime, datetime]:
+    """Return when a certificate begins and ends to hold."""
+    now = datetime.now(UTC)
+    if expired:
+        return now - timedelta(days=3), now - timedelta(days=1)
+    return now + timedelta(days=1 if not_yet_valid else -1), now + _LIFETIME
 
 
 def _subject(common_name: str, unit: str | None) -> x509.Name:

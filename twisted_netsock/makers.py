@@ -237,8 +237,7 @@ def make_server_tls_socket(
             changed, and to `TLSSocket.reload` them then; never if `None`.
 
     Returns:
-        The listening socket, the caller's to close. Its `accept` fires with
-        connections whose handshake is done.
+        The listening socket, the caller's to close; its `accept` fires after the handshake.
 
     Raises:
         TypeError: A record is no server's.

@@ -337,11 +337,20 @@ def look_up_system(
         return fail(Failure())
     if known is not None:
         return succeed(list(known))
+    return _in_thread(
+        reactor, lambda: _ask_system(node, name, service, family, kind, protocol, flags)
+    )
+
+
+def _in_thread(
+    reactor: IReactorFromThreads, ask: Callable[[], list[AddressInfo]]
+) -> Deferred[list[AddressInfo]]:
+    """Call *ask* in a thread, and deliver what it returns or raises to the reactor's."""
 
     def job() -> None:
         outcome: Any
         try:
-            outcome = _ask_system(node, name, service, family, kind, protocol, flags)
+            outcome = ask()
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             outcome = error
         reactor.callFromThread(deliver, outcome)

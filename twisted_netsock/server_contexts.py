@@ -29,7 +29,7 @@ from .contexts import (
     trust,
 )
 from .names import server_name_pattern
-from .options import ServerTLSSocketOptions, record_fields, require_record
+from .options import ServerTLSSocketOptions, SocketOptions, record_fields, require_record
 from .verification import Verification, verify_callback
 
 __all__ = ["ServerContextFactory", "quiet_context", "server_context_factory", "server_records"]
@@ -204,10 +204,10 @@ def _check_records(records: tuple[ServerTLSSocketOptions, ...]) -> None:
 
 
 def server_records(
-    options: ServerTLSSocketOptions | Iterable[ServerTLSSocketOptions],
+    options: SocketOptions | Iterable[SocketOptions],
 ) -> tuple[ServerTLSSocketOptions, ...]:
     """
-    Return one record or several as a tuple.
+    Return one record or several as a tuple: each must be a TLS server's.
 
     Raises:
         TypeError: One is no `ServerTLSSocketOptions`.

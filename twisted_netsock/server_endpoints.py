@@ -34,12 +34,11 @@ from .options import (
     SocketOptions,
     TLSSocketOptions,
     require_reactor_mode,
-    require_record,
     require_stream,
 )
 from .readiness import poller_for
 from .reloading import FileWatch, Reloader, watch_files
-from .server_contexts import ServerContextFactory, server_context_factory
+from .server_contexts import ServerContextFactory, server_context_factory, server_records
 
 __all__ = ["ServerEndpoint", "server_endpoint"]
 
@@ -267,19 +266,12 @@ def server_endpoint(
             records cannot be served together; or *node*, *service* or an option
             contradicts *endpoint*.
     """
-    use = "for a client use client_endpoint"
+    plain = SocketOptions() if options is None else options
     records: SocketOptions | tuple[ServerTLSSocketOptions, ...]
-    if options is None or isinstance(options, SocketOptions):
-        plain = SocketOptions() if options is None else options
+    if isinstance(plain, SocketOptions) and not isinstance(plain, TLSSocketOptions):
         records = plain
-        if isinstance(plain, TLSSocketOptions):
-            records = (require_record(plain, ServerTLSSocketOptions, None, use),)
     else:
-        records = tuple(
-            require_record(record, ServerTLSSocketOptions, None, use) for record in options
-        )
-        if not records:
-            raise ValueError("options must hold at least one record")
+        records = server_records(plain)
     first = records if isinstance(records, SocketOptions) else records[0]
     require_reactor_mode(first)
     interval = optional_duration(reload_every, "reload_every")

@@ -49,11 +49,10 @@ def start_tls(
     Args:
         socket: Spent at the call: closed, and its connection the new socket's.
             What its `output_port` holds is sent first.
-        options: Its class says the side: a `TLSSocketOptions` a client's, a
-            `ServerTLSSocketOptions` (or several, chosen by the name that the
-            client asks for) a server's. What `client_context_factory` or
-            `server_context_factory` has made serves too, and saves a server
-            from reading its files for each connection.
+        options: Its class says the side: a `TLSSocketOptions` a client's, one or
+            several `ServerTLSSocketOptions` a server's. What `client_context_factory`
+            or `server_context_factory` has made serves too, and saves a server from
+            reading its files for each connection.
         node: What a client verifies, unless the options have `sni`; the
             *socket*'s own node if `None`.
 
@@ -69,8 +68,7 @@ def start_tls(
             certificate, key or name cannot be used.
 
     Errors:
-        SocketPortError: `input_port` holds unread bytes, which TLS does not
-            protect: whoever can write to the connection may have put them there.
+        SocketPortError: `input_port` holds unread bytes, which TLS does not protect.
             *socket* stays open, as for the next three.
         SocketBusyError: An operation is waiting.
         SocketClosedError: *socket* is closed.
@@ -84,17 +82,11 @@ def start_tls(
     Cancelling:
         Fails with `CancelledError`, and closes the connection.
     """
-    if not isinstance(socket, Socket):
-        raise TypeError(f"socket={socket!r} must be a twisted_netsock.Socket")
-    if isinstance(socket, TLSSocket):
-        raise TypeError(f"socket={socket!r} speaks TLS already")
+    _check_plain(socket)
     factory = tls_factory(options, socket.node, node)
     require_reactor_mode(factory.options)
     try:
-        if socket._descriptor.sock.type != _socket.SOCK_STREAM:
-            raise SocketError(strerror="TLS needs a stream, which this socket is not")  # noqa: TRY301
-        socket.getpeername()
-        plain, sending = socket._spend()
+        plain, sending = _spend(socket)
     except SocketError as error:
         return socket._failed(error)
     named = factory.node if isinstance(factory, ClientContextFactory) else socket.node
@@ -125,6 +117,21 @@ def tls_factory(
     if node is not None:
         raise ValueError(f"node={node!r} is for clients: a server verifies no name")
     return factory
+
+
+def _check_plain(socket: object) -> None:
+    if not isinstance(socket, Socket):
+        raise TypeError(f"socket={socket!r} must be a twisted_netsock.Socket")
+    if isinstance(socket, TLSSocket):
+        raise TypeError(f"socket={socket!r} speaks TLS already")
+
+
+def _spend(socket: Socket) -> tuple[PlainDescriptor, Operation[Any] | None]:
+    """Take the descriptor of *socket*, and what of its output port is still to be sent."""
+    if socket._descriptor.sock.type != _socket.SOCK_STREAM:
+        raise SocketError(strerror="TLS needs a stream, which this socket is not")
+    socket.getpeername()
+    return socket._spend()
 
 
 async def _upgrade(
