@@ -70,12 +70,7 @@ def get_address_info(
     """
     Look *host* and *service* up (``get-address-info``).
 
-    Args:
-        host: A name, a numeric address, or `None`: this host, or with
-            ``AI_PASSIVE`` any of its addresses.
-        service: A name, a port, or `None`.
-        addrinfo: Hints, by `make_address_info`; a TCP stream if `None`.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.chibi.get_address_info`.
 
     Returns:
         The first result, which iterates over itself and those that follow.
@@ -95,10 +90,7 @@ def open_net_io(host: str, service: str | int, *, reactor: Any = None) -> NetIO:
     """
     Connect to *host* over TCP, for reading and writing (``open-net-io``).
 
-    Args:
-        host: A name or a numeric address.
-        service: A service's name or a port.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.chibi.open_net_io`.
 
     Returns:
         The socket, which is the caller's to close, and its two ports.
@@ -120,11 +112,8 @@ def with_net_io(
     """
     Connect to *host*, call *proc*, and close the connection (``with-net-io``).
 
-    Args:
-        host: A name or a numeric address.
-        service: A service's name or a port.
-        proc: Called with the two ports.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.chibi.with_net_io`; *proc* is a plain function,
+    and may block.
 
     Returns:
         What *proc* returned, when what it wrote is sent and the connection closed.
@@ -149,10 +138,7 @@ def make_listener_socket(
 
     Sets ``SO_REUSEADDR`` by itself.
 
-    Args:
-        addrinfo: Where: an `AddressInfo`, or a `SocketAddress` for a stream.
-        max_connections: How many connections the kernel queues.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.chibi.make_listener_socket`.
 
     Returns:
         The listening socket, the caller's to close.
@@ -170,10 +156,7 @@ def get_socket_option(socket: BlockingSocket, level: int, name: int) -> int:
     """
     Return the option *name* of *socket* (``get-socket-option``).
 
-    Args:
-        socket: Open.
-        level: ``LEVEL_SOCKET``, or a protocol's number.
-        name: One of the ``SOCKET_OPT_…``, or another of the level's.
+    The arguments are those of `twisted_netsock.chibi.get_socket_option`.
 
     Raises:
         SocketError: There is no such option.
@@ -187,11 +170,7 @@ def set_socket_option(socket: BlockingSocket, level: int, name: int, value: int)
     """
     Set the option *name* of *socket* (``set-socket-option!``).
 
-    Args:
-        socket: Open.
-        level: ``LEVEL_SOCKET``, or a protocol's number.
-        name: One of the ``SOCKET_OPT_…``, or another of the level's.
-        value: What to set it to.
+    The arguments are those of `twisted_netsock.chibi.set_socket_option`.
 
     Raises:
         SocketError: There is no such option, or it refuses the value.
@@ -206,11 +185,7 @@ def send(
     """
     Send *data* (``send``).
 
-    Args:
-        socket: Connected, unless there is an *addrinfo*.
-        data: What to send.
-        flags: ``MSG_…`` flags.
-        addrinfo: Whom to send to; the peer if `None`.
+    The arguments are those of `twisted_netsock.chibi.send`.
 
     Returns:
         How many bytes were sent; of a stream possibly not all.
@@ -234,12 +209,7 @@ def send_non_blocking(
     """
     Send, but give up after *timeout* seconds (``send/non-blocking``).
 
-    Args:
-        socket: Connected, unless there is an *addrinfo*.
-        data: What to send.
-        timeout: Seconds, or a `timedelta`; 0 tries once.
-        flags: ``MSG_…`` flags.
-        addrinfo: Whom to send to; the peer if `None`.
+    The arguments are those of `twisted_netsock.chibi.send_non_blocking`.
 
     Returns:
         How many bytes were sent; `None` after the time-out, when none were. On
@@ -261,11 +231,7 @@ def receive_into(
     """
     Fill *buffer* with what has arrived (``receive!``).
 
-    Args:
-        socket: Connected, or bound for datagrams.
-        buffer: Written from its start; bytes past the count stay untouched.
-        flags: ``MSG_…`` flags.
-        addrinfo: Of the family that datagrams are expected from.
+    The arguments are those of `twisted_netsock.chibi.receive_into`.
 
     Returns:
         The number of bytes, as soon as there is one; of a stream 0 once the
@@ -291,12 +257,7 @@ def receive_into_non_blocking(
     """
     Receive into *buffer*, but give up after *timeout* seconds (``receive!/non-blocking``).
 
-    Args:
-        socket: Connected, or bound for datagrams.
-        buffer: Written from its start; bytes past the count stay untouched.
-        timeout: Seconds, or a `timedelta`; 0 tries once.
-        flags: ``MSG_…`` flags.
-        addrinfo: Of the family that datagrams are expected from.
+    The arguments are those of `twisted_netsock.chibi.receive_into_non_blocking`.
 
     Returns:
         The number of bytes (of a stream 0 at the end); `None` after the
@@ -318,11 +279,7 @@ def receive(
     """
     Receive up to *n* bytes (``receive``).
 
-    Args:
-        socket: Connected, or bound for datagrams.
-        n: The most bytes wanted.
-        flags: ``MSG_…`` flags.
-        addrinfo: Of the family that datagrams are expected from.
+    The arguments are those of `twisted_netsock.chibi.receive`.
 
     Returns:
         What has arrived; of a stream ``b""`` once the peer has finished sending.
@@ -348,12 +305,7 @@ def receive_non_blocking(
 
     The ``receive/non-blocking`` of ``(chibi net)``.
 
-    Args:
-        socket: Connected, or bound for datagrams.
-        n: The most bytes wanted.
-        timeout: Seconds, or a `timedelta`; 0 tries once.
-        flags: ``MSG_…`` flags.
-        addrinfo: Of the family that datagrams are expected from.
+    The arguments are those of `twisted_netsock.chibi.receive_non_blocking`.
 
     Returns:
         What has arrived; `None` after the time-out, when nothing was consumed.
@@ -435,11 +387,7 @@ def socket(
     """
     Make a socket (``socket``).
 
-    Args:
-        family: One of the ``ADDRESS_FAMILY_…``.
-        socket_type: One of the ``SOCKET_TYPE_…``.
-        protocol: One of the ``IP_PROTO_…``, or another number.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.chibi.socket`.
 
     Returns:
         A socket that is not connected, the caller's to close. ``TCP_NODELAY`` is
@@ -463,11 +411,7 @@ def open_socket_pair(
     """
     Make two sockets that are connected with each other (``open-socket-pair``).
 
-    Args:
-        family: ``ADDRESS_FAMILY_UNIX``; the kernel makes no other pairs.
-        socket_type: One of the ``SOCKET_TYPE_…``.
-        protocol: A protocol number, or 0.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.chibi.open_socket_pair`.
 
     Returns:
         Two sockets, both for reading and writing, the caller's to close.

@@ -37,10 +37,7 @@ class BlockingData(BlockingBase):
         """
         Receive up to *n* bytes.
 
-        Args:
-            n: The most bytes wanted; more than 64 KiB never come at once, except
-                of a datagram (for bulk use `recv_into`).
-            flags: ``MSG_…`` flags.
+        The arguments are those of `Socket.recv`.
 
         Returns:
             What has arrived, as soon as there is something; ``b""`` once the
@@ -84,9 +81,7 @@ class BlockingData(BlockingBase):
         """
         Fill *buffer* with what has arrived.
 
-        Args:
-            buffer: Written from its start; bytes past the count stay untouched.
-            flags: ``MSG_…`` flags.
+        The arguments are those of `Socket.recv_into`.
 
         Returns:
             The number of bytes, as soon as there is one; 0 once the peer has
@@ -132,9 +127,7 @@ class BlockingData(BlockingBase):
 
         A longer one is cut; `recvmsg` tells so by ``MSG_TRUNC``.
 
-        Args:
-            n: The most bytes wanted.
-            flags: ``MSG_…`` flags.
+        The arguments are those of `Socket.recvfrom`.
 
         Returns:
             The data and the sender's address; ``b""`` is an empty datagram.
@@ -152,9 +145,7 @@ class BlockingData(BlockingBase):
         """
         Fill *buffer* with one datagram, and learn who sent it.
 
-        Args:
-            buffer: As for `recv_into`.
-            flags: ``MSG_…`` flags; with ``MSG_TRUNC`` the count is the datagram's.
+        The arguments are those of `Socket.recvfrom_into`.
 
         Returns:
             The number of bytes and the sender's address.
@@ -174,11 +165,7 @@ class BlockingData(BlockingBase):
         """
         Receive data and ancillary data, as `socket.socket.recvmsg`.
 
-        Args:
-            n: The most bytes wanted.
-            ancillary_size: The most bytes of ancillary data wanted
-                (`socket.CMSG_SPACE`).
-            flags: ``MSG_…`` flags.
+        The arguments are those of `Socket.recvmsg`.
 
         Returns:
             Data, ancillary data, flags (``MSG_TRUNC``: the datagram was cut;
@@ -229,9 +216,7 @@ class BlockingData(BlockingBase):
         """
         Send some of *data*, after what `output_port` holds.
 
-        Args:
-            data: What to send.
-            flags: ``MSG_…`` flags.
+        The arguments are those of `Socket.send`.
 
         Returns:
             How many bytes, from the start, the kernel has taken: at least one
@@ -294,10 +279,7 @@ class BlockingData(BlockingBase):
         """
         Send *data* as one datagram to *address*.
 
-        Args:
-            data: What to send.
-            address: Numeric: no call looks a name up behind its caller's back.
-            flags: ``MSG_…`` flags.
+        The arguments are those of `Socket.sendto`.
 
         Returns:
             How many bytes the kernel has taken: all, of a datagram.
@@ -321,12 +303,7 @@ class BlockingData(BlockingBase):
         """
         Send *buffers*, joined, with ancillary data, as `socket.socket.sendmsg`.
 
-        Args:
-            buffers: What to send.
-            ancillary: Level, type and data of each; descriptors to pass
-                (``SCM_RIGHTS``) stay open here.
-            flags: ``MSG_…`` flags.
-            address: Whom to send to, numeric; the peer if `None`.
+        The arguments are those of `Socket.sendmsg`.
 
         Returns:
             How many bytes the kernel has taken.
@@ -358,9 +335,7 @@ class BlockingData(BlockingBase):
         """
         Shut down one direction or both, after sending what `output_port` holds.
 
-        Args:
-            how: ``SHUT_RD``, ``SHUT_WR`` (the peer reads the end of the stream)
-                or ``SHUT_RDWR``.
+        The arguments are those of `Socket.shutdown`.
 
         Raises:
             ValueError: *how* is none of them.

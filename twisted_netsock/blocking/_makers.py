@@ -70,13 +70,7 @@ def make_client_socket(
 
     Ctrl-C ends it at every stage, and leaves nothing behind.
 
-    Args:
-        node: A host name, a numeric address, or (``AF_UNIX``) a path.
-        service: A service's name or a port; `None` with ``AF_UNIX``.
-        options: A plain `SocketOptions`; its defaults if `None`.
-        reactor: The one in use, or `None`.
-        proxy_header: What to tell with the PROXY header, where *options* have
-            `proxy_protocol`; the addresses of the connection itself if `None`.
+    The arguments are those of `twisted_netsock.make_client_socket`.
 
     Returns:
         The connected socket, which is the caller's to close.
@@ -111,15 +105,7 @@ def make_client_tls_socket(
 
     Ctrl-C ends it at every stage, and leaves nothing behind.
 
-    Args:
-        node: A host name, a numeric address, or (``AF_UNIX``) a path. What is
-            verified, unless the options have `sni`.
-        service: A service's name or a port; `None` with ``AF_UNIX``.
-        options: A `TLSSocketOptions`, or a plain record, whose connection then
-            has the defaults of TLS.
-        reactor: The one in use, or `None`.
-        proxy_header: What to tell with the PROXY header, where *options* have
-            `proxy_protocol`; the addresses of the connection itself if `None`.
+    The arguments are those of `twisted_netsock.make_client_tls_socket`.
 
     Returns:
         The connected socket, after the handshake and the verification of the
@@ -151,12 +137,7 @@ def make_server_socket(
     """
     Listen on *node* and *service* (``make-server-socket``).
 
-    Args:
-        node: A name (its first address is bound), a numeric address, a path, or
-            `None` for every interface, IPv4 and IPv6.
-        service: A service's name or a port; 0 lets the kernel choose.
-        options: A plain `SocketOptions`; its defaults if `None`.
-        reactor: The one in use, or `None`.
+    The arguments are those of `twisted_netsock.make_server_socket`.
 
     Returns:
         The listening socket (of datagrams: the bound one), the caller's to close.
@@ -187,14 +168,7 @@ def make_server_tls_socket(
     """
     Listen on *node* and *service* for TLS (``make-server-tls-socket``).
 
-    Args:
-        node: As `make_server_socket`.
-        service: As `make_server_socket`.
-        options: One `ServerTLSSocketOptions`, or several, chosen by the name
-            that a client asks for. The socket's own options are the first's.
-        reactor: The one in use, or `None`.
-        reload_every: How often to look whether the files of the records have
-            changed, and to `BlockingTLSSocket.reload` them then; never if `None`.
+    The arguments are those of `twisted_netsock.make_server_tls_socket`.
 
     Returns:
         The listening socket, the caller's to close. Its `accept` returns
