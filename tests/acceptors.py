@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from loopback import installed_reactor
+from clocks import the_reactor
 from twisted.internet.task import Clock
 
 from twisted_netsock import SocketAddress
@@ -20,7 +20,7 @@ class Accepting:
 
     def __init__(self, listener: Any, on_delivery: Callable[[], object]) -> None:
         self.clock = Clock()
-        self.watch = poller_for(installed_reactor()).watch(listener.fileno())
+        self.watch = poller_for(the_reactor()).watch(listener.fileno())
         self.delivered: list[tuple[socket.socket, SocketAddress]] = []
         self.lost: list[Exception] = []
         self._on_delivery = on_delivery

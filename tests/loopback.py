@@ -8,14 +8,12 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
+from clocks import ClockedReactor
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFDSet, IReactorFromThreads, IReactorTime
-from twisted.internet.task import Clock, deferLater
-from zope.interface import implementer
 
 from twisted_netsock import SocketOptions
 from twisted_netsock.connecting import connect
@@ -47,27 +45,6 @@ def run(main):
     if finished and finished[0] is not None:
         finished[0].raiseException()
 """
-
-
-def installed_reactor() -> Any:
-    from twisted.internet import reactor
-
-    return reactor
-
-
-async def turn(count: int = 1) -> None:
-    """Let the reactor look at its descriptors *count* times."""
-    for _ in range(count):
-        await deferLater(installed_reactor(), 0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the reactor go on until *condition* holds, for 10 seconds at the most."""
-    for _ in range(2000):
-        if condition():
-            return
-        await deferLater(installed_reactor(), 0.005)
-    raise AssertionError("what the test waits for did not happen")
 
 
 def script(source: str) -> list[str]:
@@ -148,21 +125,6 @@ def full(listener: socket.socket) -> Iterator[None]:
     listener.listen(0)
     with socket.create_connection(listener.getsockname()[:2]):
         yield
-
-
-@implementer(IReactorFDSet, IReactorFromThreads, IReactorTime)
-class ClockedReactor:
-    """The real reactor for descriptors, a clock for time."""
-
-    def __init__(self) -> None:
-        self._real = installed_reactor()
-        self.clock = Clock()
-        self.callLater = self.clock.callLater
-        self.seconds = self.clock.seconds
-        self.nameResolver: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
 
 
 NAME = "name.invalid"

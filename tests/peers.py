@@ -19,13 +19,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clocks import the_reactor, until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
 
 from twisted_netsock import ServerTLSSocketOptions, server_endpoint
 from twisted_netsock.testing import ScriptedResolver
@@ -35,21 +35,6 @@ PEER_SECONDS = 10.0
 
 QUESTION = b"a secret that only the right server may read"
 ANSWER = b"welcome"
-
-
-def the_reactor() -> Any:
-    from twisted.internet import reactor
-
-    return reactor
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the reactor run until *condition* holds."""
-    for _ in range(2000):
-        if condition():
-            return
-        await deferLater(the_reactor(), 0.005)
-    raise AssertionError(f"it never came to {condition}")
 
 
 def in_thread(function: Callable[..., Any], *arguments: object) -> Deferred[Any]:

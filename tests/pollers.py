@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loopback import installed_reactor
+from clocks import the_reactor
 
 from twisted_netsock import readiness
 from twisted_netsock.readiness import EpollPoller, Poller, ReactorPoller, Watch
@@ -40,7 +40,7 @@ class Owner:
 @contextmanager
 def poller_of(kind: type[Poller], monkeypatch: Any) -> Iterator[Poller]:
     """Make a poller over the reactor that the tests run on."""
-    reactor = installed_reactor()
+    reactor = the_reactor()
     add = reactor.addSystemEventTrigger
     triggers: list[Any] = []
 
@@ -94,7 +94,7 @@ def note_calls(monkeypatch: Any) -> list[str]:
 
 def in_reactor() -> set[Any]:
     """Return what pollers have put into the reactor."""
-    reactor = installed_reactor()
+    reactor = the_reactor()
     return {
         each
         for each in [*reactor.getReaders(), *reactor.getWriters()]

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stream_helpers import (
-    Streams,
-    TCPStreams,
-    TLSStreams,
-    UNIXStreams,
-    noise,
-    shrink_buffers,
-    turns,
-    until,
-)
+from clocks import turns, until
+from stream_helpers import Streams, TCPStreams, TLSStreams, UNIXStreams, noise, shrink_buffers
 
 from twisted_netsock import Socket
 from twisted_netsock.testing import CertificateAuthority

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -158,7 +159,9 @@ def _moments() -> Iterator[None]:
 def _interruptible() -> Iterator[None]:
     """Have children listen to SIGINT, which shells ignore for what runs in the background."""
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
+    # Only the main thread may say what is done about signals.
+    in_main = threading.current_thread() is threading.main_thread()
+    if before is not signal.SIG_IGN or not in_main:
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)

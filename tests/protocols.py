@@ -10,16 +10,14 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
+from clocks import until
 from twisted.internet import reactor
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
     IProtocolNegotiationFactory,
-    IReactorFDSet,
-    IReactorTime,
 )
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import Clock, deferLater
 from zope.interface import implementer
 
 from twisted_netsock import SocketOptions, client_endpoint, server_endpoint
@@ -29,22 +27,6 @@ from twisted_netsock.transports import IViewProtocol
 LOOPBACK = "127.0.0.1"
 BULK = bytes(range(251)) * (10_000_000 // 251)
 """Ten megabytes in which every displaced byte shows."""
-
-
-async def turns(count: int = 5) -> None:
-    """Let the reactor make some turns."""
-    for _ in range(count):
-        await deferLater(reactor, 0)
-
-
-async def until(condition: Callable[[], Any]) -> Any:
-    """Wait until *condition* returns something true, and return that."""
-    for _ in range(4000):
-        found = condition()
-        if found:
-            return found
-        await deferLater(reactor, 0.001)
-    raise AssertionError("what was waited for never came")
 
 
 class Recorder(Protocol):
@@ -316,29 +298,6 @@ def server_context(issued: IssuedCertificate, directory: Any) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     return context
-
-
-@implementer(IReactorFDSet, IReactorTime)
-class ClockedReactor:
-    """
-    The real reactor's descriptors, with a time that stands still until `advance`.
-
-    What is called after no time at all is left to the real reactor.
-    """
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.advance = self.clock.advance
-        self.seconds = self.clock.seconds
-        self.getDelayedCalls = self.clock.getDelayedCalls
-        self.callLater = self._call_later
-
-    def _call_later(self, delay: float, function: Any, *args: Any, **kwargs: Any) -> Any:
-        later = self.clock if delay else reactor
-        return later.callLater(delay, function, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(reactor, name)
 
 
 @contextlib.contextmanager

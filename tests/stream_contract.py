@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 import pytest
+from clocks import turns
 from stream_contract_use import ListenerContract, TimeContract, UseContract
 from stream_helpers import (
     Streams,
@@ -23,7 +24,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     together,
-    turns,
 )
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError

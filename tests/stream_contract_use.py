@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from stream_helpers import (
-    ClockedReactor,
     Streams,
     failure_of,
     fill,
@@ -20,8 +20,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     together,
-    turns,
-    until,
 )
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 

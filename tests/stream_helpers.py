@@ -1,6 +1,5 @@
 """Helpers for tests of streams: ways to make them, time that a test advances, threads."""
 
-# ruff: noqa: N802 - Twisted owns the names of a reactor's methods
 from __future__ import annotations
 
 import itertools
@@ -14,12 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from clocks import turns
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, FirstError, gatherResults
-from twisted.internet.interfaces import IReactorFDSet
-from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from twisted_netsock import (
     ServerTLSSocketOptions,
@@ -40,32 +37,6 @@ LONGEST = 10.0
 SMALL_BUFFER = 16384
 
 
-@implementer(IReactorFDSet)
-class ClockedReactor(Clock):
-    """The descriptors of the running reactor, with time that only a test advances."""
-
-    def addReader(self, reader: Any) -> None:
-        reactor.addReader(reader)
-
-    def addWriter(self, writer: Any) -> None:
-        reactor.addWriter(writer)
-
-    def removeReader(self, reader: Any) -> None:
-        reactor.removeReader(reader)
-
-    def removeWriter(self, writer: Any) -> None:
-        reactor.removeWriter(writer)
-
-    def removeAll(self) -> list[Any]:
-        raise NotImplementedError
-
-    def getReaders(self) -> list[Any]:
-        return reactor.getReaders()
-
-    def getWriters(self) -> list[Any]:
-        return reactor.getWriters()
-
-
 def soon(deferred: Deferred[Any], seconds: float = LONGEST) -> Deferred[Any]:
     """Bound *deferred*, so that a wait that never ends fails its test and no other."""
     return deferred.addTimeout(seconds, reactor)
@@ -74,21 +45,6 @@ def soon(deferred: Deferred[Any], seconds: float = LONGEST) -> Deferred[Any]:
 async def finished(deferred: Deferred[Any]) -> Any:
     """Wait for *deferred* as `soon` does, as a coroutine for `together`."""
     return await soon(deferred)
-
-
-async def turns(count: int = 5) -> None:
-    """Let the reactor turn, and the kernel pass on what it has."""
-    for _ in range(count):
-        await deferLater(reactor, 0.001)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the reactor turn until *condition* holds."""
-    for _ in range(5000):
-        if condition():
-            return
-        await deferLater(reactor, 0.001)
-    raise AssertionError("what was waited for has not come")
 
 
 async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from acceptors import accepting, dialling, listening
-from loopback import installed_reactor, turn, until
+from clocks import the_reactor, turns, until
 
 from twisted_netsock import SocketOptions
 from twisted_netsock.binding import listen
@@ -63,17 +63,17 @@ async def test_starting_again_changes_nothing(listener, dial):
         found.acceptor.start()
         dial()
         await until(lambda: found.delivered)
-        await turn(3)
+        await turns(3)
         assert len(found.delivered) == 1
 
 
 async def test_stopping_leaves_connections_in_the_queue_of_the_kernel(listener, dial):
     with accepting(listener) as found:
         found.acceptor.start()
-        await turn(2)
+        await turns(2)
         found.acceptor.stop()
         client = dial()
-        await turn(5)
+        await turns(5)
         assert found.delivered == []
         connection, peer = listener.accept()
         with connection:
@@ -90,7 +90,7 @@ async def test_who_gets_a_connection_may_stop_at_it(listener, dial):
     with accepting(listener, on_delivery=stop) as found:
         found.acceptor.start()
         await until(lambda: found.delivered)
-        await turn(5)
+        await turns(5)
         assert len(found.delivered) == 1
         found.acceptor.start()
         await until(lambda: len(found.delivered) == 2)
@@ -133,7 +133,7 @@ def can_accept(found):
 async def test_tcp_no_delay_is_on_unless_an_option_turns_it_off(no_delay):
     given = () if no_delay is None else ((socket.IPPROTO_TCP, socket.TCP_NODELAY, no_delay),)
     options = SocketOptions(socket_options=given)
-    (sock,) = await listen(installed_reactor(), "127.0.0.1", 0, options)
+    (sock,) = await listen(the_reactor(), "127.0.0.1", 0, options)
     with sock, socket.create_connection(sock.getsockname()), accepting(sock) as found:
         found.acceptor.start()
         await until(lambda: found.delivered)
@@ -143,7 +143,7 @@ async def test_tcp_no_delay_is_on_unless_an_option_turns_it_off(no_delay):
 
 
 async def test_a_peer_over_ipv4_of_a_listener_of_both_families_is_ipv4():
-    (sock,) = await listen(installed_reactor(), None, 0, SocketOptions())
+    (sock,) = await listen(the_reactor(), None, 0, SocketOptions())
     address = ("127.0.0.1", sock.getsockname()[1])
     with sock, socket.create_connection(address) as client, accepting(sock) as found:
         found.acceptor.start()

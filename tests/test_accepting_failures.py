@@ -8,7 +8,8 @@ import socket
 
 import pytest
 from acceptors import accepting, dialling, listening
-from loopback import installed_reactor, run_script, turn, until
+from clocks import the_reactor, turns, until
+from loopback import run_script
 
 from twisted_netsock import SocketConnectionLostError, SocketError
 from twisted_netsock.readiness import poller_for
@@ -117,7 +118,7 @@ async def test_lack_of_resources_is_a_pause_that_is_logged_once(listener, dial, 
             await until(lambda left=left: len(flaky.numbers) == left)
             # Not tried again before the second is over.
             found.clock.advance(0.9)
-            await turn(5)
+            await turns(5)
             assert (len(flaky.numbers), found.delivered) == (left, [])
             found.clock.advance(0.2)
         await until(lambda: found.delivered)
@@ -201,7 +202,7 @@ async def test_stopping_ends_a_pause(listener, dial, log_lines, again):
             found.acceptor.start()
             await until(lambda: found.delivered)
         else:
-            await turn(5)
+            await turns(5)
             assert found.delivered == []
 
 
@@ -212,7 +213,7 @@ async def test_starting_during_a_pause_waits_for_its_end(listener, dial):
     with accepting(flaky) as found:
         assert found.acceptor.take() is None
         found.acceptor.start()
-        await turn(5)
+        await turns(5)
         assert found.delivered == []
         found.clock.advance(1.1)
         await until(lambda: found.delivered)
@@ -223,7 +224,7 @@ async def test_a_listener_that_fails_is_told_once_and_is_the_end(listener):
         found.acceptor.start()
         listener.shutdown(socket.SHUT_RDWR)
         await until(lambda: found.lost)
-        await turn(5)
+        await turns(5)
         (error,) = found.lost
         assert isinstance(error, SocketError)
         assert error.errno == errno.EINVAL
@@ -235,6 +236,6 @@ async def test_a_listener_that_fails_is_told_once_and_is_the_end(listener):
 async def test_the_end_of_the_poller_is_told_once(listener):
     with accepting(listener) as found:
         found.acceptor.start()
-        poller_for(installed_reactor()).lose_all()
-        poller_for(installed_reactor()).lose_all()
+        poller_for(the_reactor()).lose_all()
+        poller_for(the_reactor()).lose_all()
         assert [type(reason) for reason in found.lost] == [SocketConnectionLostError]

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
+from clocks import turns
 from port_helpers import stick
-from stream_helpers import TLSStreams, failure_of, fill, read_to_end, shrink_buffers, soon, turns
+from stream_helpers import TLSStreams, failure_of, fill, read_to_end, shrink_buffers, soon
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 

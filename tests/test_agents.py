@@ -8,7 +8,8 @@ import socket
 from datetime import timedelta
 
 import pytest
-from protocols import LOOPBACK, Kind, raw_listener, resolving, until
+from clocks import until
+from protocols import LOOPBACK, Kind, raw_listener, resolving
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock

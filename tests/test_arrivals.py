@@ -6,16 +6,8 @@ import contextlib
 import socket
 
 import pytest
-from protocols import (
-    Kind,
-    Protocols,
-    client_context,
-    listening,
-    raw_client,
-    tls_peer,
-    turns,
-)
-from stream_helpers import until
+from clocks import turns, until
+from protocols import Kind, Protocols, client_context, listening, raw_client, tls_peer
 from twisted.internet import reactor
 from twisted.internet.defer import fail
 

@@ -7,10 +7,11 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from clocks import the_reactor
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
-from peers import ANSWER, ask, openssl, serving, the_reactor
+from peers import ANSWER, ask, openssl, serving
 
 from twisted_netsock import ServerTLSSocketOptions, TLSSocketOptions, client_endpoint
 from twisted_netsock.testing import CertificateAuthority, IssuedCertificate

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import in_thread, the_reactor
+from clocks import the_reactor
+from peers import in_thread
 from processes import find, free_port, needs, started
 from threads import no_descriptors, threaded
 from twisted.internet.defer import succeed

@@ -9,21 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from clocks import the_reactor
 from credentials import NAME, problem_of, store
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import (
-    ANSWER,
-    Entity,
-    ask,
-    der,
-    key_bytes,
-    make_entity,
-    serving,
-    standard_server,
-    the_reactor,
-)
+from peers import ANSWER, Entity, ask, der, key_bytes, make_entity, serving, standard_server
 
 from twisted_netsock import (
     CertificateVerificationError,

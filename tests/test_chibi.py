@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from stream_helpers import soon, turns
+from clocks import turns
+from stream_helpers import soon
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, turns
 from port_helpers import KINDS, streams_of
 from stream_helpers import (
-    ClockedReactor,
     Streams,
     failure_of,
     fill,
@@ -22,7 +22,6 @@ from stream_helpers import (
     read_exactly,
     shrink_buffers,
     soon,
-    turns,
 )
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 

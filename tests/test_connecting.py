@@ -7,17 +7,8 @@ import socket
 from socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP
 
 import pytest
-from loopback import (
-    NO_ROUTE,
-    Connections,
-    full,
-    one_port,
-    open_sockets,
-    port_of,
-    reactor_for,
-    turn,
-    until,
-)
+from clocks import turns, until
+from loopback import NO_ROUTE, Connections, full, one_port, open_sockets, port_of, reactor_for
 
 from twisted_netsock import (
     HostNotFoundError,
@@ -84,7 +75,7 @@ async def test_the_next_address_is_tried_after_250_ms_without_an_answer(start):
         connecting = start(reactor, port_of(mute))
         await until(reactor.clock.getDelayedCalls)
         reactor.clock.advance(0.24)
-        await turn(5)
+        await turns(5)
         assert not connecting.called
         reactor.clock.advance(0.01)
         assert peer_of(await connecting) == "127.0.0.3"
@@ -98,7 +89,7 @@ async def test_a_failure_at_once_does_not_wait_for_attempts_that_still_run(start
         await until(reactor.clock.getDelayedCalls)
         # Time for the second attempt, and not for another one.
         reactor.clock.advance(0.25)
-        await turn(20)
+        await turns(20)
         assert connecting.called
         assert peer_of(await connecting) == "127.0.0.3"
 
@@ -125,7 +116,7 @@ async def test_the_delay_begins_anew_with_each_attempt(start):
                 (timer,) = reactor.clock.getDelayedCalls()
                 assert timer.getTime() - reactor.clock.seconds() == pytest.approx(0.25)
                 reactor.clock.advance(0.25)
-                await turn(2)
+                await turns(2)
             assert peer_of(await connecting) == "127.0.0.4"
 
 
@@ -154,7 +145,7 @@ async def test_an_early_attempt_can_still_win_after_later_ones_began(start):
             connecting = start(reactor, port_of(slow))
             await until(reactor.clock.getDelayedCalls)
             reactor.clock.advance(0.25)
-            await turn(3)
+            await turns(3)
             assert not connecting.called
             slow.accept()[0].close()
         # The kernel sends the first one's SYN again after a second.

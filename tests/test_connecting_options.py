@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from socket import AF_UNIX, IPPROTO_TCP, SOL_SOCKET, TCP_NODELAY
 
 import pytest
-from loopback import Connections, installed_reactor, one_port, open_sockets, port_of, reactor_for
+from clocks import the_reactor
+from loopback import Connections, one_port, open_sockets, port_of, reactor_for
 
 from twisted_netsock import (
     SocketBindError,
@@ -40,7 +41,7 @@ async def test_options_are_set(start, listener):
         (SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\3\0\0\0"),
     ]
     options = SocketOptions(socket_options=wanted)
-    sock = (await start(installed_reactor(), port_of(listener), options, "127.0.0.1")).descriptor
+    sock = (await start(the_reactor(), port_of(listener), options, "127.0.0.1")).descriptor
     for level, name, value in wanted:
         size = (len(value),) if isinstance(value, bytes) else ()
         assert sock.sock.getsockopt(level, name, *size) == value
@@ -50,7 +51,7 @@ async def test_options_are_set(start, listener):
 async def test_tcp_no_delay_is_on_unless_it_is_turned_off(start, listener, no_delay):
     given = () if no_delay is None else ((IPPROTO_TCP, TCP_NODELAY, no_delay),)
     options = SocketOptions(socket_options=given)
-    established = await start(installed_reactor(), port_of(listener), options, "127.0.0.1")
+    established = await start(the_reactor(), port_of(listener), options, "127.0.0.1")
     is_set = established.descriptor.sock.getsockopt(IPPROTO_TCP, TCP_NODELAY)
     assert bool(is_set) is (no_delay != 0)
 
@@ -58,7 +59,7 @@ async def test_tcp_no_delay_is_on_unless_it_is_turned_off(start, listener, no_de
 async def test_options_are_set_before_connecting(start, listener):
     # The segment size is told to the peer in the first packet only.
     options = SocketOptions(socket_options=(IPPROTO_TCP, socket.TCP_MAXSEG, 600))
-    await start(installed_reactor(), port_of(listener), options, "127.0.0.1")
+    await start(the_reactor(), port_of(listener), options, "127.0.0.1")
     accepted, _ = listener.accept()
     with accepted:
         assert accepted.getsockopt(IPPROTO_TCP, socket.TCP_MAXSEG) <= 600
@@ -68,7 +69,7 @@ async def test_an_option_that_the_kernel_refuses_is_named(start, listener):
     before = open_sockets()
     options = SocketOptions(socket_options=(IPPROTO_TCP, 9999, 1))
     with pytest.raises(SocketConnectionError, match=rf"socket_options=\({IPPROTO_TCP:d}, 9999, 1"):
-        await start(installed_reactor(), port_of(listener), options, "127.0.0.1")
+        await start(the_reactor(), port_of(listener), options, "127.0.0.1")
     assert open_sockets() == before
 
 
@@ -77,7 +78,7 @@ async def test_an_option_that_the_kernel_refuses_is_named(start, listener):
 
 async def test_the_local_address_is_bound(start, listener):
     options = SocketOptions(local_address="127.0.0.9")
-    established = await start(installed_reactor(), port_of(listener), options, "127.0.0.1")
+    established = await start(the_reactor(), port_of(listener), options, "127.0.0.1")
     accepted, peer = listener.accept()
     with accepted:
         assert peer == established.descriptor.sock.getsockname()
@@ -88,7 +89,7 @@ async def test_the_local_port_is_bound(start, listener):
     with one_port("127.0.0.9") as (taken,):
         port = port_of(taken)
     options = SocketOptions(local_address=("127.0.0.9", port))
-    established = await start(installed_reactor(), port_of(listener), options, "127.0.0.1")
+    established = await start(the_reactor(), port_of(listener), options, "127.0.0.1")
     assert established.descriptor.sock.getsockname() == ("127.0.0.9", port)
 
 
@@ -97,7 +98,7 @@ async def test_a_local_port_that_is_taken_is_a_bind_error(start, listener):
     with one_port("127.0.0.9") as (taken,):
         options = SocketOptions(local_address=("127.0.0.9", port_of(taken)))
         with pytest.raises(SocketBindError) as caught:
-            await start(installed_reactor(), port_of(listener), options, "127.0.0.1")
+            await start(the_reactor(), port_of(listener), options, "127.0.0.1")
         error = caught.value
         assert (error.interface, error.port) == ("127.0.0.9", port_of(taken))
     assert error.errno == errno.EADDRINUSE
@@ -131,7 +132,7 @@ async def test_unix_sockets_are_connected_to_by_path(start, tmp_path, abstract):
     with socket.socket(AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        established = await start(installed_reactor(), None, UNIX, node=path)
+        established = await start(the_reactor(), None, UNIX, node=path)
         assert established.descriptor.sock.family == AF_UNIX
 
 
@@ -156,7 +157,7 @@ async def test_a_unix_socket_that_takes_no_connection_fails_at_once(
             filler = stack.enter_context(socket.socket(AF_UNIX))
             filler.connect(path)
         with pytest.raises(kind) as caught:
-            await start(installed_reactor(), None, UNIX, node=path)
+            await start(the_reactor(), None, UNIX, node=path)
     assert type(caught.value) is kind
     assert caught.value.errno == number
     assert [str(address) for address, _ in caught.value.attempts] == [f"unix:{path}"]

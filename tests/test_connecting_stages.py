@@ -12,18 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from loopback import (
-    NAME,
-    ClockedReactor,
-    full,
-    installed_reactor,
-    one_port,
-    open_sockets,
-    port_of,
-    reactor_for,
-    turn,
-    until,
-)
+from clocks import ClockedReactor, the_reactor, turns, until
+from loopback import NAME, full, one_port, open_sockets, port_of, reactor_for
 from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_netsock import (
@@ -101,7 +91,7 @@ def stuck() -> Iterator[Callable[[str], Stuck]]:
 
 async def reach(stuck):
     await until(stuck.reached)
-    await turn(2)
+    await turns(2)
 
 
 # Time
@@ -129,7 +119,7 @@ async def test_connection_timeout_is_one_for_all_stages(stuck, stage):
     place = stuck(stage)
     place.look_up_takes(6.0)
     connecting = place.begin(connection_timeout=timedelta(seconds=10))
-    await turn(3)
+    await turns(3)
     place.reactor.clock.advance(6.0)
     await reach(place)
     place.reactor.clock.advance(3.9)
@@ -169,7 +159,7 @@ async def test_without_a_time_out_nothing_is_given_up(stuck, stage):
     connecting = place.begin(**more)
     await reach(place)
     place.reactor.clock.advance(100_000)
-    await turn(2)
+    await turns(2)
     assert not connecting.called
     connecting.cancel()
     with pytest.raises(CancelledError):
@@ -229,7 +219,7 @@ async def test_cancelling_at_every_stage_leaves_nothing(stuck, stage, limit):
         await connecting
     assert place.reactor.clock.getDelayedCalls() == []
     assert open_sockets() == before + (stage == "handshake")
-    await turn(3)
+    await turns(3)
 
 
 async def test_cancelling_with_several_attempts_under_way_closes_all_of_them():
@@ -289,7 +279,7 @@ async def test_the_connection_is_verified_when_it_is_handed_over(authority):
     options = authority.client_options()
     factory = client_context_factory(options, "127.0.0.1")
     port = server.getsockname().port
-    established = await connect(installed_reactor(), "127.0.0.1", port, options, factory)
+    established = await connect(the_reactor(), "127.0.0.1", port, options, factory)
     accepted = await accepting
     assert established.descriptor.handshaken
     established.close()
@@ -303,7 +293,7 @@ async def test_the_handshake_can_be_left_to_the_caller():
         options = TLSSocketOptions(handshake=False)
         factory = ClientContextFactory(options, "127.0.0.2")
         established = await connect(
-            installed_reactor(), "127.0.0.2", port_of(listener), options, factory
+            the_reactor(), "127.0.0.2", port_of(listener), options, factory
         )
         assert not established.descriptor.handshaken
         established.close()
@@ -317,7 +307,7 @@ async def test_a_handshake_that_fails_leaves_nothing():
         before = open_sockets()
         reactor = ClockedReactor()
         connecting = connect(reactor, "127.0.0.2", port_of(listener), options, factory)
-        await turn(2)
+        await turns(2)
         connection, _ = listener.accept()
         with connection:
             connection.sendall(b"220 this is no TLS\r\n")

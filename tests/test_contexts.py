@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from clocks import the_reactor, until
 from credentials import shake_hands
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
@@ -23,8 +24,6 @@ from peers import (
     s_client,
     serving,
     standard_server,
-    the_reactor,
-    until,
 )
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,

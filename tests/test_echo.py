@@ -9,14 +9,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, until
 from processes import write_certificates
-from protocols import BULK, LOOPBACK, raw_receive, until
+from protocols import BULK, LOOPBACK, raw_receive
 from twisted.application.service import IService
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.python.usage import UsageError
 from zope.interface.verify import verifyObject
 
@@ -187,14 +188,6 @@ async def a_moment() -> None:
 
 
 # Time
-
-
-class ClockedReactor:
-    """A clock for the time-out."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.callLater = self.clock.callLater
 
 
 async def test_a_silent_client_is_reset_after_idle_timeout():

@@ -7,9 +7,9 @@ import socket
 from datetime import timedelta
 
 import pytest
+from clocks import ClockedReactor, turns
 from protocols import (
     LOOPBACK,
-    ClockedReactor,
     Kind,
     Protocols,
     accepted,
@@ -18,7 +18,6 @@ from protocols import (
     raw_listener,
     raw_receive,
     resolving,
-    turns,
 )
 from twisted.internet import error, reactor
 from twisted.internet.defer import CancelledError

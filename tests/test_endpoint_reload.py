@@ -6,14 +6,8 @@ import os
 from datetime import timedelta
 
 import pytest
-from protocols import (
-    LOOPBACK,
-    ClockedReactor,
-    Protocols,
-    serving,
-    turns,
-    until,
-)
+from clocks import ClockedReactor, turns, until
+from protocols import LOOPBACK, Protocols, serving
 from twisted.internet import reactor
 
 from twisted_netsock import (

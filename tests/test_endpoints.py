@@ -7,6 +7,7 @@ import socket
 from datetime import timedelta
 
 import pytest
+from clocks import turns, until
 from protocols import (
     LOOPBACK,
     Kind,
@@ -20,8 +21,6 @@ from protocols import (
     raw_listener,
     raw_receive,
     resolving,
-    turns,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress

@@ -13,8 +13,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from clocks import until
 from faults import ANSWER, FAULTS, GARBAGE, QUESTION, good_client, misbehaving_client
-from peers import in_thread, until
+from peers import in_thread
 from protocols import client_context
 from ways_in import SERVING
 

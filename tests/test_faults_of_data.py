@@ -8,6 +8,7 @@ import ssl
 from typing import Any
 
 import pytest
+from clocks import until
 from faults import (
     ANSWER,
     LOOPBACK,
@@ -17,7 +18,7 @@ from faults import (
     reached,
 )
 from loopback import open_sockets
-from peers import PEER_SECONDS, in_thread, until
+from peers import PEER_SECONDS, in_thread
 from protocols import Kind, Recorder, client_context, connected, server_context
 from relay_helpers import end_of
 from stream_helpers import TCPStreams, TLSStreams, noise, soon

@@ -13,8 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from clocks import until
 from faults import ANSWER, LOOPBACK, QUESTION, good_client
-from peers import in_thread, until
+from peers import in_thread
 from processes import Child, started
 from protocols import client_context
 from test_relay_limits import descriptors_left

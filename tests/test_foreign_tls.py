@@ -5,20 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from OpenSSL import SSL, crypto
-from protocols import (
-    BULK,
-    LOOPBACK,
-    ClockedReactor,
-    Kind,
-    Protocols,
-    Recorder,
-    connected,
-    listening,
-    raw_client,
-    turns,
-    until,
-)
+from protocols import BULK, LOOPBACK, Kind, Protocols, Recorder, connected, listening, raw_client
 from twisted.internet import ssl
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHandshakeListener, INegotiated, ISSLTransport

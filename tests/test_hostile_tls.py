@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import turns, until
 from forgers import FLOOD, FORGERIES, Forge, Forger, flooded, message
 from protocols import LOOPBACK, Protocols, Recorder, listening
 from stream_helpers import (
@@ -21,7 +22,6 @@ from stream_helpers import (
     read_exactly,
     soon,
     together,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.task import deferLater

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from clocks import turns, until
 from inner_endpoints import KINDS, Inner, over
 from protocols import (
     BULK,
@@ -16,8 +17,6 @@ from protocols import (
     Protocols,
     Recorder,
     serving,
-    turns,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, NoProtocol

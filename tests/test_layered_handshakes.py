@@ -6,6 +6,7 @@ import socket
 from datetime import timedelta
 
 import pytest
+from clocks import turns, until
 from inner_endpoints import Inner
 from protocols import (
     LOOPBACK,
@@ -16,8 +17,6 @@ from protocols import (
     raw_listener,
     raw_receive,
     serving,
-    turns,
-    until,
 )
 from twisted.internet import error, reactor
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed

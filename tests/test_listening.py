@@ -21,16 +21,8 @@ from socket import (
 )
 
 import pytest
-from loopback import (
-    NAME,
-    ClockedReactor,
-    installed_reactor,
-    one_port,
-    open_sockets,
-    port_of,
-    reactor_for,
-    turn,
-)
+from clocks import ClockedReactor, the_reactor, turns
+from loopback import NAME, one_port, open_sockets, port_of, reactor_for
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import HostNotFoundError, SocketBindError, SocketOptions
@@ -51,7 +43,7 @@ def bind():
 
         async def bind(node, service=0, *, reactor=None, every_address=False, **fields):
             options = SocketOptions(**fields)
-            reactor = reactor or installed_reactor()
+            reactor = reactor or the_reactor()
             socks = await listen(reactor, node, service, options, every_address=every_address)
             for sock in socks:
                 stack.enter_context(sock)
@@ -273,7 +265,7 @@ async def test_cancelling_binds_nothing():
     binding.cancel()
     with pytest.raises(CancelledError):
         await binding
-    await turn(3)
+    await turns(3)
     assert open_sockets() == before
 
 

@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stream_helpers import (
-    ClockedReactor,
-    World,
-    failure_of,
-    finished,
-    record_for,
-    soon,
-    together,
-    turns,
-    until,
-)
+from clocks import ClockedReactor, turns, until
+from stream_helpers import World, failure_of, finished, record_for, soon, together
 from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_netsock import (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from clocks import turns
 from loopback import run_script
-from stream_helpers import failure_of, fill, noise, shrink_buffers, turns
+from stream_helpers import failure_of, fill, noise, shrink_buffers
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import Socket, SocketClosedError

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, turns
 from port_helpers import KINDS, arrived, stick, streams_of
 from stream_helpers import (
-    ClockedReactor,
     Streams,
     TLSStreams,
     failure_of,
@@ -23,7 +23,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     together,
-    turns,
 )
 from twisted.internet.defer import CancelledError, Deferred
 

@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, turns
 from port_helpers import KINDS, arrived, stick, streams_of
-from stream_helpers import (
-    ClockedReactor,
-    Streams,
-    failure_of,
-    finished,
-    noise,
-    read_exactly,
-    soon,
-    together,
-    turns,
-)
+from stream_helpers import Streams, failure_of, finished, noise, read_exactly, soon, together
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 

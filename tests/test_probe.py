@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import Any, Self
 
 import pytest
+from clocks import until
 from loopback import one_port
-from peers import resolving, until
+from peers import resolving
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol

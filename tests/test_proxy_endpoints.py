@@ -8,9 +8,9 @@ import socket
 import ssl
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from protocols import (
     LOOPBACK,
-    ClockedReactor,
     Kind,
     Protocols,
     accepted,
@@ -22,8 +22,6 @@ from protocols import (
     raw_receive,
     reset,
     tls_peer,
-    turns,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress

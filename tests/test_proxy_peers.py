@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from clocks import until
 from peers import in_thread
 from processes import LOOPBACK, find, free_port, needs, run, started, write_certificates
-from protocols import Kind, Protocols, Recorder, listening, until
+from protocols import Kind, Protocols, Recorder, listening
 from test_documentation import blocks
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address

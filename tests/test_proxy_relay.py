@@ -6,7 +6,8 @@ import contextlib
 import socket
 
 import pytest
-from protocols import LOOPBACK, Kind, Protocols, listening, until
+from clocks import until
+from protocols import LOOPBACK, Kind, Protocols, listening
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from stream_helpers import ClockedReactor, failure_of, soon, turns, until
+from clocks import ClockedReactor, turns, until
+from stream_helpers import failure_of, soon
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import (

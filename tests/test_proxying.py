@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
-from loopback import installed_reactor, turn, until
+from clocks import the_reactor, turns, until
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
@@ -46,7 +46,7 @@ class Ends:
         self.watch = watch
 
     def receive(self, version: str = "any", timeout: float | None = None) -> Deferred[ProxyHeader]:
-        return receive_header(installed_reactor(), self.watch, self.ours, version, timeout)
+        return receive_header(the_reactor(), self.watch, self.ours, version, timeout)
 
     @property
     def waiting(self) -> int:
@@ -76,7 +76,7 @@ def ends(request) -> Iterator[Ends]:
 @contextmanager
 def connected(ours: socket.socket, theirs: socket.socket) -> Iterator[Ends]:
     ours.setblocking(False)
-    watch = poller_for(installed_reactor()).watch(ours.fileno())
+    watch = poller_for(the_reactor()).watch(ours.fileno())
     with ours, theirs:
         yield Ends(ours, theirs, watch)
         watch.close()
@@ -110,7 +110,7 @@ async def test_a_part_of_a_header_is_not_reported_again_and_again(ends, part):
     receiving = ends.receive()
     ends.theirs.sendall(part)
     await ends.holds(0)
-    await turn(3)
+    await turns(3)
     assert not receiving.called
     receiving.cancel()
     with pytest.raises(CancelledError):
@@ -159,7 +159,7 @@ async def test_a_header_waits_until_there_is_room_for_it():
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     header = ProxyHeader(("::1", 1), ("::2", 2), tlvs=[(0xE0, bytes(60000))])
     with connected(ours, theirs) as ends:
-        sending = send_header(installed_reactor(), ends.watch, ours, "v2", header)
+        sending = send_header(the_reactor(), ends.watch, ours, "v2", header)
         assert not sending.called
         theirs.setblocking(False)
         data = bytearray()
@@ -182,6 +182,6 @@ async def test_a_connection_that_is_lost_takes_no_header(header):
     with connected(*tcp_pair()) as ends:
         ends.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         ends.theirs.close()
-        await turn(3)
+        await turns(3)
         with pytest.raises(SocketConnectionLostError):
-            await send_header(installed_reactor(), ends.watch, ends.ours, "v1", header)
+            await send_header(the_reactor(), ends.watch, ends.ours, "v1", header)

@@ -9,7 +9,7 @@ import weakref
 from contextlib import ExitStack
 
 import pytest
-from loopback import turn, until
+from clocks import turns, until
 from pollers import KINDS, Owner, in_reactor, note_calls, poller_of, watched
 
 from twisted_netsock.readiness import EpollPoller
@@ -40,14 +40,14 @@ def fill(sock):
 async def test_readable_is_reported_for_as_long_as_it_is_so(poller):
     with watched(poller) as (owner, peer):
         owner.watch.want_read()
-        await turn(3)
+        await turns(3)
         assert owner.heard == []
         peer.send(b"x")
         await until(lambda: len(owner.heard) >= 3)
         assert set(owner.heard) == {"readable"}
         owner.sock.recv(10)
         owner.heard.clear()
-        await turn(5)
+        await turns(5)
         assert owner.heard == []
 
 
@@ -55,7 +55,7 @@ async def test_writable_is_reported_for_as_long_as_it_is_so(poller):
     with watched(poller) as (owner, peer):
         fill(owner.sock)
         owner.watch.want_write()
-        await turn(3)
+        await turns(3)
         assert owner.heard == []
         while True:
             try:
@@ -125,7 +125,7 @@ async def test_a_watch_can_be_waited_on_again(poller, end):
             await until(lambda count=count: owner.heard == ["readable"] * count)
             if end == "here":
                 owner.sock.recv(10)
-            await turn(3)
+            await turns(3)
         assert owner.heard == ["readable"] * 3
 
 
@@ -147,7 +147,7 @@ async def test_what_nobody_waits_for_is_reported_once_at_the_most(poller, calls,
             peer.shutdown(socket.SHUT_WR)
         elif event == "hang-up":
             peer.close()
-        await turn(20)
+        await turns(20)
         assert owner.heard == []
         assert len(calls) <= 1
         assert in_reactor() == set()
@@ -159,7 +159,7 @@ async def test_a_hang_up_wakes_nobody_who_waits_for_nothing(poller, calls):
         owner.watch.want_write()
         await until(lambda: owner.heard)
         peer.close()
-        await turn(20)
+        await turns(20)
         assert owner.heard == ["writable"]
         assert len(calls) <= 2
 
@@ -169,7 +169,7 @@ async def test_room_to_write_wakes_nobody_who_waits_to_read(poller, calls):
         owner.watch.want_read()
         owner.watch.want_write()
         owner.watch.stop_write()
-        await turn(20)
+        await turns(20)
         assert owner.heard == []
         assert len(calls) <= 1
         peer.send(b"x")
@@ -190,7 +190,7 @@ async def test_an_owner_that_waits_no_more_can_leave_its_watch_and_be_forgotten(
         gc.collect()
         assert owner() is None
         there.send(b"x")
-        await turn(5)
+        await turns(5)
         watch.close()
 
 
@@ -245,6 +245,6 @@ async def test_each_of_many_is_told_in_turn_at_most_128_at_a_time(poller, monkey
             owner = Owner(poller.watch(number), lambda owner: heard.append(owner.watch.fd))
             stack.callback(owner.watch.close)
             owner.watch.want_read()
-        await turn(10)
+        await turns(10)
     assert max(told_at_once) == 128
     assert len(set(heard)) == 300

@@ -7,7 +7,7 @@ import socket
 from contextlib import ExitStack
 
 import pytest
-from loopback import installed_reactor, turn, until
+from clocks import the_reactor, turns, until
 from pollers import KINDS, Owner, in_reactor, note_calls, poller_of, watched
 
 from twisted_netsock import SocketConnectionLostError
@@ -71,7 +71,7 @@ async def test_an_owner_may_close_any_watch_while_it_is_told(poller):
         first.watch.want_read()
         second.watch.want_read()
         await until(lambda: first.heard or second.heard)
-        await turn(5)
+        await turns(5)
         assert sorted([first.heard, second.heard]) == [[], ["readable"]]
 
 
@@ -127,7 +127,7 @@ async def test_a_closed_watch_hears_nothing_though_a_copy_of_the_descriptor_live
         with owner.sock.dup():
             owner.sock.close()
             peer.send(b"x")
-            await turn(10)
+            await turns(10)
         assert (owner.heard, calls) == ([], [])
 
 
@@ -139,8 +139,8 @@ async def test_what_remove_all_dropped_is_told_at_the_next_registration(poller):
     with watched(poller) as (old, _), watched(poller) as (new, peer):
         old.watch.want_read()
         old.watch.keep()
-        installed_reactor().removeAll()
-        await turn(2)
+        the_reactor().removeAll()
+        await turns(2)
         assert old.heard == []
         new.watch.want_read()
         assert [type(reason) for reason in old.heard] == [SocketConnectionLostError]
@@ -158,11 +158,11 @@ async def test_nobody_waits_for_ever_after_remove_all_if_another_one_goes_on(pol
         (renewed, _), (old, old_peer), (new, _) = pairs
         renewed.watch.want_read()
         old.watch.want_read()
-        installed_reactor().removeAll()
+        the_reactor().removeAll()
         renewed.watch.want_read()
         new.watch.want_read()
         old_peer.send(b"x")
-        await turn(20)
+        await turns(20)
         assert old.heard
 
 
@@ -176,7 +176,7 @@ async def test_an_owner_may_wait_anew_when_it_hears_of_the_loss(poller):
 
         old.act = wait_anew
         old.watch.want_read()
-        installed_reactor().removeAll()
+        the_reactor().removeAll()
         new.watch.want_read()
         old_peer.send(b"x")
         new_peer.send(b"x")
@@ -225,5 +225,5 @@ async def test_an_error_in_hearing_of_the_end_touches_no_other(poller, logged_er
 async def test_disconnecting_all_tells_who_waits(poller):
     with watched(poller) as (owner, _):
         owner.watch.want_read()
-        installed_reactor().disconnectAll()
+        the_reactor().disconnectAll()
         assert [type(reason) for reason in owner.heard] == [SocketConnectionLostError]

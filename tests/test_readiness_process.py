@@ -7,7 +7,8 @@ import select
 import weakref
 
 import pytest
-from loopback import installed_reactor, run_script
+from clocks import the_reactor
+from loopback import run_script
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor, MemoryReactorClock
@@ -91,9 +92,9 @@ def test_a_reactor_that_is_dropped_frees_its_poller(select_reactor):
 
 
 def test_the_poller_lives_as_long_as_its_reactor():
-    poller = weakref.ref(poller_for(installed_reactor()))
+    poller = weakref.ref(poller_for(the_reactor()))
     gc.collect()
-    assert poller() is poller_for(installed_reactor())
+    assert poller() is poller_for(the_reactor())
 
 
 @KINDS

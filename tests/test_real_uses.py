@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from clocks import until
 from processes import (
     LONGEST,
     LOOPBACK,
@@ -24,7 +25,7 @@ from processes import (
     started,
     write_certificates,
 )
-from protocols import Protocols, raw_client, serving, until
+from protocols import Protocols, raw_client, serving
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory

@@ -8,7 +8,8 @@ import resource
 import socket
 
 import pytest
-from protocols import LOOPBACK, Protocols, turns, until
+from clocks import turns, until
+from protocols import LOOPBACK, Protocols
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import maybeDeferred

@@ -19,7 +19,7 @@ from socket import (
 from types import SimpleNamespace
 
 import pytest
-from loopback import installed_reactor
+from clocks import the_reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactor
 
@@ -32,7 +32,7 @@ BOTH = pytest.mark.parametrize("find", [look_up, look_up_system])
 
 def reactor_with(name_resolver):
     """Return what `look_up` needs of a reactor where *name_resolver* is installed."""
-    real = installed_reactor()
+    real = the_reactor()
     return SimpleNamespace(nameResolver=name_resolver, callFromThread=real.callFromThread)
 
 
@@ -100,7 +100,7 @@ def test_no_node_is_any_address_with_ai_passive_else_loopback(find, flags, famil
 @pytest.mark.parametrize(("node", "service"), [("::1", 80), ("::1", "80"), ("::1", None)])
 async def test_a_numeric_node_of_another_family_is_not_found(find, node, service):
     with pytest.raises(HostNotFoundError) as caught:
-        await find(installed_reactor(), node, service, family=AF_INET)
+        await find(the_reactor(), node, service, family=AF_INET)
     assert (caught.value.node, caught.value.service) == (node, service)
     assert caught.value.errno < 0
 
@@ -153,21 +153,21 @@ def test_wrong_arguments_are_refused_at_once(
 
 @BOTH
 async def test_a_name_is_looked_up(find):
-    infos = await find(installed_reactor(), "localhost", 80)
+    infos = await find(the_reactor(), "localhost", 80)
     assert {info.address.host for info in infos} <= {"127.0.0.1", "::1"}
     assert {info.address.port for info in infos} == {80}
 
 
 @BOTH
 async def test_a_service_is_looked_up(find):
-    infos = await find(installed_reactor(), "127.0.0.1", "https")
+    infos = await find(the_reactor(), "127.0.0.1", "https")
     assert addresses(infos) == [("127.0.0.1", 443)]
 
 
 @BOTH
 async def test_the_canonical_name_comes_with_ai_canonname_only(find):
-    (named, *_) = await find(installed_reactor(), "localhost", 80, flags=AI_CANONNAME)
-    (unnamed, *_) = await find(installed_reactor(), "localhost", 80)
+    (named, *_) = await find(the_reactor(), "localhost", 80, flags=AI_CANONNAME)
+    (unnamed, *_) = await find(the_reactor(), "localhost", 80)
     assert (named.canonname, unnamed.canonname) == ("localhost", "")
 
 
@@ -184,7 +184,7 @@ async def test_what_is_not_found_is_told_with_node_service_and_code(
     find, node, service, flags, code
 ):
     with pytest.raises(HostNotFoundError) as caught:
-        await find(installed_reactor(), node, service, flags=flags)
+        await find(the_reactor(), node, service, flags=flags)
     error = caught.value
     assert (error.node, error.service, error.errno) == (node, service, code)
     assert isinstance(error, socket.gaierror)
@@ -197,9 +197,9 @@ async def test_a_resolver_that_the_application_installed_is_asked():
     scripted = ScriptedResolver({"name.invalid": ["127.0.0.7", "::1"]})
     before = scripted.install()
     try:
-        infos = await look_up(installed_reactor(), "name.invalid", 80)
+        infos = await look_up(the_reactor(), "name.invalid", 80)
     finally:
-        installed_reactor().installNameResolver(before)
+        the_reactor().installNameResolver(before)
     assert scripted.asked == ["name.invalid"]
     assert addresses(infos) == [("127.0.0.7", 80), ("::1", 80, 0, 0)]
     assert [info.family for info in infos] == [AF_INET, AF_INET6]
@@ -224,7 +224,7 @@ async def test_it_is_asked_for_the_family_alone(family, hosts):
 async def test_its_addresses_are_of_the_kind_that_was_asked_for(kind):
     reactor = reactor_with(ScriptedResolver({"name.invalid": ["127.0.0.7"]}))
     looked_up = look_up(reactor, "name.invalid", 53, kind=kind)
-    (info,) = await looked_up.addTimeout(2, installed_reactor())
+    (info,) = await looked_up.addTimeout(2, the_reactor())
     assert info.socket_type == kind
 
 

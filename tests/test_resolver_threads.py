@@ -7,7 +7,8 @@ import threading
 from socket import AF_INET, AI_CANONNAME, EAI_NONAME, SOCK_STREAM
 
 import pytest
-from loopback import installed_reactor, run_script, until
+from clocks import the_reactor, until
+from loopback import run_script
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import HostNotFoundError, resolver
@@ -72,26 +73,26 @@ def addresses(infos):
 
 async def test_each_address_comes_once_and_in_the_order_of_the_system(library):
     library(lambda _: found("127.0.0.9", "127.0.0.1", "127.0.0.9"))
-    infos = await look_up_system(installed_reactor(), "name.invalid", 80)
+    infos = await look_up_system(the_reactor(), "name.invalid", 80)
     assert addresses(infos) == [("127.0.0.9", 80), ("127.0.0.1", 80)]
 
 
 async def test_an_address_that_came_twice_keeps_its_canonical_name(library):
     # getaddrinfo gives the name with its first result only.
     library(lambda _: found("127.0.0.9", canonname="canonical.invalid") + found("127.0.0.9"))
-    (info,) = await look_up_system(installed_reactor(), "name.invalid", 80, flags=AI_CANONNAME)
+    (info,) = await look_up_system(the_reactor(), "name.invalid", 80, flags=AI_CANONNAME)
     assert info.canonname == "canonical.invalid"
 
 
 async def test_a_name_without_an_address_of_the_internet_is_not_found(library):
     library(lambda _: [(socket.AF_UNIX, SOCK_STREAM, 0, "", "/path")])
     with pytest.raises(HostNotFoundError, match=r"name\.invalid"):
-        await look_up_system(installed_reactor(), "name.invalid", 80)
+        await look_up_system(the_reactor(), "name.invalid", 80)
 
 
 async def test_a_name_beyond_ascii_is_asked_for_as_a_labels(library):
     asked = library(lambda _: found("127.0.0.1")).asked
-    await look_up_system(installed_reactor(), "BÜCHER.invalid", 80)
+    await look_up_system(the_reactor(), "BÜCHER.invalid", 80)
     assert asked == ["xn--bcher-kva.invalid"]
 
 
@@ -101,7 +102,7 @@ async def test_a_failing_resolver_is_told_to_whoever_waits(library):
 
     library(answer)
     with pytest.raises(MemoryError):
-        await look_up_system(installed_reactor(), "name.invalid", 80)
+        await look_up_system(the_reactor(), "name.invalid", 80)
 
 
 # The threads
@@ -114,8 +115,8 @@ async def test_a_look_up_that_hangs_delays_no_other(library, gate):
         return found("127.0.0.1")
 
     library(answer)
-    hanging = look_up_system(installed_reactor(), "hangs.invalid", 80)
-    assert await look_up_system(installed_reactor(), "answers.invalid", 80)
+    hanging = look_up_system(the_reactor(), "hangs.invalid", 80)
+    assert await look_up_system(the_reactor(), "answers.invalid", 80)
     assert not hanging.called
     gate.set()
     assert addresses(await hanging) == [("127.0.0.1", 80)]
@@ -155,7 +156,7 @@ async def test_32_look_ups_run_at_a_time_and_the_rest_waits_in_order(library, ga
     before = set(look_up_threads())
     asked = library(answer).asked
     names = [f"name-{number}.invalid" for number in range(40)]
-    waiting = [look_up_system(installed_reactor(), name, 80) for name in names]
+    waiting = [look_up_system(the_reactor(), name, 80) for name in names]
     # A thread is there as soon as it has been started.
     assert len(set(look_up_threads()) - before) == 32
     await until(lambda: len(asked) == 32)
@@ -174,7 +175,7 @@ async def test_a_queue_is_served_oldest_first(library, gate):
 
     asked = library(answer, most=1).asked
     names = ["first.invalid", "second.invalid", "third.invalid"]
-    waiting = [look_up_system(installed_reactor(), name, 80) for name in names]
+    waiting = [look_up_system(the_reactor(), name, 80) for name in names]
     gate.set()
     for deferred in waiting:
         await deferred
@@ -188,9 +189,9 @@ async def test_a_queued_look_up_that_is_cancelled_never_runs(library, gate):
         return found("127.0.0.1")
 
     asked = library(answer, most=1).asked
-    first = look_up_system(installed_reactor(), "first.invalid", 80)
-    cancelled = look_up_system(installed_reactor(), "cancelled.invalid", 80)
-    last = look_up_system(installed_reactor(), "last.invalid", 80)
+    first = look_up_system(the_reactor(), "first.invalid", 80)
+    cancelled = look_up_system(the_reactor(), "cancelled.invalid", 80)
+    last = look_up_system(the_reactor(), "last.invalid", 80)
     cancelled.cancel()
     with pytest.raises(CancelledError):
         await cancelled
@@ -211,14 +212,14 @@ async def test_the_result_of_a_cancelled_look_up_is_dropped(library, gate, fails
 
     asked = library(answer, most=1).asked
     results = []
-    cancelled = look_up_system(installed_reactor(), "cancelled.invalid", 80)
+    cancelled = look_up_system(the_reactor(), "cancelled.invalid", 80)
     cancelled.addBoth(results.append)
     await until(lambda: asked)
     cancelled.cancel()
     assert [type(result.value) for result in results] == [CancelledError]
     gate.set()
     # One thread, so the cancelled one's result was delivered before this one's.
-    await look_up_system(installed_reactor(), "other.invalid", 80)
+    await look_up_system(the_reactor(), "other.invalid", 80)
     assert len(results) == 1
 
 
@@ -226,7 +227,7 @@ async def test_threads_end_when_they_are_idle_and_new_ones_begin_when_needed(lib
     before = set(look_up_threads())
     library(lambda _: found("127.0.0.1"))
     for _ in range(2):
-        await look_up_system(installed_reactor(), "name.invalid", 80)
+        await look_up_system(the_reactor(), "name.invalid", 80)
         await until(lambda: set(look_up_threads()) <= before)
 
 
@@ -239,9 +240,9 @@ async def test_a_thread_that_could_not_be_started_is_not_counted(library, monkey
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError):
-            await look_up_system(installed_reactor(), "name.invalid", 80)
-    later = look_up_system(installed_reactor(), "name.invalid", 80)
-    later.addTimeout(2, installed_reactor())
+            await look_up_system(the_reactor(), "name.invalid", 80)
+    later = look_up_system(the_reactor(), "name.invalid", 80)
+    later.addTimeout(2, the_reactor())
     assert addresses(await later) == [("127.0.0.1", 80)]
 
 

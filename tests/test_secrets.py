@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import until
 from faults import ANSWER, FAULTS, LOOPBACK, QUESTION, misbehaving_server
-from peers import Entity, in_thread, key_bytes, make_entity, openssl, s_client, serving, until
+from peers import Entity, in_thread, key_bytes, make_entity, openssl, s_client, serving
 from test_certificate_secrets import assert_hides
 from twisted.internet import reactor
 from twisted.logger import LogEvent, formatEvent, formatEventAsClassicLogText, globalLogPublisher

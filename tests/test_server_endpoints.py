@@ -9,9 +9,9 @@ import ssl
 from datetime import timedelta
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from protocols import (
     LOOPBACK,
-    ClockedReactor,
     Kind,
     Protocols,
     Recorder,
@@ -22,8 +22,6 @@ from protocols import (
     raw_receive,
     reset,
     resolving,
-    turns,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from clocks import the_reactor, until
 from OpenSSL import SSL
 from peers import (
     ANSWER,
@@ -19,8 +20,6 @@ from peers import (
     make_hierarchy,
     s_client,
     serving,
-    the_reactor,
-    until,
 )
 from twisted.internet.protocol import Factory
 

@@ -7,16 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from stream_helpers import (
-    ClockedReactor,
-    Streams,
-    TCPStreams,
-    TLSStreams,
-    UNIXStreams,
-    soon,
-    turns,
-    until,
-)
+from clocks import ClockedReactor, turns, until
+from stream_helpers import Streams, TCPStreams, TLSStreams, UNIXStreams, soon
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater

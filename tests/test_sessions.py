@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from peers import ClientEnd, the_reactor
+from clocks import the_reactor
+from peers import ClientEnd
 from twisted.internet.protocol import Factory
 
 from twisted_netsock import (

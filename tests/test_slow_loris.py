@@ -15,8 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from clocks import until
 from faults import ANSWER, LOOPBACK, Flights, good_client
-from peers import in_thread, until
+from peers import in_thread
 from protocols import client_context
 from ways_in import SERVING
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from protocols import Protocols, serving
-from stream_helpers import ClockedReactor, soon, turns, until
+from stream_helpers import soon
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, turns
 from stream_contract import StreamContract
 from stream_helpers import (
-    ClockedReactor,
     Streams,
     TCPStreams,
     UNIXStreams,
@@ -24,7 +24,6 @@ from stream_helpers import (
     read_to_end,
     soon,
     together,
-    turns,
 )
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from protocols import (
     BULK,
     LOOPBACK,
-    ClockedReactor,
     HalfCloser,
     Kind,
     Listener,
@@ -17,8 +17,6 @@ from protocols import (
     Recorder,
     connected,
     listening,
-    turns,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone

@@ -7,8 +7,9 @@ from __future__ import annotations
 from io import BytesIO
 
 import pytest
+from clocks import until
 from peers import openssl
-from protocols import LOOPBACK, Protocols, listening, raw_client, raw_receive, until
+from protocols import LOOPBACK, Protocols, listening, raw_client, raw_receive
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.portal import Portal
 from twisted.internet import reactor, ssl

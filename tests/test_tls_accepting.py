@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from clocks import turns, until
 from cryptography import x509
 from peers import make_hierarchy
 from stream_helpers import (
@@ -20,8 +21,6 @@ from stream_helpers import (
     read_exactly,
     soon,
     together,
-    turns,
-    until,
 )
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent

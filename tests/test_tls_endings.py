@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from clocks import ClockedReactor, turns
 from stream_helpers import (
-    ClockedReactor,
     PythonPeers,
     TLSStreams,
     UNIXTLSStreams,
@@ -23,7 +23,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     together,
-    turns,
 )
 from twisted.internet.defer import CancelledError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import turns
 from openssl_peer import (
     KEY_UPDATE_NOT_REQUESTED,
     KEY_UPDATE_REQUESTED,
@@ -26,7 +27,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     together,
-    turns,
 )
 from twisted.internet.defer import CancelledError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import turns
 from conftest import run_on_reactor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
     together,
-    turns,
 )
 from twisted.internet.defer import CancelledError, Deferred
 

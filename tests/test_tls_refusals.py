@@ -7,14 +7,8 @@ import socket
 from typing import Any
 
 import pytest
-from stream_helpers import (
-    TLSStreams,
-    failure_of,
-    read_exactly,
-    soon,
-    turns,
-    until,
-)
+from clocks import turns, until
+from stream_helpers import TLSStreams, failure_of, read_exactly, soon
 from twisted.internet.defer import CancelledError
 from twisted.internet.protocol import Factory, Protocol
 

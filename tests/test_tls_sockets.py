@@ -10,19 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from stream_contract import StreamContract
-from stream_helpers import (
-    ClockedReactor,
-    Streams,
-    TLSStreams,
-    failure_of,
-    finished,
-    read_exactly,
-    soon,
-    together,
-    turns,
-    until,
-)
+from stream_helpers import Streams, TLSStreams, failure_of, finished, read_exactly, soon, together
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import (

@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import until
 from cryptography import x509
-from stream_helpers import (
-    LONGEST,
-    finished,
-    in_thread,
-    noise,
-    read_exactly,
-    soon,
-    together,
-    until,
-)
+from stream_helpers import LONGEST, finished, in_thread, noise, read_exactly, soon, together
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent

@@ -6,6 +6,7 @@ import socket
 import ssl
 
 import pytest
+from clocks import turns, until
 from protocols import (
     BULK,
     HalfCloser,
@@ -22,8 +23,6 @@ from protocols import (
     raw_receive,
     reset,
     tls_peer,
-    turns,
-    until,
 )
 from twisted.internet import reactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost

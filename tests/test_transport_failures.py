@@ -7,16 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from protocols import (
-    HalfCloser,
-    Kind,
-    Protocols,
-    Recorder,
-    Viewer,
-    connected,
-    listening,
-    until,
-)
+from clocks import until
+from protocols import HalfCloser, Kind, Protocols, Recorder, Viewer, connected, listening
 from twisted.internet import reactor
 from twisted.internet.interfaces import IHandshakeListener
 from zope.interface import implementer

@@ -6,9 +6,9 @@ import ssl
 from datetime import timedelta
 
 import pytest
+from clocks import ClockedReactor, turns, until
 from protocols import (
     BULK,
-    ClockedReactor,
     HalfCloser,
     Kind,
     Protocols,
@@ -22,8 +22,6 @@ from protocols import (
     raw_receive,
     server_context,
     tls_peer,
-    turns,
-    until,
 )
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from protocols import (
-    BULK,
-    LOOPBACK,
-    Kind,
-    Protocols,
-    Recorder,
-    connected,
-    listening,
-    turns,
-    until,
-)
+from clocks import turns, until
+from protocols import BULK, LOOPBACK, Kind, Protocols, Recorder, connected, listening
 from twisted.internet import reactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IPullProducer, IPushProducer

@@ -6,6 +6,7 @@ import array
 import socket
 
 import pytest
+from clocks import turns, until
 from OpenSSL import SSL
 from protocols import (
     BULK,
@@ -19,8 +20,6 @@ from protocols import (
     listening,
     raw_client,
     tls_peer,
-    turns,
-    until,
 )
 from twisted.internet.error import ConnectionDone
 from twisted.python import context

@@ -7,7 +7,8 @@ from __future__ import annotations
 from io import BytesIO
 
 import pytest
-from protocols import BULK, LOOPBACK, Kind, until
+from clocks import until
+from protocols import BULK, LOOPBACK, Kind
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory

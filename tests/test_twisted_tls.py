@@ -8,18 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from clocks import the_reactor, until
 from OpenSSL import SSL
-from peers import (
-    ANSWER,
-    QUESTION,
-    ClientEnd,
-    Recording,
-    ask,
-    s_client,
-    standard_server,
-    the_reactor,
-    until,
-)
+from peers import ANSWER, QUESTION, ClientEnd, Recording, ask, s_client, standard_server
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
     SSL4ServerEndpoint,

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from clocks import turns, until
 from stream_helpers import (
     in_thread,
     noise,
@@ -18,8 +19,6 @@ from stream_helpers import (
     read_to_end,
     shrink_buffers,
     soon,
-    turns,
-    until,
 )
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from clocks import the_reactor
 from cryptography import x509
 from OpenSSL import SSL
 from peers import (
@@ -20,7 +21,6 @@ from peers import (
     pem,
     resolving,
     standard_server,
-    the_reactor,
 )
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,

@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import the_reactor
 from credentials import shake_hands
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
-from peers import (
-    ANSWER,
-    Entity,
-    ask,
-    make_entity,
-    make_hierarchy,
-    resolving,
-    standard_server,
-    the_reactor,
-)
+from peers import ANSWER, Entity, ask, make_entity, make_hierarchy, resolving, standard_server
 from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
 
 from twisted_netsock import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from loopback import installed_reactor, turn, until
+from clocks import the_reactor, turns, until
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
@@ -42,7 +42,7 @@ def pair():
 @pytest.fixture
 def watch(pair):
     """The watch of the first of the pair."""
-    watch = poller_for(installed_reactor()).watch(pair[0].fileno())
+    watch = poller_for(the_reactor()).watch(pair[0].fileno())
     yield watch
     watch.close()
 
@@ -82,7 +82,7 @@ async def test_it_waits_until_the_descriptor_is_readable(clock, watch, pair, fir
     running = drive(clock, watch, attempt, first=first)
     begun = attempt.count
     assert begun == (1 if first is None else 0)
-    await turn(3)
+    await turns(3)
     assert attempt.count == begun
     there.send(b"x")
     # Readable for as long as nobody reads, so that the second time comes as well.
@@ -100,7 +100,7 @@ async def test_it_waits_until_the_descriptor_is_writable(clock, watch, pair, fir
     attempt = Attempt(*([WANT_WRITE] if first is None else []), "done")
     running = drive(clock, watch, attempt, first=first)
     begun = attempt.count
-    await turn(3)
+    await turns(3)
     assert attempt.count == begun
     with pytest.raises(BlockingIOError):
         while True:
@@ -111,7 +111,7 @@ async def test_it_waits_until_the_descriptor_is_writable(clock, watch, pair, fir
 async def test_it_may_want_another_direction_each_time(clock, watch, pair):
     attempt = Attempt(WANT_READ, WANT_WRITE, WANT_READ, "done")
     running = drive(clock, watch, attempt)
-    await turn(3)
+    await turns(3)
     assert attempt.count == 1
     pair[1].send(b"x")
     assert await running == "done"
@@ -123,7 +123,7 @@ async def test_only_the_wanted_direction_counts(clock, watch):
     running = drive(clock, watch, attempt)
     await until(lambda: attempt.count == 2)
     # It stays writable, and that is not what is waited for.
-    await turn(5)
+    await turns(5)
     assert (watch.reading, watch.writing) == (True, False)
     running.cancel()
     with pytest.raises(CancelledError):
@@ -150,7 +150,7 @@ async def test_a_time_out_fails_with_the_error_that_was_asked_for(clock, watch, 
         await running
     assert is_idle(watch)
     pair[1].send(b"x")
-    await turn(3)
+    await turns(3)
     assert attempt.count == 1
 
 
@@ -203,7 +203,7 @@ async def test_cancelling_leaves_nothing_and_keeps_the_descriptor(clock, watch, 
         await running
     assert is_idle(watch)
     pair[1].send(b"x")
-    await turn(3)
+    await turns(3)
     assert attempt.count == 1
     assert await drive(clock, watch, Attempt(WANT_READ, "again")) == "again"
     assert pair[0].recv(10) == b"x"
@@ -222,14 +222,14 @@ async def test_the_next_operation_may_begin_when_one_has_ended(clock, watch, pai
 async def test_the_end_of_the_poller_is_what_it_fails_with(clock, watch):
     attempt = Attempt(WANT_READ)
     running = drive(clock, watch, attempt, timeout=5.0)
-    poller_for(installed_reactor()).lose_all()
+    poller_for(the_reactor()).lose_all()
     with pytest.raises(SocketConnectionLostError, match="shut down"):
         await running
     assert (attempt.count, is_idle(watch)) == (1, True)
 
 
 async def test_a_descriptor_that_cannot_be_waited_for_fails_it(clock, pair):
-    watch = poller_for(installed_reactor()).watch(pair[0].fileno())
+    watch = poller_for(the_reactor()).watch(pair[0].fileno())
     pair[0].close()
     with pytest.raises(OSError, match="descriptor"):
         await drive(clock, watch, Attempt(WANT_READ), timeout=5.0)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from peers import in_thread, the_reactor, until
+from clocks import the_reactor, until
+from peers import in_thread
 
 from twisted_netsock import blocking
 

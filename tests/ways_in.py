@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from clocks import the_reactor, until
 from faults import ANSWER, LOOPBACK, QUESTION
-from peers import in_thread, the_reactor, until
+from peers import in_thread
 from threads import no_descriptors
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ConnectionDone
