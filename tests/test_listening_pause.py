@@ -9,11 +9,18 @@ import subprocess
 import sys
 
 import pytest
-from protocols import LOOPBACK, Protocols, turns, until
+from clocks import turns, until
+from protocols import LOOPBACK, Protocols
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 
-from twisted_netsock import ServerTLSSocketOptions, SocketBindError, SocketOptions, server_endpoint
+from twisted_netsock import (
+    ServerTLSSocketOptions,
+    SocketBindError,
+    SocketError,
+    SocketOptions,
+    server_endpoint,
+)
 from twisted_netsock.activation import activated_sockets
 
 
@@ -169,6 +176,36 @@ async def test_bound_sockets_can_be_adopted():
             await protocols.connected()
 
 
+@pytest.mark.parametrize("no_delay", [1, 0])
+async def test_what_adopted_sockets_accept_follows_the_options(no_delay):
+    options = SocketOptions(
+        socket_options=[
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, no_delay),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        ][1 if no_delay else 0 :]
+    )
+    bound = socket.create_server((LOOPBACK, 0))
+    bound.setblocking(False)
+    endpoint = server_endpoint(reactor, LOOPBACK, 0, options).adopting(lambda: [bound])
+    async with port_of(endpoint=endpoint) as (port, protocols):
+        with connect(port):
+            made = await protocols.connected()
+            assert made.transport.getTcpNoDelay() == bool(no_delay)
+            assert made.transport.getTcpKeepAlive()
+
+
+async def test_adopted_sockets_that_refuse_an_option_are_closed():
+    bound = socket.create_server((LOOPBACK, 0))
+    options = SocketOptions(socket_options=(socket.SOL_SOCKET, 9999, 1))
+    with pytest.raises(SocketError, match="9999"):
+        await (
+            server_endpoint(reactor, LOOPBACK, 0, options)
+            .adopting(lambda: [bound])
+            .listen(Protocols())
+        )
+    assert bound.fileno() == -1
+
+
 async def test_shared_sockets_have_one_port():
     endpoint = server_endpoint(reactor, LOOPBACK, 0)
     (one,) = await endpoint.bind(shared=True)
@@ -267,7 +304,10 @@ def test_nothing_is_taken_where_nothing_was_passed(monkeypatch):
         ("netsock:80:systemd=web", "service='80'"),
         ("netsock:systemd=web:node=127.0.0.1", "node='127.0.0.1'"),
         ("netsock:systemd=", "systemd=''"),
-        ("netsock:systemd=web:aiFamily=unix", "its family already"),
+        ("netsock:systemd=web:aiFamily=unix", "aiFamily='unix'"),
+        ("netsock:systemd=web:backlog=5", "backlog='5'"),
+        ("netsock:systemd=web:reusePort=yes", "reusePort='yes'"),
+        ("netsock:systemd=web:v6Only=yes", "v6Only='yes'"),
         ("netsock-tls:systemd=web:endpoint=tcp\\:80", "socket to listen on already"),
     ],
 )

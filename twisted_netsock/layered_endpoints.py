@@ -41,29 +41,13 @@ from .errors import (
 )
 from .factories import start_factory, stop_factory
 from .layers import Layer, LayerFactory
-from .options import SocketOptions, TLSSocketOptions, record_fields
+from .options import OF_SOCKETS, SocketOptions, TLSSocketOptions, record_fields
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 
 __all__ = ["check_inner_client", "check_inner_server", "connect_over", "listen_over"]
 
 _log = Logger()
-
-_OF_SOCKETS: Final = frozenset(
-    {
-        "ai_family",
-        "ai_flags",
-        "ai_protocol",
-        "ai_socktype",
-        "backlog",
-        "local_address",
-        "proxy_protocol",
-        "reuse_port",
-        "socket_options",
-        "v6_only",
-    }
-)
-"""Options that say how a socket is made: with an inner endpoint that is not ours to do."""
 
 MOST_HANDSHAKES: Final = 1024
 
@@ -79,7 +63,7 @@ def _check_options(options: SocketOptions) -> None:
     defaults = type(options)()
     for field in record_fields(type(options)):
         name = field.name
-        if name in _OF_SOCKETS and getattr(options, name) != getattr(defaults, name):
+        if name in OF_SOCKETS and getattr(options, name) != getattr(defaults, name):
             raise ValueError(
                 f"{name}={getattr(options, name)!r} contradicts endpoint: "
                 "that makes the connections"

@@ -23,7 +23,7 @@ from socket import (
     AddressFamily,
     SocketKind,
 )
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import attrs
 
@@ -353,6 +353,23 @@ class ServerTLSSocketOptions(TLSSocketOptions):
                 "client_certificate_required=True needs trusted_certificates (a server never "
                 "trusts the platform's list for clients) or a certificate_verifier"
             )
+
+
+OF_SOCKETS: Final = frozenset(
+    {
+        "ai_family",
+        "ai_flags",
+        "ai_protocol",
+        "ai_socktype",
+        "backlog",
+        "local_address",
+        "proxy_protocol",
+        "reuse_port",
+        "socket_options",
+        "v6_only",
+    }
+)
+"""Options that say how a socket is made: where it is not ours to make, they say nothing."""
 
 
 def is_socket_options(o: object) -> bool:

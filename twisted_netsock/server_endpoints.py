@@ -22,13 +22,14 @@ from zope.interface import implementer
 
 from ._validation import optional_duration
 from .binding import listen
+from .errors import SocketError
 from .factories import place_of
 from .layered_endpoints import (
     check_inner_server,
     listen_over,
 )
 from .listening_ports import ListeningPort
-from .opening import check_listening
+from .opening import apply_options, check_listening
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -144,7 +145,7 @@ class ServerEndpoint:
         if self._inner is not None:
             raise ValueError(f"endpoint={self._inner!r} listens by itself")
         if self._adopt is not None:
-            return maybeDeferred(self._adopt)
+            return maybeDeferred(self._take_over, self._adopt)
         return listen(
             self._reactor,
             self._node,
@@ -167,6 +168,18 @@ class ServerEndpoint:
         other = copy(self)
         other._adopt = sockets
         return other
+
+    def _take_over(self, sockets: Callable[[], list[_socket.socket]]) -> list[_socket.socket]:
+        """Have sockets that were bound elsewhere, and what they accept, follow the options."""
+        found = sockets()
+        try:
+            for sock in found:
+                apply_options(sock, self._options)
+        except SocketError:
+            for sock in found:
+                sock.close()
+            raise
+        return found
 
     @property
     def layered(self) -> bool:

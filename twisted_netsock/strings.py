@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from twisted.internet.endpoints import clientFromString, serverFromString
 
@@ -17,13 +17,14 @@ from ._validation import duration_text
 from .activation import activated_sockets
 from .client_endpoints import ClientEndpoint, client_endpoint
 from .names import is_ip_address
-from .options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
+from .options import OF_SOCKETS, ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from .server_endpoints import ServerEndpoint, server_endpoint
 from .string_keys import (
     ENDPOINT,
     RELOAD_EVERY,
     SYSTEMD,
     bad_value,
+    camel_case,
     check_keys,
     in_terms_of_keys,
     record_of,
@@ -32,6 +33,11 @@ from .string_keys import (
 __all__ = ["parse_client", "parse_server"]
 
 T = TypeVar("T")
+
+_OF_BOUND_SOCKETS: Final = {
+    camel_case(field) for field in OF_SOCKETS - {"proxy_protocol", "socket_options"}
+}
+"""Keys that say how a socket is bound."""
 
 
 def _join_brackets(args: Sequence[str]) -> list[str]:
@@ -194,7 +200,7 @@ def parse_server(
         raise ValueError(f"{place['service']!r} is no service: {form}")
     activated = given.pop(SYSTEMD, None)
     if activated is not None:
-        _check_activated(activated, place, unix=unix, layered=layered)
+        _check_activated(activated, place, given, layered=layered)
         names = ()
     for name in names:
         if not place.get(name):
@@ -222,13 +228,16 @@ def parse_server(
     return endpoint.adopting(partial(activated_sockets, activated))
 
 
-def _check_activated(name: str, place: dict[str, str], *, unix: bool, layered: bool) -> None:
+def _check_activated(
+    name: str, place: dict[str, str], given: dict[str, str], *, layered: bool
+) -> None:
     """Refuse what would bind a socket beside one that is bound already."""
     if not name:
         raise ValueError(f"{SYSTEMD}={name!r} must be the name or the number of a socket")
     for key, value in place.items():
         raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")
-    if unix:
-        raise ValueError(f"aiFamily: with {SYSTEMD}= the socket has its family already")
     if layered:
         raise ValueError(f"{ENDPOINT}: with {SYSTEMD}= there is a socket to listen on already")
+    for key, value in given.items():
+        if key in _OF_BOUND_SOCKETS:
+            raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")
