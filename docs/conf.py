@@ -4,8 +4,10 @@
 
 import inspect
 import re
+import sys
 from datetime import timedelta
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,11 +20,14 @@ project = "twisted_netsock"
 author = project_copyright = "the twisted_netsock maintainers"
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.append(str(Path(__file__).parent))
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "breaks", "diagrams"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "twisted_netsock"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 python_maximum_signature_line_length = 88
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3

@@ -73,6 +73,9 @@ PORTS = (443, 8000, 8007, 8443)
 THREADED = {ROOT / "docs" / "how-to" / "blocking.md"}
 """Pages whose programs block: they run in a thread beside the reactor's."""
 
+BLOCKING = re.compile(r"^from twisted_netsock import .*\bblocking\b", re.MULTILINE)
+"""Of other pages, blocks that import that run there."""
+
 PASSWORD = b"correct horse battery staple"
 SECONDS_TO_SETTLE = 5.0
 
@@ -201,7 +204,7 @@ class PageRunner:
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
-                if self.page in THREADED:
+                if self.page in THREADED or BLOCKING.search(block.text):
                     await in_thread(eval, code, self.namespace)
                 else:
                     result = eval(code, self.namespace)
