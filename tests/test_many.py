@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from clocks import turns
 from loopback import run_script
 from stream_helpers import failure_of, fill, noise, shrink_buffers
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import Socket, SocketClosedError
@@ -250,3 +253,37 @@ class TestWaitersThatEndEachOther:
         assert failure_of(sending) is CancelledError
         one.close()
         other.close()
+
+
+class TestTurns:
+    """Who never has to wait gives the reactor a turn all the same."""
+
+    @pytest.fixture
+    def turned(self) -> Iterator[list[bool]]:
+        """Give what is filled as soon as the reactor has had a turn."""
+        found: list[bool] = []
+        call = reactor.callLater(0, found.append, True)
+        yield found
+        if call.active():
+            call.cancel()
+
+    @pytest.mark.parametrize(
+        ("size", "steps"), [(64, 70), (65536, 20)], ids=["small ones", "large ones"]
+    )
+    @pytest.mark.parametrize("method", ["recv", "recv_into", "send", "sendall"])
+    async def test_one_whose_calls_succeed_at_once_holds_up_nobody(
+        self, turned: list[bool], method: str, size: int, steps: int
+    ) -> None:
+        peer, own = socket.socketpair()
+        receives = method.startswith("recv")
+        with peer:
+            async with Socket.from_socket(own) as sock:
+                argument: Any = bytearray(size) if method == "recv_into" else bytes(size)
+                argument = size if method == "recv" else argument
+                for _ in range(steps):
+                    if receives:
+                        peer.sendall(bytes(size))
+                    await getattr(sock, method)(argument)
+                    if not receives:
+                        assert len(peer.recv(size, socket.MSG_WAITALL)) == size
+        assert turned

@@ -16,6 +16,7 @@ from .addresses import Address, SocketAddress, as_socket_address
 from .base_sockets import BaseSocket
 from .descriptors import (
     WANT_READ,
+    WANT_WRITE,
     Descriptor,
     PlainDescriptor,
     Want,
@@ -24,7 +25,7 @@ from .descriptors import (
     writable_view,
 )
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
-from .operations import Operation
+from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Operation
 from .options import SocketOptions
 from .ports import InputPort, OutputPort
 from .readiness import Watch
@@ -98,26 +99,26 @@ class DataSocket(BaseSocket):
             return self._receive(lambda: self._descriptor.try_recv(n, flags))
         # The way of most receives, written out: no closure unless it has to wait.
         descriptor = self._descriptor
-        if (
-            self._closed
-            or self._reader is not None
-            or self._input is not None
-            or not self._may_go_on()
-        ):
+        if self._closed or self._reader is not None or self._input is not None:
             return self._receive(lambda: descriptor.try_recv(n))
         if self._doomed and n and descriptor.seen_by_poller:
             # The last one found nothing: an attempt that fails costs more than the wait.
             self._doomed -= 1
+            waits = True
+        else:
+            waits = not self._may_go_on()
+        if waits:
             return self._park_recv(n, WANT_READ)
         try:
-            result: bytes | Want = descriptor.try_recv(n)
+            result = descriptor.try_recv(n)
         except SocketError as error:
             return self._failed(error)
         if result.__class__ is Want:
             if descriptor.seen_by_poller:
                 self._doomed = _SKIPPED
             return self._park_recv(n, result)
-        return succeed(cast(bytes, result))
+        self._in_a_row += len(result) // BYTES_OF_ONE
+        return succeed(result)
 
     def _park_recv(self, n: int, want: Want) -> Deferred[bytes]:
         operation: Operation[bytes]
@@ -310,16 +311,19 @@ class DataSocket(BaseSocket):
         """
         # The way of most sends, written out: no closure unless it has to wait.
         view = data if data.__class__ is bytes else byte_view(data)
-        if self._closed or self._writer is not None or not self._may_go_on():
-            return self._write(self._send_everything(byte_view(view), 0))
+        if self._closed or self._writer is not None:
+            return self._refuse()
+        if not self._may_go_on():
+            return self._park_write(self._send_everything(byte_view(view), 0), WANT_WRITE)
         try:
-            sent: int | Want = self._descriptor.try_send(view)
+            sent = self._descriptor.try_send(view)
         except SocketError as error:
             return self._failed(error)
         if self._closed:
             # By whom the attempt itself called.
             return self._refuse()
         if sent == len(view) and not self._descriptor.unflushed:
+            self._in_a_row += sent // BYTES_OF_ONE
             return succeed(None)
         done = 0 if sent.__class__ is Want else cast(int, sent)
         return self._write(self._send_everything(byte_view(view), done))
@@ -330,7 +334,10 @@ class DataSocket(BaseSocket):
 
         def attempt() -> Want | None:
             nonlocal offset
+            end = offset + MOST_AT_ONCE
             while offset < size:
+                if offset >= end:
+                    return WANT_WRITE
                 count: int | Want = descriptor.try_send(view[offset:] if offset else view)
                 if isinstance(count, Want):
                     return count

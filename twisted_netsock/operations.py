@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable
 from copy import copy
 from datetime import timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -33,6 +33,12 @@ T = TypeVar("T")
 
 _MOST_IN_A_ROW: Final = 64
 """Operations of one socket that succeed at once between two turns of the reactor."""
+
+BYTES_OF_ONE: Final = 16384
+"""A larger operation counts as several: what others wait for is the time that it takes."""
+
+MOST_AT_ONCE: Final = _MOST_IN_A_ROW * BYTES_OF_ONE
+"""Bytes that one attempt moves, after which it waits for the reactor's next turn."""
 
 
 class Operation(Generic[T]):
@@ -106,6 +112,8 @@ class Operating:
         if isinstance(result, Want):
             operation = self._reader = Operation(self, attempt, result)
             return self._park(operation, self._read_timeout)
+        if result.__class__ is int:
+            self._in_a_row += cast(int, result) // BYTES_OF_ONE
         return succeed(result)
 
     def _write(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
@@ -120,10 +128,16 @@ class Operating:
             # By whom the attempt itself called.
             return self._refuse()
         if isinstance(result, Want):
-            operation = self._writer = Operation(self, attempt, result)
-            operation.timed_out = SocketWriteTimeoutError
-            return self._park(operation, self._write_timeout)
+            return self._park_write(attempt, result)
+        if result.__class__ is int:
+            self._in_a_row += cast(int, result) // BYTES_OF_ONE
         return succeed(result)
+
+    def _park_write(self, attempt: Callable[[], T | Want], want: Want) -> Deferred[T]:
+        operation: Operation[T]
+        operation = self._writer = Operation(self, attempt, want)
+        operation.timed_out = SocketWriteTimeoutError
+        return self._park(operation, self._write_timeout)
 
     def _until_readable(self, timeout: timedelta | None = None) -> Deferred[None]:
         """Wait in the receiving direction, and receive nothing."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from .descriptors import RECEIVE_LIMIT, Want
+from .descriptors import RECEIVE_LIMIT, WANT_READ, Want
 from .errors import SocketError, SocketIncompleteReadError, SocketPortError
-from .operations import Operating
+from .operations import MOST_AT_ONCE, Operating
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -202,13 +202,17 @@ class InputPort:
         descriptor = self._socket._descriptor
 
         def attempt() -> T | Want:
+            received = 0
             while True:
                 result = ready()
                 if result is not None:
                     return result
+                if received >= MOST_AT_ONCE and not descriptor.buffered:
+                    return WANT_READ
                 data = descriptor.try_recv(RECEIVE_LIMIT)
                 if isinstance(data, Want):
                     return data
+                received += len(data)
                 self._socket._received_some()
                 self._ended = not data
                 self._buffer += data
