@@ -129,8 +129,8 @@ class BaseSocket(SocketFacts, Operating):
         self._dispose(abort=abort)
         for operation in waiting:
             # One who hears of it may have cancelled another.
-            if not operation.deferred.called:
-                operation.deferred.errback(Failure(SocketClosedError(self)))
+            if not operation.called:
+                operation.finish(Failure(SocketClosedError(self)))
 
     def _stop_helpers(self) -> None:
         """Stop what acts on behalf of a parked operation."""

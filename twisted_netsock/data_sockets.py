@@ -6,7 +6,6 @@ import errno
 import socket as _socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
@@ -25,7 +24,7 @@ from .descriptors import (
     writable_view,
 )
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
-from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Operation
+from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Receiving
 from .options import SocketOptions
 from .ports import InputPort, OutputPort
 from .readiness import Watch
@@ -121,8 +120,7 @@ class DataSocket(BaseSocket):
         return succeed(result)
 
     def _park_recv(self, n: int, want: Want) -> Deferred[bytes]:
-        operation: Operation[bytes]
-        operation = self._reader = Operation(self, partial(self._descriptor.try_recv, n), want)
+        operation = self._reader = Receiving(self._drop, self._descriptor, n, want)
         return self._park(operation, self._read_timeout)
 
     def recv_into(self, buffer: Buffer, flags: int = 0) -> Deferred[int]:

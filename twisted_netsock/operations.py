@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable
 from copy import copy
 from datetime import timedelta
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -27,7 +27,7 @@ from .errors import (
 from .options import SocketOptions
 from .readiness import Watch, has_event
 
-__all__ = ["Operating", "Operation"]
+__all__ = ["Operating", "Operation", "Receiving"]
 
 T = TypeVar("T")
 
@@ -41,37 +41,56 @@ MOST_AT_ONCE: Final = _MOST_IN_A_ROW * BYTES_OF_ONE
 """Bytes that one attempt moves, after which it waits for the reactor's next turn."""
 
 
-class Operation(Generic[T]):
-    """One operation that waits: what to try, for what it waits, and who wants to know."""
+class Operation(Deferred[T]):
+    """One operation that waits, and the Deferred of its result."""
 
-    __slots__ = (
-        "attempt",
-        "deferred",
-        "moved",
-        "pace",
-        "rest",
-        "socket",
-        "timed_out",
-        "timer",
-        "want",
-    )
+    # Most operations leave these as they are, and so keep nothing for them.
+    timer: Any = None
+    timed_out: type[SocketError] = SocketReadTimeoutError
+    pace: float | None = None
+    """Seconds between two tries, where the kernel's reports cannot be trusted."""
+    rest: Any = None
+    moved = False
+    """Part of the operation was done since its time-out began."""
 
-    def __init__(self, socket: Operating, attempt: Callable[[], T | Want], want: Want) -> None:
-        self.socket = socket
-        self.attempt = attempt
+    def __init__(
+        self,
+        canceller: Callable[[Operation[T]], None],
+        trying: Callable[[], T | Want] | None,
+        want: Want,
+    ) -> None:
+        super().__init__(canceller)  # type: ignore[arg-type]
+        self.trying = trying
         self.want = want
-        self.deferred: Deferred[T] = Deferred(self.cancelled)
-        self.timer: Any = None
-        self.timed_out: Callable[[], SocketError] = SocketReadTimeoutError
-        self.pace: float | None = None
-        """Seconds between two tries, where the kernel's reports cannot be trusted."""
-        self.rest: Any = None
-        self.moved = False
-        """Part of the operation was done since its time-out began."""
 
-    def cancelled(self, _: Deferred[T]) -> None:
-        """Wait no more; the Deferred's canceller."""
-        self.socket._drop(self)
+    def attempt(self) -> T | Want:
+        """Try to get it done."""
+        assert self.trying is not None
+        return self.trying()
+
+    def finish(self, result: T | Failure) -> None:
+        """Fire with *result*; whoever keeps the Deferred keeps no socket by it."""
+        self.trying = None
+        self.callback(result)
+
+
+class Receiving(Operation[bytes]):
+    """A `recv` that waits: without a closure, for there is one for each idle connection."""
+
+    def __init__(
+        self,
+        canceller: Callable[[Operation[bytes]], None],
+        descriptor: Descriptor,
+        size: int,
+        want: Want,
+    ) -> None:
+        super().__init__(canceller, None, want)
+        self.descriptor = descriptor
+        self.size = size
+
+    def attempt(self) -> bytes | Want:
+        """Try to get it done."""
+        return self.descriptor.try_recv(self.size)
 
 
 class Operating:
@@ -110,7 +129,7 @@ class Operating:
         except SocketError as error:
             return self._failed(error)
         if isinstance(result, Want):
-            operation = self._reader = Operation(self, attempt, result)
+            operation = self._reader = Operation(self._drop, attempt, result)
             return self._park(operation, self._read_timeout)
         if result.__class__ is int:
             self._in_a_row += cast(int, result) // BYTES_OF_ONE
@@ -135,7 +154,7 @@ class Operating:
 
     def _park_write(self, attempt: Callable[[], T | Want], want: Want) -> Deferred[T]:
         operation: Operation[T]
-        operation = self._writer = Operation(self, attempt, want)
+        operation = self._writer = Operation(self._drop, attempt, want)
         operation.timed_out = SocketWriteTimeoutError
         return self._park(operation, self._write_timeout)
 
@@ -147,7 +166,7 @@ class Operating:
         if want is None:
             return succeed(None)
         operation: Operation[None]
-        operation = self._reader = Operation(self, self._try_readable, want)
+        operation = self._reader = Operation(self._drop, self._try_readable, want)
         return self._park(operation, timeout)
 
     def _until_writable(self, timeout: timedelta | None = None) -> Deferred[None]:
@@ -158,7 +177,7 @@ class Operating:
         if want is None:
             return succeed(None)
         operation: Operation[None]
-        operation = self._writer = Operation(self, self._try_writable, want)
+        operation = self._writer = Operation(self._drop, self._try_writable, want)
         operation.timed_out = SocketWriteTimeoutError
         return self._park(operation, timeout)
 
@@ -195,7 +214,6 @@ class Operating:
         return self._failed(SocketClosedError() if self._closed else SocketBusyError())
 
     def _park(self, operation: Operation[T], timeout: timedelta | None) -> Deferred[T]:
-        deferred = operation.deferred
         if timeout is not None:
             self._arm(operation, timeout.total_seconds())
         try:
@@ -206,7 +224,7 @@ class Operating:
                 self._watch.want_write()
         except OSError as error:
             self._complete(operation, Failure(from_os_error(error)))
-        return deferred
+        return operation
 
     def _arm(self, operation: Operation[Any], seconds: float) -> None:
         """Fail *operation* when *seconds* have passed in which nothing moved."""
@@ -270,7 +288,7 @@ class Operating:
     def _complete(self, operation: Operation[Any], result: object) -> None:
         if self._is_parked(operation):
             self._drop(operation)
-            operation.deferred.callback(result)
+            operation.finish(result)
 
     def _drop(self, operation: Operation[Any]) -> None:
         """Wait for *operation* no more."""
@@ -315,17 +333,14 @@ class Operating:
     def on_readable(self) -> None:
         """Go on with what waited for the descriptor to be readable; for the poller."""
         self._in_a_row = 0
-        if self._writer is None and not self._descriptor.unflushed:
-            self._retry_reader_alone()
-            return
-        for operation in (self._reader, self._writer):
-            if operation is not None and operation.want is WANT_READ:
-                self._retry(operation)
-
-    def _retry_reader_alone(self) -> None:
-        """Do as `_retry`, on the way of most receives: nothing else is under way."""
         reader = self._reader
-        if reader is None or reader.want is not WANT_READ:
+        if reader is None or self._writer is not None or self._descriptor.unflushed:
+            for operation in (reader, self._writer):
+                if operation is not None and operation.want is WANT_READ:
+                    self._retry(operation)
+            return
+        # As `_retry`, on the way of most receives: nothing else is under way.
+        if reader.want is not WANT_READ:
             return
         try:
             result = reader.attempt()
@@ -346,7 +361,7 @@ class Operating:
             reader.timer = None
         self._watch.reading = False
         self._watch.owner = None
-        reader.deferred.callback(result)
+        reader.finish(result)
 
     def on_writable(self) -> None:
         """Go on with what waited for the descriptor to be writable; for the poller."""

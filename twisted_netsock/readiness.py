@@ -36,6 +36,9 @@ __all__ = ["Poller", "Watch", "has_event", "poller_for"]
 _MOST_EVENTS: Final = 128
 """Events handled between two turns of the reactor, so that timers and others get theirs."""
 
+_ONLY_READABLE: Final = select.POLLIN
+"""What epoll reports most: there is something to read, and nothing else."""
+
 _log = Logger()
 
 
@@ -77,7 +80,12 @@ class Watch:
     def want_read(self) -> None:
         """Report when the descriptor is readable, until `stop_read`."""
         self.reading = True
-        self._poller.park(self, select.POLLIN)
+        poller = self._poller
+        if poller.reporting and self._mask & select.POLLIN:
+            # It is asked for already, and `doRead` sees to the rest.
+            poller.parked = True
+        else:
+            poller.park(self, select.POLLIN)
 
     def want_write(self) -> None:
         """Report when the descriptor is writable, until `stop_write`."""
@@ -122,6 +130,10 @@ class Poller:
         self._registered: dict[int, Watch] = {}
         self._kept: set[Watch] = set()
         self._dead: Callable[[], Exception] | None = None
+        self.reporting = False
+        """The reactor has called, so this is one of its readers."""
+        self.parked = False
+        """Something was waited for since the reactor called, and is to be reported."""
         if IReactorCore.providedBy(reactor):
             reactor.addSystemEventTrigger("during", "shutdown", self.lose_all)
 
@@ -252,13 +264,31 @@ class EpollPoller(Poller):
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
         registered = self._registered
-        for fd, events in self._epoll.poll(0, _MOST_EVENTS):
-            watch = registered.get(fd)
-            if watch is not None:
+        self.reporting = True
+        try:
+            for fd, events in self._epoll.poll(0, _MOST_EVENTS):
+                watch = registered.get(fd)
+                if watch is None:
+                    continue
+                owner = watch.owner
                 try:
-                    self._report(watch, events)
+                    if events == _ONLY_READABLE and watch.reading and owner is not None:
+                        owner.on_readable()
+                    else:
+                        self._report(watch, events)
                 except Exception:  # noqa: BLE001 - see _call
                     _log.failure("a socket's handler failed")
+        finally:
+            self.reporting = False
+            if self.parked:
+                self.parked = False
+                self._stay()
+
+    def _stay(self) -> None:
+        """Be one of the reactor's readers, also if somebody has just removed them all."""
+        reactor = self._reactor_ref()
+        if reactor is not None and self._registered and self._dead is None:
+            reactor.addReader(self)
 
     def _report(self, watch: Watch, events: int) -> None:
         """Tell the owner what it waits for, and the kernel what nobody waits for."""

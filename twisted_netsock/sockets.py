@@ -277,8 +277,8 @@ class Socket(DataSocket):
 
     def _park_accept(self, acceptor: Acceptor | None) -> Deferred[Any]:
         """Wait in the receiving direction for a connection, which *acceptor* takes if given."""
-        operation: Operation[Any] = Operation(self, _until_delivered, WANT_READ)
-        operation.deferred = Deferred(lambda _: self._stop_accepting())
+        operation: Operation[Any]
+        operation = Operation(lambda _: self._stop_accepting(), _until_delivered, WANT_READ)
         self._reader = operation
         if acceptor is not None:
             try:
@@ -286,13 +286,13 @@ class Socket(DataSocket):
             except OSError as error:
                 self._reader = None
                 return self._failed(from_os_error(error))
-        return operation.deferred
+        return operation
 
     @property
     def _waiting_accept(self) -> Operation[Any] | None:
         """The accept that waits for a connection, if one does."""
         operation = self._reader
-        return operation if operation and operation.attempt is _until_delivered else None
+        return operation if operation and operation.trying is _until_delivered else None
 
     def _make_acceptor(self) -> Acceptor:
         if self._arrivals is None and self._options.proxy_protocol is not None:
@@ -331,7 +331,7 @@ class Socket(DataSocket):
         operation = self._waiting_accept
         self._stop_accepting()
         assert operation is not None
-        operation.deferred.callback(self._accepted(connection, peer))
+        operation.finish(self._accepted(connection, peer))
 
     def _pause_acceptor(self) -> None:
         if self._acceptor is not None:
@@ -361,7 +361,7 @@ class Socket(DataSocket):
                 self._retry(self._reader)
             return
         self._stop_accepting()
-        operation.deferred.callback(connection)
+        operation.finish(connection)
 
     def _try_readable(self) -> Want | None:
         return None if self._ready else super()._try_readable()
@@ -379,7 +379,7 @@ class Socket(DataSocket):
     def _on_acceptor_lost(self, reason: Exception) -> None:
         operation, self._reader = self._reader, None
         if operation is not None:
-            operation.deferred.errback(Failure(reason))
+            operation.finish(Failure(reason))
 
     def _accepted(self, connection: _socket.socket, peer: SocketAddress) -> Any:
         watch = poller_for(self._reactor).watch(connection.fileno())

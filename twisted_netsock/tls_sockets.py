@@ -168,24 +168,23 @@ class TLSSocket(Socket):
         descriptor = self._tls()
         timeout = descriptor.options.handshake_timeout
         seconds = None if timeout is None else timeout.total_seconds()
-        operation: Operation[None] = Operation(self, lambda: WANT_READ, WANT_READ)
+        outer: Operation[None]
+        outer = Operation(lambda _: running.cancel(), lambda: WANT_READ, WANT_READ)
         # The handshake needs both directions, so both are taken while it runs.
-        self._reader = self._writer = operation
+        self._reader = self._writer = outer
         running = self._running = handshake(self._reactor, self._watch, descriptor, seconds)
-        outer: Deferred[None] = Deferred(lambda _: running.cancel())
-        operation.deferred = outer
 
         def finished(result: Failure | None) -> None:
             self._running = None
             if self._closed:
                 # Whoever waits is told so by the closing.
                 return
-            if self._reader is operation:
+            if self._reader is outer:
                 self._reader = self._writer = None
             if isinstance(result, Failure) and isinstance(result.value, SocketError):
                 result.value.socket = self
             if not outer.called:
-                outer.callback(result)
+                outer.finish(result)
 
         running.addBoth(finished)
         return outer

@@ -173,8 +173,8 @@ def _send_rest(socket: Socket, sending: Operation[Any], seconds: float | None) -
     """Send what the output port holds, and tell those who wait for that."""
 
     def done(result: Failure | None) -> Failure | None:
-        if not sending.deferred.called:
-            sending.deferred.callback(result)
+        if not sending.called:
+            sending.finish(result)
         return result
 
     return drive(
