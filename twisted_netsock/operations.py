@@ -13,6 +13,7 @@ from copy import copy
 from datetime import timedelta
 from typing import Any, Final, TypeVar, cast
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
@@ -39,6 +40,10 @@ BYTES_OF_ONE: Final = 16384
 
 MOST_AT_ONCE: Final = _MOST_IN_A_ROW * BYTES_OF_ONE
 """Bytes that one attempt moves, after which it waits for the reactor's next turn."""
+
+
+_RESUME: Final[Any] = getattr(defer, "_gotResultInlineCallbacks", None)
+"""How Twisted resumes a coroutine that awaits a Deferred, as long as it is called that."""
 
 
 class Operation(Deferred[T]):
@@ -71,7 +76,22 @@ class Operation(Deferred[T]):
     def finish(self, result: T | Failure) -> None:
         """Fire with *result*; whoever keeps the Deferred keeps no socket by it."""
         self.trying = None
-        self.callback(result)
+        callbacks: Any = getattr(self, "_callbacks", ())
+        if len(callbacks) == 1 and callbacks[0][0][0] is _RESUME and not self.paused:
+            # A coroutine alone awaits it: the chain of callbacks costs more than the resuming.
+            args = callbacks.pop()[0][1]
+            self.called = self._runningCallbacks = True
+            self._canceller = None
+            self.result = result
+            _RESUME(result, *args)
+            self.result = None
+            self._runningCallbacks = False
+            if callbacks:
+                # Added meanwhile, by whom it resumed.
+                self.pause()
+                self.unpause()
+        else:
+            self.callback(result)
 
 
 class Receiving(Operation[bytes]):
