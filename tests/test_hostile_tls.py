@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import turns, until
+from clocks import until
 from forgers import FLOOD, FORGERIES, Forge, Forger, flooded, message
 from protocols import LOOPBACK, Protocols, Recorder, listening
 from stream_helpers import (

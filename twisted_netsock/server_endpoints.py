@@ -174,7 +174,7 @@ class ServerEndpoint:
         found = sockets()
         try:
             for sock in found:
-                apply_options(sock, self._options)
+                apply_options(sock, sock.family, sock.type, self._options)
         except SocketError:
             for sock in found:
                 sock.close()
