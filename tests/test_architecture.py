@@ -57,6 +57,7 @@ ORDER = [
     "server_contexts",
     "reloading",
     "handshake_records",
+    "tls_facts",
     "tls",
     "tls_stages",
     "handshakes",
