@@ -105,8 +105,10 @@ def _say_early_and_no_more(port: int, session: int) -> None:
     with dialled(port, handshake=False) as peer:
         peer.resume(session, ALLOWED)
         peer.send_early(QUESTION)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
+            # Reset by then, perhaps.
             peer.plain.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
             while peer.plain.recv(65536):
                 pass
 

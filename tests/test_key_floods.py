@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import turns, until
 from openssl_peer import (
     KEY_UPDATE_REQUESTED,
     OpenSSLError,
@@ -27,7 +28,7 @@ from openssl_peer import (
     needs_libssl,
 )
 from protocols import LOOPBACK, Protocols, Recorder, listening
-from stream_helpers import LONGEST, in_thread, noise, soon, turns, until
+from stream_helpers import LONGEST, in_thread, noise, soon
 from twisted.internet import reactor
 
 from twisted_netsock import (

@@ -68,6 +68,13 @@ class Operation(Deferred[T]):
         self.trying = trying
         self.want = want
 
+    def __str__(self) -> str:
+        """Leave out the result, which Twisted's would show: it may be anybody's secret."""
+        state = "done" if self.called else f"until {self.want.value}"
+        return f"<{type(self).__name__} {state}>"
+
+    __repr__ = __str__
+
     def attempt(self) -> T | Want:
         """Try to get it done."""
         assert self.trying is not None
