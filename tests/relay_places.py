@@ -180,6 +180,8 @@ FRONTS = {
         "netsock-tls:0:node=127.0.0.1:certificates={files.server}{more}", tls=True
     ),
     "netsock-unix": Front("netsock:{path}:aiFamily=unix{more}", unix=True),
+    # A time limit, which takes a transport.
+    "netsock-timed": Front("netsock:0:node=127.0.0.1:writeTimeout=60s{more}"),
     "tcp": Front("tcp:0:interface=127.0.0.1"),
     "ssl": Front(
         "ssl:0:interface=127.0.0.1:privateKey={files.server}:certKey={files.server}", tls=True

@@ -14,11 +14,11 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from twisted_netsock import SocketOptions, TLSSocketOptions, client_endpoint, server_endpoint
+from twisted_netsock.addresses import SocketAddress
 from twisted_netsock.commands.accounting import Ledger
 from twisted_netsock.commands.limits import Gatekeeper, Limits, raise_descriptor_limit
 from twisted_netsock.commands.relay import RelayService
@@ -139,23 +139,21 @@ class Side:
     def __init__(self):
         self.count = 0
         self.ended = self.lost = self.aborted = False
-        self.transport = self
+        self.session = None
 
-    def getPeer(self):
-        return IPv4Address("TCP", "192.0.2.1", 1)
-
-    getHost = getPeer
-
-    def abortConnection(self):
-        self.aborted = True
+    def abort(self):
+        self.aborted = self.lost = True
+        self.session.lost(self, ConnectionAborted())
 
 
 def account(limits):
     """Return the account of a connection, its sides, and the clock that it goes by."""
     clock = Clock()
     front, back = Side(), Side()
-    session = Ledger(clock, limits).open(front, front)
-    session.joined(back, back)
+    address = SocketAddress(("192.0.2.1", 1))
+    session = Ledger(clock, limits).open(front, address, address)
+    session.joined(back, address)
+    front.session = back.session = session
     return session, front, back, clock
 
 
@@ -186,8 +184,45 @@ def test_an_end_in_time_leaves_no_timer():
     session, front, back, clock = account(Limits(idle=40, lifetime=100))
     for each in front, back:
         each.lost = True
-        session.lost(each, Failure(ConnectionDone()))
+        session.lost(each, None)
     assert session.reason == "closed"
+    assert not clock.getDelayedCalls()
+
+
+def test_one_timer_looks_at_all_in_their_time():
+    clock = Clock()
+    ledger = Ledger(clock, Limits(idle=40))
+    address = SocketAddress(("192.0.2.1", 1))
+    sessions = []
+    for number in range(1000):
+        side = Side()
+        side.session = ledger.open(side, address, address)
+        sessions.append(side.session)
+        if number % 250 == 249:
+            clock.advance(5)
+    assert len(clock.getDelayedCalls()) == 1
+    told = []
+    for _ in range(7):
+        clock.pump([1] * 5)
+        told.append(sum(session.reason == "idle" for session in sessions))
+    assert told == [0, 0, 0, 250, 500, 750, 1000]
+    assert not clock.getDelayedCalls()
+
+
+def test_many_are_looked_at_some_at_a_time():
+    clock = Clock()
+    ledger = Ledger(clock, Limits(lifetime=40))
+    address = SocketAddress(("192.0.2.1", 1))
+    for _ in range(600):
+        side = Side()
+        side.session = ledger.open(side, address, address)
+    counts = []
+    look = ledger.snapshot
+    # Behind the first look at them, before the second.
+    clock.callLater(40, clock.callLater, 0, lambda: counts.append(look([])["connections"]["open"]))
+    clock.pump([10] * 4)
+    assert 0 < counts[0] < 600
+    assert ledger.snapshot([])["connections"]["ended"]["lifetime"] == 600
     assert not clock.getDelayedCalls()
 
 

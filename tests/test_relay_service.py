@@ -252,6 +252,16 @@ async def test_aborting_ends_a_backend_whose_client_has_finished(place):
             await turns(10)
 
 
+@pytest.mark.parametrize("back", BACKS)
+@pytest.mark.parametrize("front", FRONTS)
+async def test_plain_descriptors_of_ours_are_joined_without_transports(front, back, place):
+    async with relayed(front, back, place) as relay:
+        await exchange(*await relay.pair())
+        ways = {type(side).__name__ for side in relay.service._factory.sides}
+        bare = {"netsock", "netsock-unix"}
+        assert ways == ({"ClientLink", "Link"} if {front, back} <= bare else {"_Front", "_Side"})
+
+
 async def test_a_service_that_was_stopped_can_be_started_again(place):
     async with relayed("netsock", "netsock", place) as relay:
         await exchange(*await relay.pair())

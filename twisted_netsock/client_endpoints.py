@@ -6,6 +6,7 @@ Its transports shake hands before ``connectionMade``, and all their waits have l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -157,6 +158,9 @@ class ClientEndpoint:
             stop_factory(factory)
             return failure
 
+        return self._connect(protocols).addCallbacks(connected, failed)
+
+    def _connect(self, protocols: Sequence[bytes] = ()) -> Deferred[Established]:
         return connect(
             self._reactor,
             self._node,
@@ -165,12 +169,37 @@ class ClientEndpoint:
             self._context_factory,
             protocols,
             self._header,
-        ).addCallbacks(connected, failed)
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `establish` gives all that its connections are: no TLS, no time limits."""
+        options = self._options
+        return (
+            self._inner is None
+            and self._context_factory is None
+            and options.read_timeout is None
+            and options.write_timeout is None
+        )
+
+    def establish(self) -> Deferred[tuple[Established, SocketAddress]]:
+        """
+        Connect, for those who do without protocol and transport.
+
+        Returns:
+            The connection, which is the caller's to close, and the peer's address.
+
+        Errors:
+            As `connect`.
+
+        Cancelling:
+            As `connect`.
+        """
+        return self._connect().addCallback(_with_peer)
 
     def _attach(self, established: Established, factory: Any) -> Any:
-        sock = established.descriptor.sock
         try:
-            peer = to_twisted_address(SocketAddress.of(sock.family, _peer_name(established)))
+            peer = to_twisted_address(_peer_of(established))
             protocol = factory.buildProtocol(peer)
             if protocol is None:
                 raise NoProtocol  # noqa: TRY301 - the clean-up below is for it, too
@@ -190,21 +219,30 @@ class ClientEndpoint:
         return f"<ClientEndpoint {where}{told} {self._options!r}>"
 
 
-def _peer_name(established: Established) -> Any:
+def _peer_of(established: Established) -> SocketAddress:
     """
-    Return the native address of the peer.
+    Return the address of the peer.
 
     Raises:
         SocketError: It has reset the connection already, as a TLS 1.3 server may that
             misses a certificate: the client's handshake is over when it finds out. The
             error is what it has said, if it has.
     """
+    sock = established.descriptor.sock
     try:
-        return established.descriptor.sock.getpeername()
+        return SocketAddress.of(sock.family, sock.getpeername())
     except OSError:
         # Raises what the peer has said; whatever else there is to read is lost.
         established.descriptor.try_recv(1)
         raise SocketConnectionLostError from None
+
+
+def _with_peer(established: Established) -> tuple[Established, SocketAddress]:
+    try:
+        return established, _peer_of(established)
+    except BaseException:
+        established.close()
+        raise
 
 
 def client_endpoint(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as _socket
+from collections.abc import Callable
 from socket import SOCK_STREAM
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
-from zope.interface import implementer
+from zope.interface import Attribute, Interface, implementer
 
 from .accepting import Acceptor
 from .addresses import SocketAddress, to_twisted_address
@@ -31,7 +32,7 @@ from .tls import TLSDescriptor
 from .tls_stages import say_goodbye
 from .transports import TLSTransport, Transport
 
-__all__ = ["Gate", "ListeningPort", "make_transport"]
+__all__ = ["Gate", "IConnectionFactory", "ListeningPort", "make_transport"]
 
 _log = Logger()
 
@@ -47,16 +48,21 @@ def make_transport(
 ) -> Transport:
     """Return a transport on *established* that the poller keeps until it is lost."""
     descriptor, watch = established
-    if header is not None and header.destination is not None:
-        host = to_twisted_address(header.destination, header.socket_type)
-    else:
-        sock = descriptor.sock
-        host = to_twisted_address(SocketAddress.of(sock.family, sock.getsockname()))
+    told = header is not None and header.destination is not None
+    socket_type = SOCK_STREAM if header is None or not told else header.socket_type
+    host = to_twisted_address(_local_address(descriptor.sock, header), socket_type)
     kind = TLSTransport if isinstance(descriptor, TLSDescriptor) else Transport
     watch.keep()
     transport = kind(reactor, watch, descriptor, options, host, peer, is_client=is_client)
     transport.proxy_header = header
     return transport
+
+
+def _local_address(sock: _socket.socket, header: ProxyHeader | None) -> SocketAddress:
+    """Return the address that a connection came to, which *header* may tell."""
+    if header is not None and header.destination is not None:
+        return header.destination
+    return SocketAddress.of(sock.family, sock.getsockname())
 
 
 def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
@@ -79,6 +85,30 @@ class Gate(Protocol):
 
     def left(self) -> None:
         """Note that one that had entered is gone, be it before or after a protocol had it."""
+
+
+class IConnectionFactory(Interface):
+    """A factory that takes plain connections as they are, without protocol and transport."""
+
+    takes_connections = Attribute("Whether it does; looked at when the port is made.")
+
+    def take_connection(
+        established: Established,  # noqa: N805
+        peer: SocketAddress,
+        host: SocketAddress,
+        header: ProxyHeader | None,
+        gone: Callable[[], None],
+    ) -> bool:
+        """
+        Take a connection from *peer* to *host* over, or return `False`, and it is closed.
+
+        Args:
+            established: The connection.
+            peer: Its addresses: those of *header* where it tells them.
+            host: Where it came to.
+            header: The PROXY header that it began with.
+            gone: To be called once, when it is lost.
+        """
 
 
 @implementer(IListeningPort)
@@ -133,6 +163,13 @@ class ListeningPort:
                 admit=self._admits,
                 gone=self._left,
             )
+        self._takes = (
+            context_factory is None
+            and options.read_timeout is None
+            and options.write_timeout is None
+            and IConnectionFactory.providedBy(factory)
+            and factory.takes_connections
+        )
         self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
         self._listening = False
         self._in_use = False
@@ -247,6 +284,12 @@ class ListeningPort:
         """Build a protocol for a connection, or drop the connection."""
         established = Established(descriptor, watch)
         try:
+            if self._takes:
+                host = _local_address(descriptor.sock, header)
+                if not self._factory.take_connection(established, peer, host, header, self._left):
+                    established.close()
+                    self._left()
+                return
             address = twisted_peer(peer, header)
             protocol = self._factory.buildProtocol(address)
             if protocol is None:

@@ -38,9 +38,9 @@ from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
 from .tls_stages import handshake
 
-__all__ = ["ForeignTLSTransport", "IViewProtocol", "TLSTransport", "Transport"]
+__all__ = ["SCRATCH", "ForeignTLSTransport", "IViewProtocol", "TLSTransport", "Transport"]
 
-_SCRATCH: Final = memoryview(bytearray(256 * 1024))
+SCRATCH: Final = memoryview(bytearray(256 * 1024))
 """What every transport of the process reads into; copied or passed on before the next read."""
 
 _READ_LIMIT: Final = 64 * 1024
@@ -136,7 +136,7 @@ class Transport(SendingTransport):
 
     def _receive(self) -> None:
         deliver = self._deliver
-        target = _SCRATCH if deliver is not None else _SCRATCH[:_READ_LIMIT]
+        target = SCRATCH if deliver is not None else SCRATCH[:_READ_LIMIT]
         try:
             count = self._descriptor.try_recv_into(target)
         except SocketError as error:

@@ -8,14 +8,13 @@ for each piece. The `Ledger` holds the accounts that are open, and the sums.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from itertools import islice
 from typing import Any, Final
 
 import attrs
 from cryptography import x509
-from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ..transports import TLSTransport
 from .limits import Limits
@@ -42,6 +41,16 @@ REASONS: Final = (
 
 _LOOKS: Final = 4
 """How often a silent connection is looked at within its limit."""
+
+_LOOKS_AT_ONCE: Final = 256
+"""Connections that are looked at between two turns of the reactor."""
+
+_LINE: Final = (
+    "connection {reason}: client={client} listener={listener} backend={backend} "
+    "received={received} sent={sent} duration={duration}"
+)
+_SOMETIMES: Final = ("tls_version", "cipher", "server_name", "alpn", "subject", "error")
+"""What the line ends with, as far as it is known."""
 
 _log = Logger()
 
@@ -104,24 +113,28 @@ class Session:
     The account of one client, from its connection on.
 
     Attributes:
-        tls: The client's TLS, or `None`.
+        client: Its address.
+        listener: The address that it came to.
+        tls: Its TLS, or `None`.
+        began: When, in the reactor's seconds.
         target: What the backend is called, once one is tried.
         reason: Why it ended, of `REASONS`; `None` while it goes on.
     """
 
-    def __init__(self, ledger: Ledger, front: Any, transport: Any) -> None:
+    def __init__(
+        self, ledger: Ledger, front: Any, client: Any, listener: Any, tls: TLSAccount | None
+    ) -> None:
         self._ledger = ledger
         self._front = front
         self._back: Any = None
-        self._began = self._quiet_since = ledger.reactor.seconds()
+        self.began = self._quiet_since = ledger.reactor.seconds()
         self._seen = 0
-        self._timer: Any = None
         self._error: str | None = None
-        self.client = written(transport.getPeer())
-        self.listener = written(transport.getHost())
-        self.tls = TLSAccount.of(transport)
+        self.client = client
+        self.listener = listener
+        self._backend: Any = None
+        self.tls = tls
         self.target: str | None = None
-        self.backend: str | None = None
         self.reason: str | None = None
 
     @property
@@ -134,40 +147,32 @@ class Session:
         """Bytes that have come from the backend."""
         return 0 if self._back is None else int(self._back.count)
 
-    def joined(self, back: Any, transport: Any) -> None:
-        """Note the backend's connection, and begin to watch the time."""
+    def joined(self, back: Any, address: Any) -> None:
+        """Note the backend's connection, and the *address* that it was made to."""
         self._back = back
-        self.backend = written(transport.getPeer())
+        self._backend = address
         self._quiet_since = self._ledger.reactor.seconds()
 
-    def watch(self) -> None:
-        """Look at the time now and then."""
-        pause = self._ledger.look_every
-        if pause is not None:
-            self._timer = self._ledger.reactor.callLater(pause, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        limits, now = self._ledger.limits, self._ledger.reactor.seconds()
+    def look(self, now: float) -> None:
+        """End what lasts too long."""
+        limits = self._ledger.limits
         seen = self.received + self.sent
         if seen != self._seen:
             self._seen = seen
             self._quiet_since = now
         half = self._back is not None and (self._front.ended or self._back.ended)
         quiet, why = (limits.half_closed, "half-closed") if half else (limits.idle, "idle")
-        if limits.lifetime is not None and now - self._began >= limits.lifetime:
+        if limits.lifetime is not None and now - self.began >= limits.lifetime:
             self.cut("lifetime")
         elif quiet is not None and now - self._quiet_since >= quiet:
             self.cut(why)
-        else:
-            self.watch()
 
     def cut(self, reason: str) -> None:
         """End both connections for this reason, by a reset: nothing may look complete."""
         self.blame(reason)
         for side in (self._front, self._back):
             if side is not None and not side.lost:
-                side.transport.abortConnection()
+                side.abort()
 
     def blame(self, reason: str, error: str | None = None) -> None:
         """Note why it ends; the first reason counts."""
@@ -175,54 +180,59 @@ class Session:
             self.reason = reason
             self._error = _told(error)
 
-    def lost(self, side: Any, failure: Failure) -> None:
-        """Note the end of one side; that of the last one ends the account."""
+    def lost(self, side: Any, error: BaseException | None) -> None:
+        """
+        Note the end of one side; that of the last one ends the account.
+
+        Args:
+            side: Which.
+            error: Why, or `None` if it ended in order.
+        """
         if self.reason is None:
-            clean = side.ended or failure.check(ConnectionDone) is not None
+            why = None if side.ended or error is None else _why(error)
             if side is self._front:
                 whole = "closed" if self._back is not None else "abandoned"
-                self.blame(whole if clean else "client-lost", None if clean else _why(failure))
+                self.blame(whole if why is None else "client-lost", why)
             else:
-                self.blame("closed" if clean else "backend-lost", None if clean else _why(failure))
+                self.blame("closed" if why is None else "backend-lost", why)
         if self._front.lost and (self._back is None or self._back.lost):
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
             self._ledger.close(self)
 
     def report(self) -> None:
         """Log what has been."""
         tls = self.tls
         fields = {
-            "client": self.client,
-            "listener": self.listener,
+            "client": written(self.client),
+            "listener": written(self.listener),
             "target": self.target,
-            "backend": self.backend,
-            "tls_version": None if tls is None else tls.version,
-            "cipher": None if tls is None else tls.cipher,
-            "server_name": None if tls is None else _told(tls.server_name),
-            "alpn": None if tls is None else _told(tls.alpn),
-            "subject": None if tls is None else _told(tls.subject),
+            "backend": None if self._backend is None else written(self._backend),
+            "tls_version": None,
+            "cipher": None,
+            "server_name": None,
+            "alpn": None,
+            "subject": None,
             "received": self.received,
             "sent": self.sent,
-            "duration": round(self._ledger.reactor.seconds() - self._began, 3),
+            "duration": round(self._ledger.reactor.seconds() - self.began, 3),
             "reason": self.reason,
             "error": self._error,
         }
-        told = [
-            f"{name}={{{name}}}"
-            for name in ("tls_version", "cipher", "server_name", "alpn", "subject", "error")
-            if fields[name] is not None
-        ]
-        _log.info(
-            "connection {reason}: client={client} listener={listener} backend={backend} "
-            "received={received} sent={sent} duration={duration}" + "".join(f" {x}" for x in told),
-            **fields,
-        )
+        if tls is not None:
+            fields["tls_version"] = tls.version
+            fields["cipher"] = tls.cipher
+            fields["server_name"] = _told(tls.server_name)
+            fields["alpn"] = _told(tls.alpn)
+            fields["subject"] = _told(tls.subject)
+        line = _LINE
+        if tls is not None or self._error is not None:
+            line += "".join(
+                f" {name}={{{name}}}" for name in _SOMETIMES if fields[name] is not None
+            )
+        _log.info(line, **fields)
 
 
-def _why(failure: Failure) -> str:
-    return str(failure.value) or failure.value.__class__.__name__
+def _why(error: BaseException) -> str:
+    return str(error) or error.__class__.__name__
 
 
 class Ledger:
@@ -246,19 +256,52 @@ class Ledger:
             self.look_every = min(quiet + [each / _LOOKS for each in whole])
         self.failed: Counter[str] = Counter()
         self._connected: Counter[str] = Counter()
-        self._open: set[Session] = set()
+        # By when each is to be looked at, soonest first: one timer is enough for all.
+        self._open: OrderedDict[Session, float] = OrderedDict()
+        self._timer: Any = None
         self._ended: Counter[str] = Counter()
         self._accepted = 0
         self._received = 0
         self._sent = 0
 
-    def open(self, front: Any, transport: Any) -> Session:
-        """Begin the account of a client."""
-        session = Session(self, front, transport)
+    def open(
+        self, front: Any, client: Any, listener: Any, tls: TLSAccount | None = None
+    ) -> Session:
+        """
+        Begin the account of a client.
+
+        Args:
+            front: The side of the client, whose `count`, `ended`, `lost` and `abort`
+                are looked at, as the backend's later.
+            client: Its address.
+            listener: The address that it came to.
+            tls: What its TLS has come to.
+        """
+        session = Session(self, front, client, listener, tls)
         self._accepted += 1
-        self._open.add(session)
-        session.watch()
+        self._open[session] = session.began + (self.look_every or 0.0)
+        self._arm()
         return session
+
+    def _arm(self) -> None:
+        """Have somebody looked at when it is time for the first."""
+        if self.look_every is not None and self._timer is None and self._open:
+            due = next(iter(self._open.values()))
+            left = max(0.0, due - self.reactor.seconds())
+            self._timer = self.reactor.callLater(left, self._look)
+
+    def _look(self) -> None:
+        """Look at those whose time it is."""
+        assert self.look_every is not None
+        self._timer = None
+        now = self.reactor.seconds()
+        for session, due in list(islice(self._open.items(), _LOOKS_AT_ONCE)):
+            if due > now:
+                break
+            self._open[session] = now + self.look_every
+            self._open.move_to_end(session)
+            session.look(now)
+        self._arm()
 
     def connected(self, target: str) -> None:
         """Note a connection to a target."""
@@ -266,7 +309,10 @@ class Ledger:
 
     def close(self, session: Session) -> None:
         """End an account: add it to the sums, and log it."""
-        self._open.discard(session)
+        self._open.pop(session, None)
+        if self._timer is not None and not self._open:
+            self._timer.cancel()
+            self._timer = None
         self._ended[session.reason or "closed"] += 1
         self._received += session.received
         self._sent += session.sent

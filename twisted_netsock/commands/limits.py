@@ -179,7 +179,7 @@ class Gatekeeper:
     def admits_address(self, address: Any) -> bool:
         """Do as `admits`, for addresses of any kind."""
         most = self._limits.per_client
-        group = None if most is None else _group(address)
+        group = self._group(address)
         if group is None or most is None or self._served[group] < most:
             return True
         self.turned_away += 1
@@ -195,15 +195,19 @@ class Gatekeeper:
             )
         return False
 
+    def _group(self, address: Any) -> str | None:
+        """Return whom *address* is counted for, where that is limited."""
+        return None if self._limits.per_client is None else _group(address)
+
     def serve(self, address: Any) -> None:
         """Note that a client at *address* is served."""
-        group = _group(address)
+        group = self._group(address)
         if group is not None:
             self._served[group] += 1
 
     def served(self, address: Any) -> None:
         """Note that it is served no more."""
-        group = _group(address)
+        group = self._group(address)
         if group is not None:
             self._served[group] -= 1
             if not self._served[group]:

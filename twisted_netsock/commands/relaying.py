@@ -1,18 +1,18 @@
 """
 The relay's inner works: two connections, and what arrives on one passed on to the other.
 
-It is written against Twisted's transport interface alone. Where a transport is
-of this package, what arrives is passed on as a view of the shared buffer, from
-descriptor to descriptor without a copy.
+Here they are transports, and it is written against Twisted's transport interface
+alone. Where a transport is of this package, what arrives is passed on as a view of
+the shared buffer, from descriptor to descriptor without a copy. Plain connections
+on both sides do without: see `twisted_netsock.commands.links`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
@@ -20,26 +20,24 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..addresses import SocketAddress
 from ..client_endpoints import ClientEndpoint
+from ..listening_ports import IConnectionFactory
 from ..proxy_headers import ProxyHeader
-from ..proxy_tlvs import ProxyTLS, ProxyTLV
+from ..racing import Established
 from ..transports import IViewProtocol, Transport
-from .access import Access, common_name
+from .access import Access
 from .accounting import Ledger, Session, TLSAccount
-from .limits import OUT_OF_DESCRIPTORS, Gatekeeper, Limits
-from .routing import Routes, Target, as_routes
-from .serving import end_stream, written
+from .dialing import Client, Relay
+from .limits import Gatekeeper, Limits
+from .links import EARLY_LIMIT, ClientLink
+from .routing import Routes, as_routes
+from .serving import end_stream
 
 __all__ = ["RelayFactory"]
-
-_EARLY_LIMIT: Final = 64 * 1024
-"""Bytes of a client that wait for its backend to be connected."""
-
-_log = Logger()
 
 
 @implementer(IHalfCloseableProtocol, IViewProtocol)
@@ -99,11 +97,17 @@ class _Side(Protocol):
             transport: Any = self.transport
             transport.loseConnection()
 
+    def abort(self) -> None:
+        """End the connection at once, by a reset, and with it the other one."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self.lost = True
         self._sides.discard(self)
         if self.session is not None:
-            self.session.lost(self, reason)
+            in_order = reason.check(ConnectionDone) is not None
+            self.session.lost(self, None if in_order else reason.value)
         other = self.other
         self.other = self._write = None
         if other is None or other.lost:
@@ -117,178 +121,56 @@ class _Side(Protocol):
             transport.abortConnection()
 
 
-def _told(header: ProxyHeader, tls: TLSAccount) -> ProxyHeader:
-    """Return *header* with what the relay itself knows of the client's TLS."""
-    about: list[tuple[int, bytes]] = []
-    name = None if tls.certificate is None else common_name(tls.certificate)
-    for kind, text in (
-        (ProxyTLV.SSL_VERSION, tls.version),
-        (ProxyTLV.SSL_CN, name if tls.verified else None),
-        (ProxyTLV.SSL_CIPHER, tls.cipher),
-    ):
-        if text is not None:
-            about.append((kind, text.encode()))
-    shown = ProxyTLS.CERT_CONN | ProxyTLS.CERT_SESS if tls.certificate is not None else 0
-    secured = ProxyTLS(client=ProxyTLS.SSL | shown, verify=0 if tls.verified else 1, tlvs=about)
-    ours: list[tuple[int, bytes]] = [(ProxyTLV.SSL, secured.encode())]
-    if tls.alpn is not None:
-        ours.append((ProxyTLV.ALPN, tls.alpn.encode()))
-    if tls.server_name is not None:
-        ours.append((ProxyTLV.AUTHORITY, tls.server_name.encode()))
-    # What another proxy tells of TLS is about a connection that ends here.
-    about_tls = (ProxyTLV.SSL, ProxyTLV.ALPN, ProxyTLV.AUTHORITY)
-    others = [tlv for tlv in header.tlvs if tlv[0] not in about_tls]
-    return attrs.evolve(header, tlvs=[*others, *ours])
-
-
-def _on_behalf_of(
-    backend: IStreamClientEndpoint, transport: Any, tls: TLSAccount | None
-) -> IStreamClientEndpoint:
-    """Return *backend*; if it sends a PROXY header, one that tells of *transport*'s client."""
-    if not isinstance(backend, ClientEndpoint) or backend.options.proxy_protocol is None:
-        return backend
-    header: ProxyHeader | None = getattr(transport, "proxy_header", None)
-    if header is None:
-        try:
-            header = ProxyHeader(transport.getPeer(), transport.getHost())
-        except (TypeError, ValueError):
-            # Twisted has endpoints whose addresses are no sockets'.
-            header = ProxyHeader()
-    if backend.options.proxy_protocol == "v1":
-        header = attrs.evolve(header, tlvs=(), checksum=False)
-    elif tls is not None and not header.local:
-        header = _told(header, tls)
-    return backend.on_behalf_of(header)
-
-
-def _lacks_descriptors(error: BaseException | None) -> bool:
-    """Tell whether a backend could not be connected for lack of descriptors or memory."""
-    tried = [why for _, why in getattr(error, "attempts", ())]
-    return any(getattr(each, "errno", None) in OUT_OF_DESCRIPTORS for each in (error, *tried))
-
-
-class _Front(_Side):
+class _Front(_Side, Client):
     """The connection of a client, whose first words wait until a backend is connected."""
 
-    def __init__(self, relay: RelayFactory) -> None:
+    def __init__(self, relay: Relay) -> None:
         super().__init__(relay.sides)
         self.on_gone: Callable[[], None] | None = None
         self._relay = relay
-        self._targets: list[Target] = []
-        self._connecting: Deferred[Any] | None = None
-        self._timer: Any = None
-        self._late = False
         self._early: list[bytes] = []
         self._early_size = 0
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        relay, transport = self._relay, self._own
-        relay.gatekeeper.serve(transport.getPeer())
-        session = self.session = relay.ledger.open(self, transport)
+        transport = self._own
         self._write = self._keep
-        tls = session.tls
-        if not relay.access.allows(None if tls is None else tls.certificate):
-            self._turn_away("denied")
-            return
-        self._targets = list(relay.routes.choose(None if tls is None else tls.server_name))
-        if self._targets:
-            self._try_next(session)
-        else:
-            self._turn_away("no-route")
+        self._header = getattr(transport, "proxy_header", None)
+        self.enter(transport.getPeer(), transport.getHost(), TLSAccount.of(transport))
 
     @property
     def _own(self) -> Any:
         """The client's transport."""
         return self.transport
 
-    def _turn_away(self, reason: str) -> None:
-        assert self.session is not None
-        self.session.blame(reason)
-        self._own.abortConnection()
-
-    def _try_next(self, session: Session) -> None:
-        target = self._targets.pop(0)
-        session.target = target.name
-        backend = _on_behalf_of(target.endpoint, self.transport, session.tls)
-        self._late = False
-        limit = self._relay.ledger.limits.connect
-        if limit is not None:
-            self._timer = self._relay.ledger.reactor.callLater(limit, self._give_up)
-        self._connecting = connecting = backend.connect(_BackFactory(self._sides, session))
-        connecting.addCallbacks(
-            self._connected,
-            self._refused,
-            callbackArgs=(session, target),
-            errbackArgs=(session, target),
-        )
-
-    def _give_up(self) -> None:
-        self._timer = None
-        self._late = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+    def dial(self, backend: IStreamClientEndpoint, session: Session) -> Deferred[Any]:
+        """Connect to *backend*."""
+        return backend.connect(_BackFactory(self._sides, session))
 
     def _keep(self, data: bytes | memoryview) -> None:
         """Keep what the client says, within bounds: reading tells when it goes away."""
         self._early.append(bytes(data))
         self._early_size += len(data)
-        if self._early_size >= _EARLY_LIMIT:
+        if self._early_size >= EARLY_LIMIT:
             self._own.pauseProducing()
 
-    def _stop_timer(self) -> None:
-        self._connecting = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _connected(self, back: _Side, session: Session, target: Target) -> None:
-        self._stop_timer()
-        self._relay.ledger.connected(target.name)
-        session.joined(back, back.transport)
-        transport: Any = self.transport
+    def reached(self, back: Any, session: Session) -> None:
+        """Join this side with *back*, what early words there are first."""
+        session.joined(back, back.transport.getPeer())
         self.join(back)
         back.join(self)
         early, self._early = self._early, []
-        transport.resumeProducing()
+        self._own.resumeProducing()
         if early:
-            back_transport: Any = back.transport
-            back_transport.write(b"".join(early))
+            back.transport.write(b"".join(early))
         if self.ended:
             end_stream(back.transport)
 
-    def _refused(self, failure: Failure, session: Session, target: Target) -> None:
-        self._stop_timer()
-        if self.lost:
-            return
-        cancelled = failure.check(CancelledError) is not None
-        error = str(failure.value)
-        if cancelled and self._late:
-            error = f"it was not connected within {self._relay.ledger.limits.connect:g} s"
-        if self._late or not cancelled:
-            self._relay.ledger.failed[target.name] += 1
-            _log.error(
-                "cannot connect {client} to {backend}: {error}",
-                client=written(self._own.getPeer()),
-                backend=target.name,
-                error=error,
-            )
-        if _lacks_descriptors(failure.value):
-            # Those that there are go on; each that came now would fare no better.
-            self._relay.gatekeeper.rest()
-        elif self._targets:
-            self._try_next(session)
-            return
-        session.blame("unreachable", error)
-        self._own.abortConnection()
-
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        session = self.session
         super().connectionLost(reason)
-        self._relay.gatekeeper.served(self._own.getPeer())
-        if self._connecting is not None:
-            connecting = self._connecting
-            self._stop_timer()
-            connecting.cancel()
+        if session is not None:
+            self.leave(session)
         if self.on_gone is not None:
             self.on_gone()
 
@@ -307,6 +189,11 @@ class _BackFactory(Factory):
         return _Side(self._sides, self._session)
 
 
+def _is_plain(endpoint: IStreamClientEndpoint) -> bool:
+    return isinstance(endpoint, ClientEndpoint) and endpoint.is_plain
+
+
+@implementer(IConnectionFactory)
 class RelayFactory(Factory):
     """
     Relays each connection that it is given to another endpoint.
@@ -317,6 +204,8 @@ class RelayFactory(Factory):
         ledger: The accounts of the connections.
         gatekeeper: Counts them.
         sides: The connections of both kinds.
+        takes_connections: All backends are plain, so that of a plain client needs no
+            transport: see `twisted_netsock.commands.links`.
     """
 
     noisy = False
@@ -347,7 +236,8 @@ class RelayFactory(Factory):
         limits = Limits() if limits is None else limits
         self.ledger = Ledger(reactor, limits)
         self.gatekeeper = Gatekeeper(reactor, limits)
-        self.sides: set[_Side] = set()
+        self.sides: set[Any] = set()
+        self.takes_connections = all(_is_plain(target.endpoint) for target in self.routes)
 
     def __repr__(self) -> str:
         return f"<relay to {self.routes}>"
@@ -355,7 +245,7 @@ class RelayFactory(Factory):
     @property
     def connections(self) -> int:
         """How many clients are connected."""
-        return sum(isinstance(side, _Front) for side in self.sides)
+        return sum(isinstance(side, Client) for side in self.sides)
 
     @property
     def idle(self) -> bool:
@@ -366,12 +256,25 @@ class RelayFactory(Factory):
         """Return the protocol of one client, or `None` if its address has too many."""
         return _Front(self) if self.gatekeeper.admits_address(addr) else None
 
+    def take_connection(
+        self,
+        established: Established,
+        peer: SocketAddress,
+        host: SocketAddress,
+        header: ProxyHeader | None,
+        gone: Callable[[], None],
+    ) -> bool:
+        """Relay a plain connection; see `twisted_netsock.listening_ports.IConnectionFactory`."""
+        if not self.gatekeeper.admits_address(peer):
+            return False
+        ClientLink(self, established, header, gone).begin(peer, host)
+        return True
+
     def abort(self) -> None:
         """End every connection at once, by a reset."""
         self.ledger.blame_all("stopped")
         for side in list(self.sides):
-            transport: Any = side.transport
-            transport.abortConnection()
+            side.abort()
 
 
 class ForeignFactory(Factory):

@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable
+from socket import AF_UNIX
 from typing import Any, Final, Protocol
 
 from twisted.application.service import Service
@@ -20,6 +21,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from ..addresses import SocketAddress, to_twisted_address
 from ..transports import Transport
 
 __all__ = ["ListeningService", "end_stream", "endpoint_option", "fail_at_exit", "written"]
@@ -140,6 +142,8 @@ class ListeningService(Service):
 
 def written(address: Any) -> str:
     """Return an address as people write it."""
+    if isinstance(address, SocketAddress) and address.family == AF_UNIX:
+        address = to_twisted_address(address)
     host = getattr(address, "host", None)
     if host is None:
         return str(address)
