@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket as _socket
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -45,6 +46,9 @@ _OF_THE_CONNECTION: Final = frozenset(
 )
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
+_NO_DELAY_INHERITED: Final = sys.platform == "linux"
+"""A connection has its listener's ``TCP_NODELAY`` from the kernel, as all of its settings."""
+
 _log = Logger()
 
 
@@ -77,6 +81,8 @@ class Acceptor:
         self._reactor = reactor
         self._watch = watch
         self._sock = sock
+        # Looked at once: of a socket it is an enumeration's member, made anew each time.
+        self._family = sock.family
         self._deliver = deliver
         self._lost = lost
         self._running = False
@@ -122,7 +128,7 @@ class Acceptor:
                     return None
                 raise from_os_error(error) from None
             self._complained = False
-            return self._prepare(connection), SocketAddress.of(self._sock.family, peer)
+            return self._prepare(connection), SocketAddress.of(self._family, peer)
         return None
 
     def _listens(self) -> bool:
@@ -131,7 +137,7 @@ class Acceptor:
 
     def _prepare(self, connection: _socket.socket) -> _socket.socket:
         connection.setblocking(False)
-        if connection.family in (_socket.AF_INET, _socket.AF_INET6):
+        if not _NO_DELAY_INHERITED and self._family in (_socket.AF_INET, _socket.AF_INET6):
             try:
                 connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self._no_delay())
             except OSError:

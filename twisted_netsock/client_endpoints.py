@@ -172,14 +172,11 @@ class ClientEndpoint:
         )
 
     @property
-    def is_plain(self) -> bool:
-        """Whether `establish` gives all that its connections are: no TLS, no time limits."""
+    def is_bare(self) -> bool:
+        """Whether `establish` can be used: no other endpoint beneath, no limits of transports."""
         options = self._options
         return (
-            self._inner is None
-            and self._context_factory is None
-            and options.read_timeout is None
-            and options.write_timeout is None
+            self._inner is None and options.read_timeout is None and options.write_timeout is None
         )
 
     def establish(self) -> Deferred[tuple[Established, SocketAddress]]:

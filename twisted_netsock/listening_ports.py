@@ -88,7 +88,7 @@ class Gate(Protocol):
 
 
 class IConnectionFactory(Interface):
-    """A factory that takes plain connections as they are, without protocol and transport."""
+    """A factory that takes connections as they are, without protocol and transport."""
 
     takes_connections = Attribute("Whether it does; looked at when the port is made.")
 
@@ -98,14 +98,14 @@ class IConnectionFactory(Interface):
         host: SocketAddress,
         header: ProxyHeader | None,
         gone: Callable[[], None],
-    ) -> bool:
+    ) -> None:
         """
-        Take a connection from *peer* to *host* over, or return `False`, and it is closed.
+        Take a connection over, which the port's `Gate` has admitted.
 
         Args:
             established: The connection.
-            peer: Its addresses: those of *header* where it tells them.
-            host: Where it came to.
+            peer: Where it comes from, by *header* where that tells it.
+            host: Where it came to, likewise.
             header: The PROXY header that it began with.
             gone: To be called once, when it is lost.
         """
@@ -164,8 +164,7 @@ class ListeningPort:
                 gone=self._left,
             )
         self._takes = (
-            context_factory is None
-            and options.read_timeout is None
+            options.read_timeout is None
             and options.write_timeout is None
             and IConnectionFactory.providedBy(factory)
             and factory.takes_connections
@@ -286,9 +285,7 @@ class ListeningPort:
         try:
             if self._takes:
                 host = _local_address(descriptor.sock, header)
-                if not self._factory.take_connection(established, peer, host, header, self._left):
-                    established.close()
-                    self._left()
+                self._factory.take_connection(established, peer, host, header, self._left)
                 return
             address = twisted_peer(peer, header)
             protocol = self._factory.buildProtocol(address)

@@ -16,6 +16,7 @@ import attrs
 from cryptography import x509
 from twisted.logger import Logger
 
+from ..tls import TLSDescriptor
 from ..transports import TLSTransport
 from .limits import Limits
 from .serving import written
@@ -94,9 +95,11 @@ class TLSAccount:
     @classmethod
     def of(cls, transport: Any) -> TLSAccount | None:
         """Look at a transport of ours; `None` if it is plain, or another's."""
-        if not isinstance(transport, TLSTransport):
-            return None
-        tls = transport.tls
+        return cls.of_descriptor(transport.tls) if isinstance(transport, TLSTransport) else None
+
+    @classmethod
+    def of_descriptor(cls, tls: TLSDescriptor) -> TLSAccount:
+        """Look at a connection that has shaken hands."""
         certificate = tls.peer_certificate
         return cls(
             version=tls.tls_version,

@@ -126,6 +126,7 @@ class Gatekeeper:
     def __init__(self, reactor: Any, limits: Limits) -> None:
         self._reactor = reactor
         self._limits = limits
+        self._most = limits.connections
         self._doors: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._served: Counter[str] = Counter()
         self._resting: Any = None
@@ -138,8 +139,7 @@ class Gatekeeper:
     @property
     def full(self) -> bool:
         """Whether no more connections are taken for now."""
-        most = self._limits.connections
-        return most is not None and self.entered_now >= most
+        return self._most is not None and self.entered_now >= self._most
 
     @property
     def paused(self) -> bool:
@@ -163,7 +163,7 @@ class Gatekeeper:
     def entered(self) -> None:
         """Note one more connection."""
         self.entered_now += 1
-        if self.full:
+        if self._most is not None and self.entered_now >= self._most:
             self._update()
 
     def left(self) -> None:

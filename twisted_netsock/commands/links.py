@@ -1,34 +1,31 @@
 """
-The relay's short way: two plain descriptors, and nothing between them.
+The relay's short way: two descriptors, plain or TLS, and nothing between them.
 
 What arrives on one goes to the other in the same call, out of one buffer for
-all; only what the kernel does not take is copied, and nothing more is read
-until that is gone. Where TLS, another's endpoint or the limits of a transport
-come in, `twisted_netsock.commands.relaying` does the same with transports.
+all; only what that does not take at once is copied, and nothing more is read
+until it is gone. Where another's endpoint or the time limits of a transport come
+in, `twisted_netsock.commands.relaying` does the same with transports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from socket import SHUT_WR
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 
-from ..addresses import SocketAddress
-from ..client_endpoints import ClientEndpoint
-from ..descriptors import from_os_error, set_linger_reset
-from ..proxy_headers import ProxyHeader
+from ..descriptors import WANT_READ, WANT_WRITE, Want, from_os_error, set_linger_reset
+from ..errors import SocketError
 from ..racing import Established
+from ..tls import TLSDescriptor
+from ..tls_stages import say_goodbye
 from ..transports import SCRATCH
 from .accounting import Session
-from .dialing import Client, Relay
+from .dialing import Relay
 
-__all__ = ["EARLY_LIMIT", "ClientLink", "Link"]
-
-EARLY_LIMIT: Final = 64 * 1024
-"""Bytes of a client that wait for its backend to be connected."""
+__all__ = ["Link", "TLSLink", "link_for"]
 
 
 class Link:
@@ -43,10 +40,13 @@ class Link:
         lost: The connection is gone.
         other: The other one.
         session: The account.
+        on_lost: Called with the account when the connection is gone.
     """
 
+    _descriptor: Any
+
     def __init__(
-        self, sides: set[Any], established: Established, session: Session | None = None
+        self, relay: Relay, established: Established, session: Session | None = None
     ) -> None:
         descriptor, watch = established
         self.count = 0
@@ -54,17 +54,18 @@ class Link:
         self.lost = False
         self.other: Any = None
         self.session = session
+        self.on_lost: Callable[[Session], None] | None = None
         self._send = descriptor.sock.send
         self._receive_into = descriptor.sock.recv_into
         self._descriptor = descriptor
         self._watch = watch
-        self._sides = sides
+        self._relay = relay
         self._queue: bytes | memoryview = b""
         self._finishing = False
         self._finished = False
         watch.owner = self
         watch.keep()
-        sides.add(self)
+        relay.sides.add(self)
 
     def resume(self) -> None:
         """Read, unless the peer has finished."""
@@ -107,7 +108,7 @@ class Link:
     def _end(self) -> None:
         """Pass the end of the stream on, and go on with the other direction."""
         self.ended = True
-        self._watch.stop_read()
+        self.pause()
         self.other.finish()
         if self._finished and not self.lost:
             self.lose(None)
@@ -149,7 +150,7 @@ class Link:
     def let_go(self) -> None:
         """Close the connection when everything is sent: the other one is gone."""
         self.ended = True
-        self._watch.stop_read()
+        self.pause()
         self.finish()
 
     def on_poller_lost(self, reason: Exception) -> None:
@@ -177,11 +178,14 @@ class Link:
         self._watch.close()
         self._descriptor.close()
         self._queue = b""
-        self._sides.discard(self)
+        self._relay.sides.discard(self)
         other, self.other = self.other, None
         session, self.session = self.session, None
         if session is not None:
             session.lost(self, error)
+            on_lost, self.on_lost = self.on_lost, None
+            if on_lost is not None:
+                on_lost(session)
         if error is None or other is None:
             return
         if self.ended:
@@ -190,86 +194,182 @@ class Link:
             other.abort()
 
 
-class _Early:
-    """Stands for the other connection until there is one, and keeps what is to go there."""
+class TLSLink(Link):
+    """
+    A `Link` that speaks TLS.
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._size = 0
-        self.pieces: list[bytes] = []
-
-    def pass_on(self, data: memoryview) -> None:
-        """Keep *data*, within bounds: reading tells when the client goes away."""
-        self.pieces.append(bytes(data))
-        self._size += len(data)
-        if self._size >= EARLY_LIMIT:
-            self._link.pause()
-
-    def finish(self) -> None:
-        """Do nothing: the link itself remembers."""
-
-    def let_go(self) -> None:
-        """Do nothing: what was kept goes with the link."""
-
-    def abort(self) -> None:
-        """Do nothing: there is no connection."""
-
-
-class ClientLink(Link, Client):
-    """The connection of a client, whose first words wait until a backend is connected."""
+    OpenSSL may want to write to go on reading, and the other way round, keep
+    bytes that the poller cannot see, and a piece of what it was given.
+    """
 
     def __init__(
-        self,
-        relay: Relay,
-        established: Established,
-        header: ProxyHeader | None,
-        gone: Callable[[], None],
+        self, relay: Relay, established: Established, session: Session | None = None
     ) -> None:
-        """
-        Take *established* over.
+        super().__init__(relay, established, session)
+        self._reads = False
+        self._read_waits_to_write = False
+        self._write_waits_to_read = False
+        self._stalled = False
+        self._call: Any = None
+        self._goodbye: Deferred[None] | None = None
 
-        Args:
-            relay: What it is part of.
-            established: The connection.
-            header: The PROXY header that it began with.
-            gone: Called when it is lost.
-        """
-        super().__init__(relay.sides, established)
-        self._relay = relay
-        self._header = header
-        self._gone = gone
-        self.other = _Early(self)
+    def resume(self) -> None:
+        """Read, unless the peer has finished."""
+        if not self.ended:
+            self._reads = True
+            self._watch.want_read()
+            self._read_on_if_buffered()
 
-    def begin(self, client: SocketAddress, listener: SocketAddress) -> None:
-        """Connect a backend for the client at this address."""
-        self.enter(client, listener)
-        if self._connecting is not None:
-            self.resume()
+    def pause(self) -> None:
+        """Read nothing until `resume`."""
+        self._reads = False
+        if not self._write_waits_to_read:
+            self._watch.stop_read()
 
-    def dial(self, backend: Any, session: Session) -> Deferred[Any]:
-        """Connect to *backend*, an endpoint of ours."""
-        endpoint: ClientEndpoint = backend
-        return endpoint.establish()
+    def _read_on_if_buffered(self) -> None:
+        """Read on in the next turn if bytes wait where the poller cannot see them."""
+        if self._call is None and self._reads and self._descriptor.buffered:
+            self._call = self._relay.ledger.reactor.callLater(0, self._read_on)
 
-    def reached(self, back: Any, session: Session) -> None:
-        """Join this connection with that of the backend, and its address."""
-        established, address = back
-        early: _Early = self.other
-        self.other = link = Link(self._sides, established, session)
-        link.other = self
-        session.joined(link, address)
-        link.resume()
-        self.resume()
-        if early.pieces:
-            link.pass_on(memoryview(b"".join(early.pieces)))
-        if self.ended and not self.lost:
-            link.finish()
+    def _read_on(self) -> None:
+        self._call = None
+        if self._reads:
+            self._take()
+
+    def on_readable(self) -> None:
+        """Receive, and pass it on; for the poller."""
+        if self._write_waits_to_read:
+            self._write_on()
+        if self._reads and not self.lost:
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            count = self._descriptor.try_recv_into(SCRATCH)
+        except SocketError as error:
+            self.lose(error)
+            return
+        if count.__class__ is Want:
+            if count is WANT_WRITE:
+                self._read_waits_to_write = True
+                self._watch.want_write()
+            return
+        if not count:
+            self._end()
+            return
+        self.count += count
+        self.other.pass_on(SCRATCH[:count])
+        self._read_on_if_buffered()
+
+    def pass_on(self, data: memoryview) -> None:
+        """Send *data*; what OpenSSL does not take is copied, and pauses the other one."""
+        self._queue = data
+        self._send_rest()
+        if self._queue:
+            self._queue = memoryview(bytes(self._queue))
+
+    def _send_rest(self) -> None:
+        """Send what waits, and go on with what waited for that."""
+        descriptor = self._descriptor
+        queue = self._queue
+        try:
+            want = descriptor.try_flush() if descriptor.unflushed else None
+            while queue and want is None:
+                count = descriptor.try_send(queue)
+                if count.__class__ is Want:
+                    want = count
+                else:
+                    queue = queue[count:]
+                    want = WANT_WRITE if descriptor.unflushed else None
+        except SocketError as error:
+            self.lose(error)
+            return
+        self._queue = queue
+        if want is not None:
+            self._wait(want)
+            if not self._stalled:
+                self._stalled = True
+                self.other.pause()
+        elif self._stalled:
+            self._stalled = False
+            self._wait(None)
+            self.other.resume()
+            if self._finishing:
+                self.finish()
+
+    def _wait(self, want: Want | None) -> None:
+        """Wait for what a write wants."""
+        self._write_waits_to_read = want is WANT_READ
+        if want is WANT_READ:
+            self._watch.want_read()
+        elif not self._reads:
+            self._watch.stop_read()
+        if want is WANT_WRITE:
+            self._watch.want_write()
+        elif not self._read_waits_to_write:
+            self._watch.stop_write()
+
+    def _write_on(self) -> None:
+        if self._stalled:
+            self._send_rest()
+        elif self._finishing:
+            self.finish()
+
+    def on_writable(self) -> None:
+        """Send what waits; for the poller."""
+        if self._read_waits_to_write:
+            self._read_waits_to_write = False
+            self._watch.stop_write()
+            if self._reads:
+                self._take()
+        if not self.lost:
+            self._write_on()
+
+    def finish(self) -> None:
+        """Send close_notify when everything is sent; see `Link.finish`."""
+        if self._finished and not self.ended:
+            return
+        self._finishing = True
+        if self._stalled:
+            return
+        if self.ended:
+            self._finished = True
+            self.lose(None)
+            return
+        try:
+            want = self._descriptor.try_shutdown(SHUT_WR)
+        except SocketError as error:
+            self.lose(error)
+            return
+        self._wait(want)
+        if want is None:
+            self._finishing = False
+            self._finished = True
+
+    def abort(self) -> None:
+        """End the connection at once, by a reset, and with it the other one."""
+        if self._goodbye is None:
+            super().abort()
+        elif not self.lost:
+            set_linger_reset(self._descriptor.sock)
+            self._goodbye.cancel()
 
     def lose(self, error: Exception | None) -> None:
-        """Close the connection; see `Link.lose`."""
-        session = self.session
-        if self.lost or session is None:
+        """Close the connection, in order with a goodbye, which its options limit."""
+        if self.lost or self._goodbye is not None:
             return
-        super().lose(error)
-        self.leave(session)
-        self._gone()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        if error is not None:
+            super().lose(error)
+            return
+        reactor = self._relay.ledger.reactor
+        self._goodbye = say_goodbye(reactor, self._watch, self._descriptor)
+        self._goodbye.addBoth(lambda _: Link.lose(self, None))
+
+
+def link_for(relay: Relay, established: Established, session: Session | None = None) -> Link:
+    """Return what passes on what comes on *established*."""
+    kind = TLSLink if isinstance(established.descriptor, TLSDescriptor) else Link
+    return kind(relay, established, session)

@@ -3,8 +3,8 @@ The relay's inner works: two connections, and what arrives on one passed on to t
 
 Here they are transports, and it is written against Twisted's transport interface
 alone. Where a transport is of this package, what arrives is passed on as a view of
-the shared buffer, from descriptor to descriptor without a copy. Plain connections
-on both sides do without: see `twisted_netsock.commands.links`.
+the shared buffer, from descriptor to descriptor without a copy. Where both ends
+are of this package, links do without: see `twisted_netsock.commands.links`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .access import Access
 from .accounting import Ledger, Session, TLSAccount
 from .dialing import Client, Relay
 from .limits import Gatekeeper, Limits
-from .links import EARLY_LIMIT, ClientLink
+from .linking import EARLY_LIMIT, serve_client
 from .routing import Routes, as_routes
 from .serving import end_stream
 
@@ -189,8 +189,8 @@ class _BackFactory(Factory):
         return _Side(self._sides, self._session)
 
 
-def _is_plain(endpoint: IStreamClientEndpoint) -> bool:
-    return isinstance(endpoint, ClientEndpoint) and endpoint.is_plain
+def _is_bare(endpoint: IStreamClientEndpoint) -> bool:
+    return isinstance(endpoint, ClientEndpoint) and endpoint.is_bare
 
 
 @implementer(IConnectionFactory)
@@ -204,8 +204,8 @@ class RelayFactory(Factory):
         ledger: The accounts of the connections.
         gatekeeper: Counts them.
         sides: The connections of both kinds.
-        takes_connections: All backends are plain, so that of a plain client needs no
-            transport: see `twisted_netsock.commands.links`.
+        takes_connections: All backends can do without a transport, and clients' connections
+            with them.
     """
 
     noisy = False
@@ -237,7 +237,7 @@ class RelayFactory(Factory):
         self.ledger = Ledger(reactor, limits)
         self.gatekeeper = Gatekeeper(reactor, limits)
         self.sides: set[Any] = set()
-        self.takes_connections = all(_is_plain(target.endpoint) for target in self.routes)
+        self.takes_connections = all(_is_bare(target.endpoint) for target in self.routes)
 
     def __repr__(self) -> str:
         return f"<relay to {self.routes}>"
@@ -263,12 +263,9 @@ class RelayFactory(Factory):
         host: SocketAddress,
         header: ProxyHeader | None,
         gone: Callable[[], None],
-    ) -> bool:
-        """Relay a plain connection; see `twisted_netsock.listening_ports.IConnectionFactory`."""
-        if not self.gatekeeper.admits_address(peer):
-            return False
-        ClientLink(self, established, header, gone).begin(peer, host)
-        return True
+    ) -> None:
+        """Relay a bare connection; see `twisted_netsock.listening_ports.IConnectionFactory`."""
+        serve_client(self, established, peer, host, header, gone)
 
     def abort(self) -> None:
         """End every connection at once, by a reset."""

@@ -10,7 +10,6 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable
-from socket import AF_UNIX
 from typing import Any, Final, Protocol
 
 from twisted.application.service import Service
@@ -142,7 +141,9 @@ class ListeningService(Service):
 
 def written(address: Any) -> str:
     """Return an address as people write it."""
-    if isinstance(address, SocketAddress) and address.family == AF_UNIX:
+    if isinstance(address, SocketAddress):
+        if len(address) > 1:
+            return str(address)
         address = to_twisted_address(address)
     host = getattr(address, "host", None)
     if host is None:

@@ -1,0 +1,120 @@
+"""Clients of the relay whose connections are links; see `twisted_netsock.commands.links`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+
+from ..addresses import SocketAddress
+from ..client_endpoints import ClientEndpoint
+from ..proxy_headers import ProxyHeader
+from ..racing import Established
+from ..tls import TLSDescriptor
+from .accounting import Session, TLSAccount
+from .dialing import Client, Relay
+from .links import Link, TLSLink, link_for
+
+__all__ = ["EARLY_LIMIT", "serve_client"]
+
+EARLY_LIMIT: Final = 64 * 1024
+"""Bytes of a client that wait for its backend to be connected."""
+
+
+class _Early:
+    """Stands for the other connection until there is one, and keeps what is to go there."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._size = 0
+        self.pieces: list[bytes] = []
+
+    def pass_on(self, data: memoryview) -> None:
+        """Keep *data*, within bounds: reading tells when the client goes away."""
+        self.pieces.append(bytes(data))
+        self._size += len(data)
+        if self._size >= EARLY_LIMIT:
+            self._link.pause()
+
+    def finish(self) -> None:
+        """Do nothing: the link itself remembers."""
+
+    def let_go(self) -> None:
+        """Do nothing: what was kept goes with the link."""
+
+    def abort(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+class _LinkedClient(Link, Client):
+    """The connection of a client, whose first words wait until a backend is connected."""
+
+    def begin(
+        self,
+        client: SocketAddress,
+        listener: SocketAddress,
+        header: ProxyHeader | None,
+        gone: Callable[[], None],
+    ) -> None:
+        """Connect a backend; see `serve_client`."""
+        self.other = _Early(self)
+        self._header = header
+        self._gone = gone
+        self.on_lost = self._left
+        descriptor = self._descriptor
+        is_tls = isinstance(descriptor, TLSDescriptor)
+        self.enter(client, listener, TLSAccount.of_descriptor(descriptor) if is_tls else None)
+        if self._connecting is not None:
+            self.resume()
+
+    def _left(self, session: Session) -> None:
+        self.leave(session)
+        self._gone()
+
+    def dial(self, backend: Any, session: Session) -> Deferred[Any]:
+        """Connect to *backend*, an endpoint of ours."""
+        endpoint: ClientEndpoint = backend
+        return endpoint.establish()
+
+    def reached(self, back: Any, session: Session) -> None:
+        """Join this connection with that of the backend, and its address."""
+        established, address = back
+        early: _Early = self.other
+        self.other = link = link_for(self._relay, established, session)
+        link.other = self
+        session.joined(link, address)
+        link.resume()
+        self.resume()
+        if early.pieces:
+            link.pass_on(memoryview(b"".join(early.pieces)))
+        if self.ended and not self.lost:
+            link.finish()
+
+
+class _TLSLinkedClient(TLSLink, _LinkedClient):
+    """The same over TLS."""
+
+
+def serve_client(
+    relay: Relay,
+    established: Established,
+    client: SocketAddress,
+    listener: SocketAddress,
+    header: ProxyHeader | None,
+    gone: Callable[[], None],
+) -> None:
+    """
+    Relay the connection of a client, whom a link is made for.
+
+    Args:
+        relay: What it is part of.
+        established: The connection, taken over.
+        client: Where it comes from.
+        listener: Where it came to.
+        header: The PROXY header that it began with.
+        gone: Called when it is lost.
+    """
+    is_tls = isinstance(established.descriptor, TLSDescriptor)
+    link = (_TLSLinkedClient if is_tls else _LinkedClient)(relay, established)
+    link.begin(client, listener, header, gone)
