@@ -159,12 +159,12 @@ class SocketAddress(tuple[Any, ...]):
     def __str__(self) -> str:
         """Write it as people do: ``127.0.0.1:80``, ``[::1]:80``, ``unix:/run/x``."""
         match len(self):
+            case 2:
+                return f"{self[0]}:{self[1]}"
+            case 4:
+                return f"[{self[0]}]:{self[1]}"
             case 1:
                 return "unix:" + self.host.replace("\0", "@", 1)
-            case 2:
-                return f"{self.host}:{self.port}"
-            case 4:
-                return f"[{self.host}]:{self.port}"
             case _:
                 return "unnamed"
 
@@ -192,6 +192,13 @@ class SocketAddress(tuple[Any, ...]):
         if native is None and family != AF_UNIX:
             return tuple.__new__(cls, ())
         return tuple.__new__(cls, (native or "",))
+
+    @classmethod
+    def named(cls, native: object) -> SocketAddress:
+        """Do as `of` for a stream socket, whose family the form of *native* tells."""
+        if not isinstance(native, tuple):
+            return cls.of(AF_UNIX, native)
+        return cls.of(AF_INET if len(native) == _HOST_AND_PORT else AF_INET6, native)
 
     def native(self, family: int) -> Any:
         """

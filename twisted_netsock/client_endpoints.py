@@ -225,9 +225,8 @@ def _peer_of(established: Established) -> SocketAddress:
             misses a certificate: the client's handshake is over when it finds out. The
             error is what it has said, if it has.
     """
-    sock = established.descriptor.sock
     try:
-        return SocketAddress.of(sock.family, sock.getpeername())
+        return SocketAddress.named(established.descriptor.sock.getpeername())
     except OSError:
         # Raises what the peer has said; whatever else there is to read is lost.
         established.descriptor.try_recv(1)

@@ -62,7 +62,7 @@ def _local_address(sock: _socket.socket, header: ProxyHeader | None) -> SocketAd
     """Return the address that a connection came to, which *header* may tell."""
     if header is not None and header.destination is not None:
         return header.destination
-    return SocketAddress.of(sock.family, sock.getsockname())
+    return SocketAddress.named(sock.getsockname())
 
 
 def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:

@@ -92,14 +92,11 @@ def raise_descriptor_limit(connections: int, *, only_check: bool = False) -> Non
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _group(address: Any) -> str | None:
-    """Return whom an address stands for when connections are counted; `None`: nobody."""
-    host = getattr(address, "host", None)
-    return _group_of(host) if isinstance(host, str) else None
-
-
 @lru_cache(maxsize=1024)
-def _group_of(host: str) -> str | None:
+def _group_of(host: object) -> str | None:
+    """Return whom *host* stands for when connections are counted; `None`: nobody."""
+    if not isinstance(host, str):
+        return None
     try:
         parsed = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -197,7 +194,9 @@ class Gatekeeper:
 
     def _group(self, address: Any) -> str | None:
         """Return whom *address* is counted for, where that is limited."""
-        return None if self._limits.per_client is None else _group(address)
+        if self._limits.per_client is None:
+            return None
+        return _group_of(getattr(address, "host", None))
 
     def serve(self, address: Any) -> None:
         """Note that a client at *address* is served."""
