@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-from protocols import turns, until
+from clocks import turns, until
 from twisted.internet import reactor
 
 from twisted_netsock.commands.links import Link, TLSLink
