@@ -48,7 +48,7 @@ class BaseSocket(SocketFacts, Operating):
         self._gone = False
         self._aborted = False
         self._ending: Deferred[None] | None = None
-        self._farewells: list[Deferred[None]] = []
+        self._farewells: list[Deferred[None]] | None = None
         self._successor: BaseSocket | None = None
         """The socket that has the connection now: by `start_tls`, which spent this one."""
 
@@ -98,8 +98,9 @@ class BaseSocket(SocketFacts, Operating):
             self._release(abort=False)
         if self._gone:
             return succeed(None)
-        farewell: Deferred[None] = Deferred(self._farewells.remove)
-        self._farewells.append(farewell)
+        farewells = self._farewells = self._farewells or []
+        farewell: Deferred[None] = Deferred(farewells.remove)
+        farewells.append(farewell)
         return farewell
 
     def abort(self) -> None:
@@ -143,8 +144,8 @@ class BaseSocket(SocketFacts, Operating):
 
     def _on_gone(self, _: object) -> None:
         self._gone = True
-        farewells, self._farewells = self._farewells, []
-        for farewell in farewells:
+        farewells, self._farewells = self._farewells, None
+        for farewell in farewells or ():
             farewell.callback(None)
 
     async def __aenter__(self) -> Self:

@@ -34,6 +34,9 @@ class _Serving:
         self._limit = limit
         self._running: dict[BaseSocket, Deferred[Any]] = {}
         self._one_less: Deferred[None] | None = None
+        # One callback, and one method object, for what follows each handler: they take
+        # memory for as long as it runs.
+        self._then = self._ended
 
     async def run(self, accept: Callable[[], Deferred[Any]]) -> None:
         try:
@@ -59,9 +62,12 @@ class _Serving:
     def _begin(self, connection: BaseSocket) -> None:
         handling: Deferred[Any] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
-        handling.addErrback(_report, connection)
-        handling.addBoth(_close, connection)
-        handling.addBoth(self._finish, connection)
+        handling.addBoth(self._then, connection)
+
+    def _ended(self, result: object, connection: BaseSocket) -> None:
+        if isinstance(result, Failure):
+            _report(result, connection)
+        _close(connection).addBoth(self._finish, connection)
 
     def _finish(self, _: object, connection: BaseSocket) -> None:
         del self._running[connection]
@@ -72,7 +78,7 @@ class _Serving:
     def _end_all(self) -> None:
         for connection, handling in list(self._running.items()):
             handling.cancel()
-            _close(None, connection)
+            _close(connection)
 
 
 def _ends(connection: BaseSocket) -> list[BaseSocket]:
@@ -80,7 +86,9 @@ def _ends(connection: BaseSocket) -> list[BaseSocket]:
     return [end for end in (connection, connection._successor) if end is not None]
 
 
-def _close(_: object, connection: BaseSocket) -> Deferred[Any]:
+def _close(connection: BaseSocket) -> Deferred[Any]:
+    if connection._successor is None:
+        return connection.close()
     return gatherResults([end.close() for end in _ends(connection)])
 
 
