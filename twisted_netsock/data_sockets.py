@@ -100,27 +100,22 @@ class DataSocket(BaseSocket):
         descriptor = self._descriptor
         if self._closed or self._reader is not None or self._input is not None:
             return self._receive(lambda: descriptor.try_recv(n))
+        want = WANT_READ
         if self._doomed and n and descriptor.seen_by_poller:
             # The last one found nothing: an attempt that fails costs more than the wait.
             self._doomed -= 1
-            waits = True
-        else:
-            waits = not self._may_go_on()
-        if waits:
-            return self._park_recv(n, WANT_READ)
-        try:
-            result = descriptor.try_recv(n)
-        except SocketError as error:
-            return self._failed(error)
-        if result.__class__ is Want:
+        elif self._may_go_on():
+            try:
+                result = descriptor.try_recv(n)
+            except SocketError as error:
+                return self._failed(error)
+            if result.__class__ is not Want:
+                self._in_a_row += len(result) // BYTES_OF_ONE
+                return succeed(result)
             if descriptor.seen_by_poller:
                 self._doomed = _SKIPPED
-            return self._park_recv(n, result)
-        self._in_a_row += len(result) // BYTES_OF_ONE
-        return succeed(result)
-
-    def _park_recv(self, n: int, want: Want) -> Deferred[bytes]:
-        operation = self._reader = Receiving(self._drop, self._descriptor, n, want)
+            want = result
+        operation = self._reader = Receiving(self._drop, descriptor, n, want)
         return self._park(operation, self._read_timeout)
 
     def recv_into(self, buffer: Buffer, flags: int = 0) -> Deferred[int]:
