@@ -145,6 +145,29 @@ class EndingContract:
                 assert await soon(other.recv(100)) == b""
                 assert await soon(other.recv_into(bytearray(10))) == 0
 
+    @pytest.mark.parametrize("method", ["recv", "recv_into"])
+    async def test_the_end_is_told_as_often_as_somebody_asks(
+        self, streams: Streams, method: str
+    ) -> None:
+        async with streams.pair() as (one, other):
+            await one.shutdown(socket.SHUT_WR)
+            for _ in range(200):
+                argument: Any = 10 if method == "recv" else bytearray(10)
+                assert not await soon(getattr(other, method)(argument))
+
+    async def test_a_message_can_be_received_in_pieces_of_any_size_after_a_wait(
+        self, streams: Streams
+    ) -> None:
+        async with streams.pair() as (one, other):
+            for size in (1, 3, 5, 10, 11):
+                receiving = other.recv(size)
+                assert not receiving.called
+                await one.sendall(b"0123456789")
+                got = await soon(receiving)
+                while len(got) < 10:
+                    got += await soon(other.recv(size))
+                assert got == b"0123456789"
+
     async def test_the_end_wakes_a_receive_that_waits(self, streams: Streams) -> None:
         async with streams.pair() as (one, other):
             receiving = other.recv(100)

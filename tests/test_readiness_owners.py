@@ -166,6 +166,19 @@ async def test_nobody_waits_for_ever_after_remove_all_if_another_one_goes_on(pol
         assert old.heard
 
 
+async def test_who_waits_anew_in_a_report_hears_more_though_all_was_removed_in_it(poller):
+    def remove_all(owner):
+        if len(owner.heard) == 1:
+            installed_reactor().removeAll()
+            owner.watch.want_read()
+
+    with watched(poller, act=remove_all) as (owner, peer):
+        owner.watch.want_read()
+        peer.send(b"x")
+        await until(lambda: len(owner.heard) > 1)
+        assert set(owner.heard) == {"readable"}
+
+
 async def test_an_owner_may_wait_anew_when_it_hears_of_the_loss(poller):
     with watched(poller) as (old, old_peer), watched(poller) as (new, new_peer):
 

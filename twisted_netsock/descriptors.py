@@ -114,6 +114,10 @@ class Descriptor(Protocol):
     def buffered(self) -> bool:
         """Bytes are here that the poller cannot see."""
 
+    @property
+    def finished(self) -> bool:
+        """Nothing more is received, and the poller may not tell: a receive says so at once."""
+
     def try_recv(self, n: int) -> bytes | Want:
         """Return up to *n* bytes; ``b""`` is the end of the stream."""
 
@@ -145,6 +149,7 @@ class PlainDescriptor:
     failed = False
     unflushed = False
     buffered = False
+    finished = False
     seen_by_poller = True
 
     def __init__(self, sock: _socket.socket) -> None:

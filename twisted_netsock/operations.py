@@ -229,10 +229,11 @@ class Operating:
 
         Who always finds data, or room, would otherwise never give the reactor a
         turn: after so many in a row the next one waits for the poller. What
-        OpenSSL has decrypted already cannot wait for that.
+        OpenSSL has decrypted already, or the end that it has seen, cannot wait for that.
         """
         self._in_a_row += 1
-        if self._in_a_row <= _MOST_IN_A_ROW or self._descriptor.buffered:
+        descriptor = self._descriptor
+        if self._in_a_row <= _MOST_IN_A_ROW or descriptor.buffered or descriptor.finished:
             return True
         self._in_a_row = 0
         return False
