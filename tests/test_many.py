@@ -268,7 +268,7 @@ class TestTurns:
             call.cancel()
 
     @pytest.mark.parametrize(
-        ("size", "steps"), [(64, 70), (65536, 20)], ids=["small ones", "large ones"]
+        ("size", "steps"), [(64, 200), (65536, 60)], ids=["small ones", "large ones"]
     )
     @pytest.mark.parametrize("method", ["recv", "recv_into", "send", "sendall"])
     async def test_one_whose_calls_succeed_at_once_holds_up_nobody(
