@@ -105,22 +105,27 @@ async def test_a_proxy_header_that_fails_is_logged_and_reaches_no_application(
 
 
 @every_way
+@pytest.mark.parametrize("half", [False, True], ids=["both ways open", "half-closed"])
 @pytest.mark.parametrize(
     ("tls", "fault"),
     [*((True, fault) for fault in FAULTS), *((False, fault) for fault in FAULTS[:3])],
     ids=lambda value: {True: "tls", False: "plain"}.get(value, value),
 )
 async def test_a_connected_client_that_fails_is_told_by_the_class_of_the_error(
-    way, tls, fault, authority
+    way, tls, fault, half, authority
 ):
-    """Without TLS all bytes are data, so there is no garbage."""
+    """
+    Without TLS all bytes are data, so there is no garbage.
+
+    A half-closed server has sent its close_notify, which such a client never answers.
+    """
     context = client_context(authority) if tls else None
     fields = {"read_timeout": LATER} if fault == "silence" else {}
     options = authority.server_options(**fields) if tls else SocketOptions(**fields)
     expected: Any = QUESTION if fault == "end" and not tls else SEEN[fault]
     if way == "relay" and expected is not QUESTION:
         expected = SocketConnectionLostError
-    async with SERVING[way](options) as served:
+    async with SERVING[way](options, half) as served:
         async with misbehaving_client(served.port, "connected", fault, context):
             await until(lambda: served.seen)
             assert served.seen == [expected]

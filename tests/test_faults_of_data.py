@@ -23,9 +23,15 @@ from protocols import Kind, Recorder, client_context, connected, server_context
 from relay_helpers import end_of
 from stream_helpers import TCPStreams, TLSStreams, noise, soon
 from twisted.internet.defer import maybeDeferred
-from ways_in import ASKING, SERVING
+from ways_in import ASKING, SERVING, EndedByRelayError
 
-from twisted_netsock import SocketClosedError, SocketOptions, make_client_tls_socket
+from twisted_netsock import (
+    SocketClosedError,
+    SocketConnectionLostError,
+    SocketOptions,
+    TLSHandshakeError,
+    make_client_tls_socket,
+)
 
 pytestmark = pytest.mark.long
 
@@ -69,6 +75,37 @@ async def test_the_largest_record_may_come_in_segments_of_one_byte(way, authorit
         await until(lambda: served.seen == [data])
 
 
+def answer_byte_by_byte(
+    listener: socket.socket, context: ssl.SSLContext, question: bytes, data: bytes
+) -> None:
+    """Take one connection, shake hands and answer with *data*, a byte in a segment."""
+    listener.settimeout(PEER_SECONDS)
+    sock, _ = listener.accept()
+    with sock:
+        sock.settimeout(PEER_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = Flights(context, server=True)
+        while not (server.done and server.pending == question):
+            for byte in server.after(sock.recv(65536)):
+                sock.sendall(bytes([byte]))
+        for byte in server.records(data, end=True):
+            sock.sendall(bytes([byte]))
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+
+
+@every_way_to_ask
+async def test_so_may_a_server_s_handshake_and_answer(way, authority, tmp_path):
+    data = noise(RECORD)
+    context = server_context(authority.issue("localhost", LOOPBACK), tmp_path)
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        answering = in_thread(answer_byte_by_byte, listener, context, QUESTION, data)
+        port = listener.getsockname()[1]
+        assert await ASKING[way](LOOPBACK, port, authority.client_options()) == data
+        await answering
+
+
 # Data and the end at once
 
 
@@ -105,6 +142,39 @@ async def test_data_that_comes_with_the_end_of_the_stream_arrives_whole(
         port = listener.getsockname()[1]
         assert await ASKING[way](LOOPBACK, port, options) == data
         await answering
+
+
+def ask_and_end(port: int, context: ssl.SSLContext | None) -> bytes:
+    """Send the question and the end at once, and return the answer."""
+    with dialled(port) as sock:
+        client = None if context is None else Flights(context, server=False)
+        if client is None:
+            sock.sendall(QUESTION)
+        else:
+            sock.sendall(client.after(b""))
+            while not client.done:
+                finish = client.after(sock.recv(65536))
+                if not client.done:
+                    sock.sendall(finish)
+            sock.sendall(finish + client.records(QUESTION, end=True))
+        sock.shutdown(socket.SHUT_WR)
+        got = b""
+        while piece := sock.recv(65536):
+            if client is not None:
+                client.after(piece)
+            got += piece
+        return got if client is None else client.pending
+
+
+@every_way_to_serve
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_a_question_that_comes_with_the_end_is_answered(way, tls, authority):
+    """With TLS the rest of the handshake comes with it too."""
+    options = authority.server_options() if tls else SocketOptions()
+    context = client_context(authority) if tls else None
+    async with SERVING[way](options) as served:
+        assert await in_thread(ask_and_end, served.port, context) == ANSWER
+        await until(lambda: served.seen == [QUESTION])
 
 
 # Too early, too much
@@ -152,6 +222,43 @@ async def test_megabytes_before_the_handshake_is_done_are_refused(
         assert served.seen == []
         assert await in_thread(good_client, served.port, context) == ANSWER
         await until(lambda: served.seen == [QUESTION])
+
+
+def flood_client(
+    listener: socket.socket, context: ssl.SSLContext, stage: str, piece: bytes
+) -> int:
+    """Take one connection and flood it; return how many bytes it has let in."""
+    listener.settimeout(PEER_SECONDS)
+    sock, _ = listener.accept()
+    sent = 0
+    with contextlib.suppress(ConnectionError), sock:
+        sock.settimeout(PEER_SECONDS)
+        hello = sock.recv(65536)
+        if stage == "within":
+            flight = Flights(context, server=True).after(hello)
+            sock.sendall(flight[: 5 + int.from_bytes(flight[3:5], "big")])
+        view = memoryview(piece)
+        while sent < MEGABYTES << 20:
+            sent += sock.send(view[sent % len(view) :])
+    return sent
+
+
+@every_way_to_ask
+@pytest.mark.parametrize("kind", FLOODS)
+@pytest.mark.parametrize("stage", ["before", "within"])
+async def test_so_are_megabytes_of_a_server(way, kind, stage, authority, tmp_path):
+    """They come instead of its first message, or behind it."""
+    context = server_context(authority.issue("localhost", LOOPBACK), tmp_path)
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        flooding = in_thread(flood_client, listener, context, stage, FLOODS[kind])
+        port = listener.getsockname()[1]
+        with pytest.raises(
+            (TLSHandshakeError, SocketConnectionLostError, EndedByRelayError)
+        ) as caught:
+            await ASKING[way](LOOPBACK, port, authority.client_options())
+        assert await flooding < MEGABYTES << 20
+    if way == "relay":
+        assert caught.value.reason == "unreachable"
 
 
 @every_way_to_serve

@@ -17,7 +17,7 @@ from clocks import until
 from faults import ANSWER, LOOPBACK, QUESTION, good_client
 from peers import in_thread
 from processes import Child, started
-from protocols import client_context
+from protocols import Protocols, client_context
 from test_relay_limits import descriptors_left
 from threads import no_descriptors
 from twisted.internet import reactor
@@ -141,6 +141,28 @@ async def test_a_send_to_a_stopped_peer_takes_no_longer_than_it_may(tls, authori
         with pytest.raises(SocketWriteTimeoutError):
             await sock.sendall(bytes(100_000_000))
         assert await sock.close() is None
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("limit", ["read_timeout", "write_timeout"])
+async def test_a_protocol_whose_peer_is_stopped_loses_its_connection(
+    tls, limit, authority, tmp_path
+):
+    identity = []
+    fields = {limit: SOON}
+    options = SocketOptions(**fields)
+    if tls:
+        identity = [tmp_path / "server.pem"]
+        identity[0].write_bytes(authority.issue("localhost", LOOPBACK).pem)
+        options = authority.client_options(close_timeout=SOON, **fields)
+    with peer_process(tmp_path, *identity) as (peer, port):
+        endpoint = client_endpoint(reactor, LOOPBACK, port, options)
+        protocol = await endpoint.connect(Protocols())
+        peer.send_signal(signal.SIGSTOP)
+        protocol.transport.write(bytes(100 if limit == "read_timeout" else 100_000_000))
+        reason = await protocol.loses()
+    expected = SocketReadTimeoutError if limit == "read_timeout" else SocketWriteTimeoutError
+    assert isinstance(reason, expected)
 
 
 async def test_a_relay_gives_up_a_stopped_backend(tmp_path):

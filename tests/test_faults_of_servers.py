@@ -37,7 +37,7 @@ from twisted_netsock import (
 pytestmark = pytest.mark.long
 
 SOON = timedelta(seconds=0.2)
-HANDSHAKE = ("before ServerHello", "in the handshake")
+HANDSHAKE = ("before ClientHello", "before ServerHello", "in the handshake")
 DATA = ("connected", "half-closed")
 
 SEEN: dict[tuple[str, str], type[Exception]] = {
@@ -187,6 +187,13 @@ async def test_a_look_up_that_never_ends_is_given_up(way):
 async def test_a_name_without_addresses_is_not_found(way):
     with resolving({}):
         error = await failure_of(way, "empty.invalid", 80, SocketOptions())
+    check(way, error, HostNotFoundError, "unreachable")
+
+
+@every_way
+async def test_a_look_up_that_fails_is_told_at_once(way):
+    """No name has a part of more than 63 characters: the resolver asks nobody."""
+    error = await failure_of(way, f"{'a' * 70}.invalid", 80, SocketOptions())
     check(way, error, HostNotFoundError, "unreachable")
 
 

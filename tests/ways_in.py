@@ -110,6 +110,7 @@ async def ask_thread(node: str, port: int, options: SocketOptions, half: bool = 
             got = b""
             while piece := sock.recv(65536):
                 got += piece
+            sock.close()
             return got
 
     try:
@@ -199,7 +200,10 @@ class Served:
     ended: Callable[[], dict[str, int]] = dict
 
 
-Serving = Callable[[SocketOptions], contextlib.AbstractAsyncContextManager[Served]]
+Serving = Callable[..., contextlib.AbstractAsyncContextManager[Served]]
+
+
+"""Called with a record, and whether to end its own direction behind the answer (``half``)."""
 
 
 def _is_tls(options: SocketOptions) -> bool:
@@ -207,7 +211,7 @@ def _is_tls(options: SocketOptions) -> bool:
 
 
 @asynccontextmanager
-async def serve_socket(options: SocketOptions) -> AsyncIterator[Served]:
+async def serve_socket(options: SocketOptions, half: bool = False) -> AsyncIterator[Served]:
     make: Any = make_server_tls_socket if _is_tls(options) else make_server_socket
     listener: Socket = await make(LOOPBACK, 0, options)
     served = Served(listener.getsockname().port)
@@ -219,6 +223,8 @@ async def serve_socket(options: SocketOptions) -> AsyncIterator[Served]:
                 got += piece
                 if got.endswith(QUESTION):
                     await connection.sendall(ANSWER)
+                    if half:
+                        await connection.shutdown(socket.SHUT_WR)
         except SocketError as error:
             served.seen.append(type(error))
         else:
@@ -233,7 +239,7 @@ async def serve_socket(options: SocketOptions) -> AsyncIterator[Served]:
 
 
 @asynccontextmanager
-async def serve_thread(options: SocketOptions) -> AsyncIterator[Served]:
+async def serve_thread(options: SocketOptions, half: bool = False) -> AsyncIterator[Served]:
     make: Any = (
         blocking.make_server_tls_socket if _is_tls(options) else blocking.make_server_socket
     )
@@ -247,6 +253,8 @@ async def serve_thread(options: SocketOptions) -> AsyncIterator[Served]:
                 got += piece
                 if got.endswith(QUESTION):
                     connection.sendall(ANSWER)
+                    if half:
+                        connection.shutdown(socket.SHUT_WR)
         except SocketError as error:
             served.seen.append(type(error))
         else:
@@ -264,7 +272,8 @@ async def serve_thread(options: SocketOptions) -> AsyncIterator[Served]:
 class Answerer(Protocol):
     """Answers, and notes how it ends."""
 
-    def __init__(self, seen: list[Any], open_: set[Answerer]) -> None:
+    def __init__(self, seen: list[Any], open_: set[Answerer], half: bool) -> None:
+        self._half = half
         self._seen = seen
         self._open = open_
         self._got = b""
@@ -277,6 +286,8 @@ class Answerer(Protocol):
         transport: Any = self.transport
         if self._got.endswith(QUESTION):
             transport.write(ANSWER)
+            if self._half:
+                transport.loseWriteConnection()
 
     def connectionLost(self, reason: Any) -> None:
         self._open.discard(self)
@@ -284,10 +295,10 @@ class Answerer(Protocol):
 
 
 @asynccontextmanager
-async def serve_endpoint(options: SocketOptions) -> AsyncIterator[Served]:
+async def serve_endpoint(options: SocketOptions, half: bool = False) -> AsyncIterator[Served]:
     served = Served(0)
     connected: set[Answerer] = set()
-    factory = Factory.forProtocol(lambda: Answerer(served.seen, connected))
+    factory = Factory.forProtocol(lambda: Answerer(served.seen, connected, half))
     port: Any = await server_endpoint(the_reactor(), LOOPBACK, 0, options).listen(factory)
     served.port = port.getHost().port
     try:
@@ -298,10 +309,10 @@ async def serve_endpoint(options: SocketOptions) -> AsyncIterator[Served]:
 
 
 @asynccontextmanager
-async def serve_relay(options: SocketOptions) -> AsyncIterator[Served]:
+async def serve_relay(options: SocketOptions, half: bool = False) -> AsyncIterator[Served]:
     """Serve by a relay of *options*; what is seen, its backend sees."""
     front = server_endpoint(the_reactor(), LOOPBACK, 0, options)
-    async with serve_endpoint(SocketOptions()) as behind:
+    async with serve_endpoint(SocketOptions(), half) as behind:
         back = client_endpoint(the_reactor(), LOOPBACK, behind.port)
         async with relaying(front, back) as relay:
             behind.port, behind.ended = relay.port, lambda: relay.ended
