@@ -1,6 +1,9 @@
 """One command each for tests, types, lint, docs, examples and benchmarks."""
 
 import os
+import shutil
+import tarfile
+from pathlib import Path
 
 import nox
 
@@ -10,6 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 REACTORS = ("epoll", "asyncio")
 EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
+PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 def run_tests(
@@ -37,10 +41,28 @@ def tests_reactors(session: nox.Session) -> None:
     run_tests(session, EVERY_REACTOR, again="not once")
 
 
-@nox.session(name="tests-pythons", python=["3.11", "3.12", "3.13"])
+@nox.session(name="tests-pythons", python=PYTHONS)
 def tests_pythons(session: nox.Session) -> None:
     """Run the tests on every supported Python."""
     session.install("-q", "-e", ".[test]")
+    run_tests(session, ("epoll",))
+
+
+@nox.session(name="tests-wheel", python=PYTHONS, reuse_venv=False)
+def tests_wheel(session: nox.Session) -> None:
+    """Install the wheel into a fresh environment, and run the sdist's tests away from here."""
+    made = Path(session.create_tmp())
+    shutil.rmtree(made)
+    session.install("-q", "hatchling>=1.26")
+    session.run("python", "-m", "hatchling", "build", "-d", str(made))
+    [wheel], [sdist] = made.glob("*.whl"), made.glob("*.tar.gz")
+    session.install("-q", f"{wheel}[test]")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(made, filter="data")
+    tree = made / sdist.name.removesuffix(".tar.gz")
+    for package in ("twisted_netsock", "twisted"):
+        shutil.rmtree(tree / package)
+    session.chdir(tree)
     run_tests(session, ("epoll",))
 
 
@@ -79,8 +101,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; every warning is an error."""
+    """Build the documentation, where every warning is an error, and a draft of the change log."""
     session.install("-q", "-e", ".[docs,test]")
+    session.run("towncrier", "build", "--draft", silent=True)
     session.run("sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html")
 
 

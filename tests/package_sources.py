@@ -8,9 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+import twisted_netsock
+
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "twisted_netsock"
-PLUGINS = ROOT / "twisted" / "plugins"
+PACKAGE = Path(twisted_netsock.__file__).parent
+"""The package that is tested: of this tree, or installed elsewhere."""
+
+PLUGINS = PACKAGE.parent / "twisted" / "plugins"
+
+in_checkout = pytest.mark.skipif(
+    PACKAGE.parent != ROOT, reason="the package is not tested where its source is"
+)
 
 
 class Import(NamedTuple):

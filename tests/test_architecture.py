@@ -241,11 +241,15 @@ def functions_of(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
             assert node.end_lineno is not None
-            yield f"{path.relative_to(ROOT)}: {node.name}", node.end_lineno - first + 1
+            yield f"{path.relative_to(PACKAGE)}: {node.name}", node.end_lineno - first + 1
 
 
 def test_no_module_is_long():
-    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *PLUGINS.glob("*.py")]
+    files = [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+        *PLUGINS.glob("netsock_*.py"),
+    ]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert len(lines) > len(FILES)
     assert {path for path, count in lines.items() if count > LINES_OF_A_MODULE} <= LONGER

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
+from package_sources import PACKAGE
 from peers import in_thread
 from sybil import Document, Example
 from sybil.parsers.myst import CodeBlockParser
@@ -58,8 +59,6 @@ reactor: Any = installed_reactor
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-CI = ROOT / ".ci" / "run"
-WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = [
     CONTRIBUTING,
@@ -436,7 +435,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
 def test_the_layers_hold_every_module() -> None:
     rows = _rows(ROOT / "docs" / "explanation" / "design.md", "Layer")
     told = [module for row in rows for module in _quoted(row[1])]
-    names = {path.name for path in (ROOT / "twisted_netsock").iterdir()}
+    names = {path.name for path in PACKAGE.iterdir()}
     package = {name.removesuffix(".py") for name in names - {"__pycache__", "py.typed"}}
     assert sorted(told) == sorted(package - {"__init__", "_version"})
 
@@ -481,18 +480,3 @@ def test_what_is_looked_for_can_be_found() -> None:
     assert _is_there("twist netsock relay")
     assert _is_there("twisted_netsock.chibi")
     assert _is_there("twisted_netsock.Socket.recv")
-
-
-def test_sessions_that_are_named_exist() -> None:
-    """In CONTRIBUTING, the workflow and what runs before a change lands."""
-    source = (ROOT / "noxfile.py").read_text()
-    sessions = set(re.findall(r"^@nox\.session\n.*?^def (\w+)", source, re.MULTILINE | re.DOTALL))
-    sessions |= set(re.findall(r'^@nox\.session\(name="([\w-]+)"', source, re.MULTILINE))
-    table = re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \|", CONTRIBUTING.read_text(), re.MULTILINE)
-    named = {name for row in table for name in _quoted(row)}
-    [matrix] = re.findall(r"session: \[(.*)\]", WORKFLOW.read_text())
-    named |= set(matrix.split(", "))
-    for line in re.findall(r"nox -s ([\w -]+?)(?: --|$)", CI.read_text(), re.MULTILINE):
-        named |= set(line.split())
-    assert len(named) > 8
-    assert named <= sessions

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from package_sources import FILES, PLUGINS, ROOT, tree_of
+from package_sources import FILES, PLUGINS, ROOT, in_checkout, tree_of
 from twisted.application.service import IServiceMaker
 from twisted.internet.interfaces import (
     IStreamClientEndpointStringParserWithReactor,
@@ -123,6 +123,7 @@ def test_a_plugin_module_holds_instances_only(plugin, interfaces):
     assert kinds <= {ast.Expr, ast.Import, ast.ImportFrom, ast.Assign}
 
 
+@in_checkout
 def test_the_plugins_make_no_package_of_twisteds_directories():
     """An ``__init__.py`` there would hide Twisted itself."""
     assert {path.name for path in PLUGINS.glob("*.py")} == {

@@ -14,9 +14,21 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pytest
+from package_sources import PACKAGE, ROOT
 from processes import Ran, find, run
 
-ROOT = Path(__file__).resolve().parent.parent
+EPOCH = "1700000000"
+"""Seconds: the time that everything in a build has."""
+
+SUFFIXES = {
+    "changes": {".md"},
+    "docs": {".css", ".md", ".py"},
+    "tests": {"", ".c", ".der", ".h", ".p12", ".pem", ".py", ".txt"},
+    "twisted": {".py"},
+    "twisted_netsock": {".py", ".typed"},
+}
+"""What kinds of files are in the directories of an sdist."""
+
 PLUGINS = {
     "twisted/plugins/netsock_commands.py",
     "twisted/plugins/netsock_endpoints.py",
@@ -31,6 +43,7 @@ class Built(NamedTuple):
     """What was built, and the names of the files in it."""
 
     wheel: Path
+    sdist: Path
     wheel_names: set[str]
     sdist_names: set[str]
     sdist_root: str
@@ -38,26 +51,35 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    directory = tmp_path_factory.mktemp("built")
-    done = run(sys.executable, "-m", "hatchling", "build", "-d", directory, cwd=ROOT)
-    assert done.code == 0, done.errors
-    (wheel,) = directory.glob("*.whl")
-    (sdist,) = directory.glob("*.tar.gz")
+    if PACKAGE.parent != ROOT:
+        pytest.skip("the package is not tested where its source is")
+    wheel, sdist = build(ROOT, tmp_path_factory.mktemp("built"))
     with zipfile.ZipFile(wheel) as archive:
         wheel_names = set(archive.namelist())
     with tarfile.open(sdist) as archive:
         members = [PurePosixPath(member.name) for member in archive if member.isfile()]
     (root,) = {member.parts[0] for member in members}
     sdist_names = {str(member.relative_to(root)) for member in members}
-    return Built(wheel, wheel_names, sdist_names, root)
+    return Built(wheel, sdist, wheel_names, sdist_names, root)
+
+
+def build(tree: Path, directory: Path) -> tuple[Path, Path]:
+    """Build *tree*, and return the wheel and the sdist."""
+    done = run(
+        sys.executable, "-m", "hatchling", "build", "-d", directory,
+        cwd=tree, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
+    )  # fmt: skip
+    assert done.code == 0, done.errors
+    (wheel,) = directory.glob("*.whl")
+    (sdist,) = directory.glob("*.tar.gz")
+    return wheel, sdist
 
 
 def package_files() -> set[str]:
     """Return the files of the package in this tree: modules, and the marker for types."""
-    package = ROOT / "twisted_netsock"
     return {
-        str(path.relative_to(ROOT))
-        for path in package.rglob("*")
+        str(path.relative_to(PACKAGE.parent))
+        for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
 
@@ -90,18 +112,27 @@ def test_the_plugins_are_no_package(built):
 
 def test_the_sdist_holds_the_source_and_nothing_that_was_made(built):
     tops = {name.partition("/")[0] for name in built.sdist_names}
-    required = {
+    assert tops == {
+        ".ci",
+        ".github",
         ".gitignore",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "LICENSE",
         "PKG-INFO",
         "README.md",
+        "SECURITY.md",
+        "changes",
         "docs",
+        "noxfile.py",
         "pyproject.toml",
         "tests",
         "twisted",
         "twisted_netsock",
     }
-    assert required <= tops <= required | {"CHANGELOG.md", "SECURITY.md", "noxfile.py"}
+    for directory, suffixes in SUFFIXES.items():
+        names = [name for name in built.sdist_names if name.startswith(f"{directory}/")]
+        assert {PurePosixPath(name).suffix for name in names} == suffixes, directory
     assert package_files() | PLUGINS <= built.sdist_names
     assert f"tests/{Path(__file__).name}" in built.sdist_names
     made = re.compile(r"__pycache__|\.py[co]$|dropin\.cache|\.coverage|_build/|\.pytest_cache")
@@ -109,7 +140,7 @@ def test_the_sdist_holds_the_source_and_nothing_that_was_made(built):
 
 
 def test_the_files_are_named_after_the_version(built):
-    version = (ROOT / "twisted_netsock" / "_version.py").read_text()
+    version = (PACKAGE / "_version.py").read_text()
     found = re.search(r'"(\d+\.\d+[^"]*)"', version)
     assert found is not None
     assert built.wheel.name == f"twisted_netsock-{found[1]}-py3-none-any.whl"
@@ -126,6 +157,24 @@ def test_the_metadata_can_be_read_by_an_index(built):
         assert re.search(rf"^Requires-Dist: {re.escape(requirement)}", metadata, re.MULTILINE)
     # A file:// address, or a requirement by address, is refused there.
     assert not re.search(r"^Requires-Dist: .*@", metadata, re.MULTILINE)
+
+
+def test_two_builds_are_equal_to_the_byte(built, tmp_path):
+    """From another place, at another time, by somebody with other habits."""
+    tree = tmp_path / "elsewhere"
+    tree.mkdir()
+    with tarfile.open(built.sdist) as archive:
+        archive.extractall(tree, filter="data")
+    tree /= built.sdist_root
+    (tree / "PKG-INFO").unlink()
+    for path in tree.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o700 if path.is_dir() else 0o600 | (path.stat().st_mode & 0o100))
+    (tmp_path / "again").mkdir()
+    again = build(tree, tmp_path / "again")
+    for first, second in zip((built.wheel, built.sdist), again, strict=True):
+        assert first.name == second.name
+        assert first.read_bytes() == second.read_bytes()
 
 
 # What it does once installed
