@@ -86,9 +86,13 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the types, of the package and of a user's program."""
+    """Check the types, of the package and of users' programs: that without endpoints plainly."""
     session.install("-q", "-e", ".[test]", "mypy>=2", "mypy-zope>=1.0.14")
     session.run("mypy")
+    program = Path("tests", "typing", "plain.py").resolve()
+    # Elsewhere, the package is one that is installed, and no settings hold.
+    session.chdir(session.create_tmp())
+    session.run("mypy", "--strict", "--config-file=", str(program))
 
 
 @nox.session

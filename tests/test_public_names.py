@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
-from package_sources import FILES, PACKAGE, names_type_checking, tree_of
+from package_sources import FILES, PACKAGE, ROOT, names_type_checking, tree_of
 
 import twisted_netsock
+from twisted_netsock import blocking, chibi, testing
 
 pytestmark = pytest.mark.once
 
@@ -72,3 +74,59 @@ def test_what_a_module_lists_as_public_is_there_and_listed_once():
 
 def test_type_checkers_are_told_that_there_are_types():
     assert (PACKAGE / "py.typed").is_file()
+
+
+# What type checkers see of a user's programs
+
+USES = ROOT / "tests" / "typing"
+
+
+def names_used(path: Path) -> set[str]:
+    """Return the public names that a program uses, with their modules."""
+    tree = tree_of(path)
+    alias = {
+        "netsock": "twisted_netsock",
+        "blocking": "twisted_netsock.blocking",
+        "chibi": "twisted_netsock.chibi",
+    }
+    used = {
+        f"{alias[node.value.id]}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in alias
+    }
+    return used | {
+        f"{node.module}.{name.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+
+
+def test_the_programs_for_type_checkers_use_every_public_name():
+    used = set().union(*map(names_used, USES.glob("*.py")))
+
+    def elsewhere(face: Any, name: str) -> bool:
+        """Tell whether *face* only passes it on, and it is used where it comes from."""
+        value = getattr(face, name)
+        return any(
+            f"{other.__name__}.{name}" in used and getattr(other, name) is value
+            for other in (twisted_netsock, chibi)
+            if other is not face and hasattr(other, name)
+        )
+
+    missing = {
+        f"{face.__name__}.{name}"
+        for face in (twisted_netsock, chibi, blocking, testing)
+        for name in face.__all__
+        if f"{face.__name__}.{name}" not in used
+        and not (face in (chibi, blocking) and elsewhere(face, name))
+    }
+    assert missing == set()
+
+
+def test_the_program_that_needs_no_plugin_of_mypy_has_no_endpoints():
+    """Those are zope's interfaces, for which Twisted itself needs mypy-zope."""
+    used = names_used(USES / "plain.py")
+    assert not {name for name in used if "endpoint" in name.lower() or "factory" in name}

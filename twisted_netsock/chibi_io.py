@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from inspect import isawaitable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
@@ -53,6 +53,36 @@ def open_net_io(host: str, service: str | int, *, reactor: Any = None) -> Deferr
     return make_client_socket(host, service, reactor=reactor).addCallback(
         lambda made: NetIO(made, made.input_port, made.output_port)
     )
+
+
+@overload
+def with_net_io(
+    host: str,
+    service: str | int,
+    proc: Callable[[InputPort, OutputPort], Coroutine[Deferred[Any], Any, T]],
+    *,
+    reactor: Any = None,
+) -> Deferred[T]: ...
+
+
+@overload
+def with_net_io(
+    host: str,
+    service: str | int,
+    proc: Callable[[InputPort, OutputPort], Deferred[T]],
+    *,
+    reactor: Any = None,
+) -> Deferred[T]: ...
+
+
+@overload
+def with_net_io(
+    host: str,
+    service: str | int,
+    proc: Callable[[InputPort, OutputPort], T],
+    *,
+    reactor: Any = None,
+) -> Deferred[T]: ...
 
 
 def with_net_io(
