@@ -480,3 +480,18 @@ def test_what_is_looked_for_can_be_found() -> None:
     assert _is_there("twist netsock relay")
     assert _is_there("twisted_netsock.chibi")
     assert _is_there("twisted_netsock.Socket.recv")
+
+
+def test_what_stands_beside_names_of_scheme_is_used_in_a_line_of_code() -> None:
+    page = ROOT / "docs" / "coming-from-scheme.md"
+    code = "".join(block.text for block in blocks(page, "python"))
+    rows = re.findall(r"^\| (`[^|]*) \| (.*) \|$", page.read_text(), re.MULTILINE)
+    told = {
+        name
+        for _, python in rows
+        for quoted in _quoted(python)
+        for name in re.findall(r"[A-Za-z]\w+", quoted.replace("(…, Socket)", ""))
+        if not quoted.endswith("…")
+    }
+    assert len(told) > 80
+    assert {name for name in told if not re.search(rf"\b{name}\b", code)} == set()
