@@ -169,7 +169,7 @@ async def test_nobody_waits_for_ever_after_remove_all_if_another_one_goes_on(pol
 async def test_who_waits_anew_in_a_report_hears_more_though_all_was_removed_in_it(poller):
     def remove_all(owner):
         if len(owner.heard) == 1:
-            installed_reactor().removeAll()
+            the_reactor().removeAll()
             owner.watch.want_read()
 
     with watched(poller, act=remove_all) as (owner, peer):
