@@ -26,7 +26,7 @@ from .running import Outcome, Settings, run
 from .scenarios import GOALS, SCENARIOS, goals_of
 
 EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
-ON_REACTORS = [name for name, scenario in SCENARIOS.items() if scenario.kind == "client"]
+ON_REACTORS = [name for name, each in SCENARIOS.items() if each.kind in {"client", "server"}]
 SHORT = Settings(rounds=1, seconds=0.05, connections=20)
 PORTS = ("port-reads", "port-writes")
 
