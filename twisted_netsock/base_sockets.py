@@ -30,6 +30,15 @@ __all__ = ["BaseSocket"]
 class BaseSocket(SocketFacts, Operating):
     """The life of a socket on the reactor, and what it tells about itself."""
 
+    # What an idle connection has no use for stands here, and takes memory only once it is set.
+    proxy_header: ProxyHeader | None = None
+    _gone = False
+    _aborted = False
+    _ending: Deferred[None] | None = None
+    _farewells: list[Deferred[None]] | None = None
+    _successor: BaseSocket | None = None
+    """The socket that has the connection now: by `start_tls`, which spent this one."""
+
     def __init__(
         self,
         reactor: Any,
@@ -44,13 +53,6 @@ class BaseSocket(SocketFacts, Operating):
         super().__init__(reactor, watch, descriptor, options or SocketOptions())
         self.node = node
         self.service = service
-        self.proxy_header: ProxyHeader | None = None
-        self._gone = False
-        self._aborted = False
-        self._ending: Deferred[None] | None = None
-        self._farewells: list[Deferred[None]] | None = None
-        self._successor: BaseSocket | None = None
-        """The socket that has the connection now: by `start_tls`, which spent this one."""
 
     # Closing
 

@@ -6,7 +6,7 @@ import errno
 import socket as _socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -16,7 +16,6 @@ from .base_sockets import BaseSocket
 from .descriptors import (
     WANT_READ,
     WANT_WRITE,
-    Descriptor,
     PlainDescriptor,
     Want,
     byte_view,
@@ -25,9 +24,7 @@ from .descriptors import (
 )
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
 from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Receiving
-from .options import SocketOptions
 from .ports import InputPort, OutputPort
-from .readiness import Watch
 from .waiting import drive
 
 if TYPE_CHECKING:
@@ -50,20 +47,8 @@ _FLUSH_LIMIT: Final = timedelta(seconds=5)
 class DataSocket(BaseSocket):
     """The data calls of a socket, and the ports over them."""
 
-    def __init__(
-        self,
-        reactor: Any,
-        watch: Watch,
-        descriptor: Descriptor,
-        *,
-        node: str | None = None,
-        service: str | int | None = None,
-        options: SocketOptions | None = None,
-    ) -> None:
-        """Take *watch* and *descriptor* over."""
-        super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
-        self._input: InputPort | None = None
-        self._output: OutputPort | None = None
+    _input: InputPort | None = None
+    _output: OutputPort | None = None
 
     # Receiving
 

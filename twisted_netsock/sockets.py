@@ -38,8 +38,7 @@ from .errors import (
     SocketPortError,
 )
 from .operations import Operation
-from .options import SocketOptions
-from .readiness import Watch, poller_for
+from .readiness import poller_for
 from .serving import serve
 
 __all__ = ["Socket"]
@@ -79,21 +78,9 @@ class Socket(DataSocket):
             `None`; *node* and *service* are its source then.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        watch: Watch,
-        descriptor: Descriptor,
-        *,
-        node: str | None = None,
-        service: str | int | None = None,
-        options: SocketOptions | None = None,
-    ) -> None:
-        """Take *watch* and *descriptor* over; see `from_socket` for the public way."""
-        super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
-        self._acceptor: Acceptor | None = None
-        self._arrivals: Arrivals | None = None
-        self._ready: deque[Any] | None = None
+    _acceptor: Acceptor | None = None
+    _arrivals: Arrivals | None = None
+    _ready: deque[Any] | None = None
 
     @classmethod
     def from_socket(cls, sock: _socket.socket | int, *, reactor: Any = None) -> Self:

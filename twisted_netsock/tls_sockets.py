@@ -43,6 +43,11 @@ class TLSSocket(Socket):
         service: The service that it was made for, or `None`.
     """
 
+    _factory: ServerContextFactory | None = None
+    _running: Deferred[None] | None = None
+    _reloader: Reloader | None = None
+    _file_watch: FileWatch | None = None
+
     def __init__(
         self,
         reactor: Any,
@@ -56,11 +61,8 @@ class TLSSocket(Socket):
     ) -> None:
         """Take *watch* and *descriptor* over; *factory* makes it listening."""
         super().__init__(reactor, watch, descriptor, node=node, service=service, options=options)
-        self._factory = factory
-        self._running: Deferred[None] | None = None
-        self._reloader: Reloader | None = None
-        self._file_watch: FileWatch | None = None
         if factory is not None:
+            self._factory = factory
             self._reloader = Reloader(reactor, factory)
             self._arrivals = Arrivals(
                 reactor,
