@@ -454,3 +454,12 @@ def test_a_key_that_is_too_weak_for_tls_is_refused():
 def test_base64_without_its_frame_is_no_pem(chain):
     bare = base64.b64encode(der(chain.leaf.certificate))
     assert "certificate" in problem_of(certificates=bare, private_key=chain.leaf.key)
+
+
+def test_a_store_of_which_cryptography_warns_is_refused_where_warnings_are_errors() -> None:
+    """It goes on with another parser, and says that it may not for ever."""
+    data = store(make_entity(NAME), PASSWORD)
+    with pytest.raises(ValueError, match="certificates is neither PEM"):
+        server_context_factory(
+            ServerTLSSocketOptions(certificates=data + data[-20:], private_key_password=PASSWORD)
+        )

@@ -118,7 +118,8 @@ def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool
         not_a_certificate = error
     try:
         store = pkcs12.load_pkcs12(data, password)
-    except (*_MALFORMED, TypeError) as error:
+    except (*_MALFORMED, TypeError, UserWarning) as error:
+        # cryptography warns of a store in BER, which is refused where warnings are errors.
         if "password" in str(error).lower():
             said = "does not decrypt it" if password is not None else "may be missing"
             not_a_store = ValueError(f"{label}: private_key_password {said}")
