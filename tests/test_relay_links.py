@@ -10,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from clocks import turns, until
+from protocols import LOOPBACK
 from twisted.internet import reactor
 
+from twisted_netsock import client_endpoint, server_endpoint
 from twisted_netsock.commands.links import Link, TLSLink
+from twisted_netsock.commands.relay import RelayFactory, RelayService
 from twisted_netsock.descriptors import WANT_READ, WANT_WRITE, PlainDescriptor
 from twisted_netsock.errors import SocketConnectionLostError
 from twisted_netsock.racing import Established
@@ -266,3 +269,31 @@ async def test_the_end_of_the_reactor_ends_both():
         assert first.lost
         assert second.lost
         assert not relay.sides
+
+
+class BrokenAccess:
+    """Rules that raise."""
+
+    def allows(self, certificate):
+        raise ArithmeticError("broken")
+
+
+async def test_a_client_that_cannot_be_served_costs_itself_alone(logged_errors):
+    backend = client_endpoint(reactor, LOOPBACK, 9)
+    factory = RelayFactory(backend, access=BrokenAccess())
+    service = RelayService(reactor, server_endpoint(reactor, LOOPBACK, 0), backend)
+    service._factory = factory
+    service.startService()
+    try:
+        await until(lambda: service._ports)
+        with socket.create_connection((LOOPBACK, service._ports[0].getHost().port)) as client:
+            client.setblocking(False)
+            await until(lambda: ended(client))
+        assert factory.idle
+        assert factory.gatekeeper.entered_now == 0
+        assert service._ports[0]._listening
+    finally:
+        await service.stopService()
+    (event,) = logged_errors
+    logged_errors.clear()
+    assert event["log_failure"].check(ArithmeticError)

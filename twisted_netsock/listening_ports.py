@@ -100,7 +100,7 @@ class IConnectionFactory(Interface):
         gone: Callable[[], None],
     ) -> None:
         """
-        Take a connection over, which the port's `Gate` has admitted.
+        Take a connection over, which the port's `Gate` has admitted; raises nothing.
 
         Args:
             established: The connection.

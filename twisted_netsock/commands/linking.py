@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from ..addresses import SocketAddress
 from ..client_endpoints import ClientEndpoint
@@ -17,6 +18,8 @@ from .dialing import Client, Relay
 from .links import Link, TLSLink, link_for
 
 __all__ = ["EARLY_LIMIT", "serve_client"]
+
+_log = Logger()
 
 EARLY_LIMIT: Final = 64 * 1024
 """Bytes of a client that wait for its backend to be connected."""
@@ -68,8 +71,9 @@ class _LinkedClient(Link, Client):
         if self._connecting is not None:
             self.resume()
 
-    def _left(self, session: Session) -> None:
-        self.leave(session)
+    def _left(self, session: Session | None) -> None:
+        if session is not None:
+            self.leave(session)
         self._gone()
 
     def dial(self, backend: Any, session: Session) -> Deferred[Any]:
@@ -117,4 +121,8 @@ def serve_client(
     """
     is_tls = isinstance(established.descriptor, TLSDescriptor)
     link = (_TLSLinkedClient if is_tls else _LinkedClient)(relay, established)
-    link.begin(client, listener, header, gone)
+    try:
+        link.begin(client, listener, header, gone)
+    except Exception as error:  # noqa: BLE001 - it costs this connection and no other
+        _log.failure("a new connection could not be relayed")
+        link.lose(error)

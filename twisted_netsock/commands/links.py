@@ -40,7 +40,7 @@ class Link:
         lost: The connection is gone.
         other: The other one.
         session: The account.
-        on_lost: Called with the account when the connection is gone.
+        on_lost: Called with the account, if there is one, when the connection is gone.
     """
 
     _descriptor: Any
@@ -54,7 +54,7 @@ class Link:
         self.lost = False
         self.other: Any = None
         self.session = session
-        self.on_lost: Callable[[Session], None] | None = None
+        self.on_lost: Callable[[Session | None], None] | None = None
         self._send = descriptor.sock.send
         self._receive_into = descriptor.sock.recv_into
         self._descriptor = descriptor
@@ -183,9 +183,9 @@ class Link:
         session, self.session = self.session, None
         if session is not None:
             session.lost(self, error)
-            on_lost, self.on_lost = self.on_lost, None
-            if on_lost is not None:
-                on_lost(session)
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost(session)
         if error is None or other is None:
             return
         if self.ended:
