@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,10 @@ def _install_reactor(name: str) -> None:
 
 
 _install_reactor(os.environ.get("NETSOCK_REACTOR", "epoll"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells have what runs in the background ignore it, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from twisted.internet import reactor  # noqa: E402
 from twisted.internet.defer import Deferred  # noqa: E402

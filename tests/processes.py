@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,7 +57,7 @@ class Child:
     def __init__(self, arguments: tuple[str, ...], output: Path, options: dict) -> None:
         self.arguments = arguments
         self._output = output
-        with output.open("wb") as file, _interruptible():
+        with output.open("wb") as file:
             self._process = subprocess.Popen(
                 arguments,
                 stdin=options.pop("stdin", subprocess.DEVNULL),
@@ -153,22 +152,6 @@ def _moments() -> Iterator[None]:
     while time.monotonic() < end:
         yield
         time.sleep(_PAUSE)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have children listen to SIGINT, which shells ignore for what runs in the background."""
-    before = signal.getsignal(signal.SIGINT)
-    # Only the main thread may say what is done about signals.
-    in_main = threading.current_thread() is threading.main_thread()
-    if before is not signal.SIG_IGN or not in_main:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
