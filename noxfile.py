@@ -73,6 +73,14 @@ def tests_oldest(session: nox.Session) -> None:
     run_tests(session, REACTORS)
 
 
+@nox.session(name="tests-dev")
+def tests_dev(session: nox.Session) -> None:
+    """Run the tests in Python's development mode, which finds what is misused or left open."""
+    session.install("-q", "-e", ".[test]")
+    arguments = session.posargs or ["-q", "-n", "auto"]
+    session.run("pytest", *arguments, env={"PYTHONDEVMODE": "1"})
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Measure what the tests reach, branches too."""
@@ -146,6 +154,14 @@ def netns(session: nox.Session) -> None:
     for reactor in REACTORS:
         environment = {"NETSOCK_REACTOR": reactor, "NETSOCK_NETNS": "1"}
         session.run("pytest", "-q", "tests/test_netns.py", *session.posargs, env=environment)
+
+
+@nox.session
+def testssl(session: nox.Session) -> None:
+    """Have testssl.sh look for weaknesses in our TLS servers; needs it installed."""
+    session.install("-q", "-e", ".[test]")
+    environment = {"NETSOCK_TESTSSL": "1"}
+    session.run("pytest", "-q", "tests/test_testssl.py", *session.posargs, env=environment)
 
 
 def run_long(

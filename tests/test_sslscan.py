@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from peers import in_thread
 from processes import LOOPBACK, needs, run
-from protocols import Protocols, listening
+from ways_in import SERVING
 
 from twisted_netsock.testing import CertificateAuthority
 
@@ -28,20 +28,20 @@ STRONG = {
 }
 
 
-async def scan(authority: CertificateAuthority, path: Path) -> ET.Element:
-    factory = Protocols()
-    async with listening(authority.server_options(), factory) as port:
-        where = f"{LOOPBACK}:{port.getHost().port}"
+async def scan(way: str, authority: CertificateAuthority, path: Path) -> ET.Element:
+    async with SERVING[way](authority.server_options()) as served:
+        where = f"{LOOPBACK}:{served.port}"
         await in_thread(run, "sslscan", "--no-colour", f"--xml={path}", where)
     found = ET.parse(path).getroot().find("ssltest")
     assert found is not None
     return found
 
 
+@pytest.mark.parametrize("way", ["socket", "endpoint"])
 async def test_no_weak_version_cipher_renegotiation_or_compression(
-    authority: CertificateAuthority, tmp_path: Path
+    way: str, authority: CertificateAuthority, tmp_path: Path
 ) -> None:
-    found = await scan(authority, tmp_path / "found.xml")
+    found = await scan(way, authority, tmp_path / "found.xml")
     versions = {
         f"{each.get('type')} {each.get('version')}": each.get("enabled")
         for each in found.iter("protocol")
