@@ -47,12 +47,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 from twisted.internet import reactor  # noqa: E402
 from twisted.internet.defer import Deferred  # noqa: E402
-from twisted.logger import LogEvent, globalLogPublisher  # noqa: E402
+from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
 from twisted_netsock.testing import CertificateAuthority, clean_reactor  # noqa: E402
 
 assert clean_reactor
+
+# Until logging begins Twisted keeps 65,536 events, and in them factories with all that
+# their protocols have received.
+globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
 
 TEST_SECONDS = 30.0
 
