@@ -90,8 +90,14 @@ def saying_its_size(change: int) -> Forge:
     return lambda message: [written(message[0], message[4:], len(message) - 4 + change)]
 
 
+def behind_the_next(_: bytes) -> list[Said]:
+    """Stand for a message that is held back, until another has been said."""
+    return []
+
+
 FORGERIES: dict[str, Forge] = {
     "left out": lambda _: [],
+    "behind the one that follows": behind_the_next,
     "twice": lambda message: [whole(message)] * 2,
     "without content": lambda message: [written(message[0], b"")],
     "cut off": lambda message: [written(message[0], message[4 : 2 + len(message) // 2])],
@@ -156,6 +162,7 @@ class ForgingConnection(TLSConnection):  # type: ignore[misc]
         super().__init__(self._ending)
         self._kinds = kinds
         self._forge = forge
+        self._held_back: list[Any] = []
 
     @property
     def forged(self) -> bool:
@@ -163,8 +170,11 @@ class ForgingConnection(TLSConnection):  # type: ignore[misc]
 
     def _instead_of(self, message: Any) -> list[Any]:
         if message.contentType != HANDSHAKE or message.write()[0] not in self._kinds:
-            return [message]
+            held_back, self._held_back = self._held_back, []
+            return [message, *held_back]
         self._ending.hurried = True
+        if self._forge is behind_the_next:
+            self._held_back.append(message)
         said = self._forge(bytes(message.write()))
         return [Message(kind, bytearray(content)) for kind, content in said]
 
