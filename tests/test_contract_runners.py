@@ -95,3 +95,25 @@ def test_an_endpoint_that_fails_its_contract_fails_the_run(tmp_path):
     done = run_pytest(tmp_path)
     assert done.code == 1
     assert "SocketConnectionRefusedError" in done.output
+
+
+def test_the_application_of_the_page_is_tested_by_its_tests(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "shouting.py").write_text(the_program_with("class Shouting("))
+    (tmp_path / "test_shouting.py").write_text(the_program_with("from shouting import"))
+    done = run_pytest(tmp_path)
+    assert done.code == 0, done.output + done.errors
+    assert count_of("passed", done.output) == 2
+
+
+def test_a_test_that_leaves_a_socket_open_fails_by_the_fixture_of_the_page(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_leak.py").write_text(
+        "from twisted_netsock.testing import connected_pair\n"
+        "kept = []\n\n\n"
+        "async def test_leak():\n"
+        "    kept.extend(connected_pair())\n"
+    )
+    done = run_pytest(tmp_path)
+    assert done.code == 1
+    assert "the test left behind" in done.output
