@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001 - Sphinx calls its handlers with more than they need
 
 import inspect
+import os
 import re
 import sys
 from datetime import timedelta
@@ -21,7 +22,14 @@ author = project_copyright = "the twisted_netsock maintainers"
 release = version = __version__
 
 sys.path.append(str(Path(__file__).parent))
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "breaks", "diagrams"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "breaks",
+    "diagrams",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "twisted_netsock"
@@ -40,8 +48,18 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 
-# The inventories of other projects are not fetched, so that the build needs no network:
-# their names lead nowhere, and are left out of the nitpicking here.
+# Names of other projects link there only if this is set: their inventories are fetched then, and
+# a build has to work without a network.
+intersphinx_mapping = {}
+if os.environ.get("NETSOCK_INTERSPHINX"):
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "twisted": ("https://docs.twisted.org/en/stable/api", None),
+        "cryptography": ("https://cryptography.io/en/latest", None),
+        "pytest": ("https://docs.pytest.org/en/stable", None),
+    }
+
+# So they lead nowhere otherwise, and are left out of the nitpicking.
 nitpick_ignore_regex = [
     ("py:.*", r"(twisted|zope|OpenSSL|cryptography|service_identity|pytest)\..*"),
     # The same as annotations and docstrings write them.
@@ -59,8 +77,6 @@ nitpick_ignore_regex = [
     ("py:class", r"Verifier|Version"),
     # An attribute of the error that it is written beside.
     ("py:obj", r"partial"),
-    # What is spoken of and does not exist yet: docs/supported.md has the list.
-    ("py:obj", r"chibi\.socket"),
 ]
 
 _FIELDS = {field.name for field in attrs.fields(ServerTLSSocketOptions)}
