@@ -45,6 +45,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells have what runs in the background ignore it, and children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from clocks import ClockedReactor  # noqa: E402
+from protocols import Kind  # noqa: E402
 from twisted.internet import reactor  # noqa: E402
 from twisted.internet.defer import Deferred  # noqa: E402
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher  # noqa: E402
@@ -161,3 +163,17 @@ def _threads_end() -> Iterator[None]:
     """End the reactor's threads, which no shutdown ends here."""
     yield
     reactor.getThreadPool().stop()
+
+
+@pytest.fixture
+def clocked() -> Iterator[Any]:
+    """A reactor whose time stands still, and in which nothing may be left."""
+    made = ClockedReactor()
+    yield made
+    assert made.getDelayedCalls() == []
+
+
+@pytest.fixture(params=["plain", "tls"])
+def kind(request: pytest.FixtureRequest, authority: CertificateAuthority) -> Kind:
+    """Connections, plain and over TLS."""
+    return Kind(authority, tls=request.param == "tls")

@@ -37,11 +37,6 @@ from twisted_netsock import (
 pytestmark = pytest.mark.filterwarnings("ignore:Using readBody:DeprecationWarning")
 
 
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 class Answering(Resource):
     """Tells the path, and whether the request was encrypted; says nothing at ``/mute``."""
 

@@ -7,10 +7,9 @@ import socket
 from datetime import timedelta
 
 import pytest
-from clocks import ClockedReactor, turns
+from clocks import turns
 from protocols import (
     LOOPBACK,
-    Kind,
     Protocols,
     accepted,
     full_listener,
@@ -29,20 +28,6 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
-@pytest.fixture
-def clocked():
-    """A reactor whose time stands still, and in which nothing may be left."""
-    made = ClockedReactor()
-    yield made
-    assert made.getDelayedCalls() == []
-
 
 # Cancelling
 

@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 
 import pytest
-from clocks import ClockedReactor, turns, until
+from clocks import turns, until
 from protocols import LOOPBACK, Protocols, serving
 from twisted.internet import reactor
 
@@ -17,14 +17,6 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-
-
-@pytest.fixture
-def clocked():
-    """A reactor whose time stands still, and in which nothing may be left."""
-    made = ClockedReactor()
-    yield made
-    assert made.getDelayedCalls() == []
 
 
 class Files:

@@ -55,12 +55,6 @@ from twisted_netsock import (
     server_endpoint,
 )
 
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 # Interfaces
 
 

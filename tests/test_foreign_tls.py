@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from clocks import ClockedReactor, turns, until
+from clocks import turns, until
 from OpenSSL import SSL, crypto
 from protocols import BULK, LOOPBACK, Kind, Protocols, Recorder, connected, listening, raw_client
 from twisted.internet import ssl
@@ -363,13 +363,6 @@ async def test_text_is_no_data(plain, authority):
 
 
 # Limits
-
-
-@pytest.fixture
-def clocked():
-    made = ClockedReactor()
-    yield made
-    assert made.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize(("side", "seconds"), [("client", 30), ("server", 10)])

@@ -42,11 +42,6 @@ V1, V2 = HEADER.encode("v1"), HEADER.encode("v2")
 SIGNATURE = V2[:12]
 
 
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 async def say(kind, sock, data=b"hello"):
     """Say something over *sock* as a client does, with TLS where it is."""
     if kind.tls:

@@ -10,7 +10,7 @@ import pytest
 from clocks import until
 from peers import in_thread
 from processes import LOOPBACK, find, free_port, needs, run, started, write_certificates
-from protocols import Kind, Protocols, Recorder, listening
+from protocols import Protocols, Recorder, listening
 from test_documentation import blocks
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -27,11 +27,6 @@ FULL = ProxyHeader(
     checksum=True,
 )
 """Short of the 107 bytes that some versions of nginx look at before TLS."""
-
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
 
 
 @pytest.fixture

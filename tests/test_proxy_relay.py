@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from clocks import until
-from protocols import LOOPBACK, Kind, Protocols, listening
+from protocols import LOOPBACK, Protocols, listening
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
@@ -61,11 +61,6 @@ async def through_relay(kind, front, *, version, client=PLAIN, header=None):
                 yield one.transport, server.transport
             finally:
                 await clients.all_lost()
-
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

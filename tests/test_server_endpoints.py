@@ -9,7 +9,7 @@ import ssl
 from datetime import timedelta
 
 import pytest
-from clocks import ClockedReactor, turns, until
+from clocks import turns, until
 from protocols import (
     LOOPBACK,
     Kind,
@@ -34,19 +34,6 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
-@pytest.fixture
-def clocked():
-    """A reactor whose time stands still, and in which nothing may be left."""
-    made = ClockedReactor()
-    yield made
-    assert made.getDelayedCalls() == []
 
 
 async def greet(kind, port, servers, count=1, node=LOOPBACK):

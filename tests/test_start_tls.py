@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from clocks import ClockedReactor, turns, until
+from clocks import turns, until
 from protocols import (
     BULK,
     LOOPBACK,
@@ -43,14 +43,6 @@ from twisted_netsock import (
 @pytest.fixture
 def plain():
     return Kind(None, tls=False)
-
-
-@pytest.fixture
-def clocked():
-    """A reactor whose time stands still, and in which nothing may be left."""
-    made = ClockedReactor()
-    yield made
-    assert made.getDelayedCalls() == []
 
 
 class Factories:

@@ -35,12 +35,6 @@ from twisted_netsock import (
     client_endpoint,
 )
 
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 # In order
 
 

@@ -16,11 +16,6 @@ from zope.interface import implementer
 from twisted_netsock import client_endpoint
 
 
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 def logged_once(logged_errors, kind=ZeroDivisionError):
     """Check that one exception was logged, and take note of it."""
     assert [event["log_failure"].type for event in logged_errors] == [kind]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ssl
 from datetime import timedelta
 
-import pytest
-from clocks import ClockedReactor, turns, until
+from clocks import turns, until
 from protocols import (
     BULK,
     HalfCloser,
-    Kind,
     Protocols,
     Recorder,
     accepted,
@@ -31,20 +29,6 @@ from twisted_netsock import (
     SocketWriteTimeoutError,
     client_endpoint,
 )
-
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
-@pytest.fixture
-def clocked():
-    """A reactor whose time stands still, and in which nothing may be left."""
-    made = ClockedReactor()
-    yield made
-    assert made.getDelayedCalls() == []
-
 
 READ = {"read_timeout": timedelta(seconds=10)}
 WRITE = {"write_timeout": timedelta(seconds=10)}

@@ -13,12 +13,6 @@ from zope.interface import implementer
 
 from twisted_netsock import client_context_factory, client_endpoint
 
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 MOST_CALLS = 10_000
 
 

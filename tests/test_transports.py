@@ -26,11 +26,6 @@ from twisted.python import context
 from twisted.python.log import ILogContext
 
 
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
-
 @pytest.fixture(params=[Recorder, Viewer], ids=["data", "views"])
 def receiver(request):
     """A protocol that takes bytes, or one that takes views."""

@@ -8,7 +8,7 @@ from io import BytesIO
 
 import pytest
 from clocks import until
-from protocols import BULK, LOOPBACK, Kind
+from protocols import BULK, LOOPBACK
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
@@ -25,12 +25,6 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-
-
-@pytest.fixture(params=["plain", "tls"])
-def kind(request, authority):
-    return Kind(authority, tls=request.param == "tls")
-
 
 # HTTP
 
