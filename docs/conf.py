@@ -227,8 +227,16 @@ def write_signature(
     return shortened(signature), shortened(returned)
 
 
+def show_public_bases(
+    app: Any, name: str, obj: Any, autodoc_options: Any, bases: list[type]
+) -> None:
+    """Leave out the classes that only hold what two public ones share."""
+    bases[:] = [base for base in bases if not base.__name__.endswith("Facts")]
+
+
 def setup(app: Any) -> None:
     """Connect what stands above."""
+    app.connect("autodoc-process-bases", show_public_bases)
     app.connect("missing-reference", resolve_own_name)
     # Before napoleon, whose priority is 500.
     app.connect("autodoc-process-docstring", write_sections_as_fields, priority=400)

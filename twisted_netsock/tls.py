@@ -32,7 +32,7 @@ from .errors import (
 from .handshake_records import HandshakeRecords
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory, quiet_context
-from .tls_facts import TLSFacts
+from .negotiated import Negotiated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ _ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
 """OpenSSL's reason for a received alert: ``tlsv1 alert unknown ca``, ``tls alert …``."""
 
 
-class TLSDescriptor(TLSFacts):
+class TLSDescriptor(Negotiated):
     """
     A non-blocking socket, which it owns, that speaks TLS.
 

@@ -1,83 +1,112 @@
-"""`TLSFacts`: what a handshake has negotiated."""
+"""`TLSFacts`: what a TLS socket tells about its connection, on the reactor and in threads."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .names import distinguished_name
+from .errors import SocketError
+from .options import SocketOptions, TLSSocketOptions
+from .tls import TLSDescriptor
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from .contexts import StatefulConnection
-
 __all__ = ["TLSFacts"]
+
+T = TypeVar("T")
 
 
 class TLSFacts:
-    """What can be asked about a connection of TLS, without waiting."""
+    """What was negotiated, and what a TLS socket does not do."""
 
-    __slots__ = ()
+    _descriptor: Any
+    _options: SocketOptions
 
-    connection: StatefulConnection
-    handshaken: bool
-    is_client: bool
+    def detach(self) -> int:
+        """
+        Refuse: without this object nobody speaks TLS on the descriptor.
+
+        Raises:
+            SocketError: Always.
+        """
+        raise SocketError(self, strerror="A TLS socket cannot be detached")
+
+    def _tls(self) -> TLSDescriptor:
+        if not isinstance(self._descriptor, TLSDescriptor):
+            raise SocketError(self, strerror="This is a listening socket: it has no peer")
+        return self._descriptor
+
+    def _check_flags(self, flags: int) -> None:
+        if flags:
+            raise ValueError(f"flags={flags}: TLS has no flags")
+
+    def _told(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
+        """Ask for what the handshake settles; *otherwise* is for where that cannot be asked."""
+        return ask(self._tls())
 
     @property
-    def resumed(self) -> bool:
-        """Whether this client's handshake resumed a session."""
-        return self.handshaken and self.connection.state.verification.skipped
+    def options(self) -> TLSSocketOptions:
+        """The record that it was made with; of several, the first."""
+        assert isinstance(self._options, TLSSocketOptions)
+        return self._options
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:
-        """The peer's certificate, or `None`."""
-        return self.connection.get_peer_certificate(as_cryptography=True)
+        """The peer's certificate, or `None` (``tls-socket-peer-certificate``)."""
+        return self._told(lambda tls: tls.peer_certificate, None)
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The certificates that the peer sent, its own first."""
-        chain = tuple(self.connection.get_peer_cert_chain(as_cryptography=True) or ())
-        own = self.peer_certificate
-        # On servers OpenSSL leaves the client's own certificate out.
-        return chain if own is None or own in chain[:1] else (own, *chain)
+        return self._told(lambda tls: tls.peer_chain, ())
 
     @property
     def verified_chain(self) -> tuple[x509.Certificate, ...]:
-        """The certificates from the peer's own to the trusted one, where they were verified."""
-        if not (self.handshaken and self.connection.state.verification.needed):
-            return ()
-        return tuple(self.connection.get_verified_chain(as_cryptography=True) or ())
+        """
+        The certificates from the peer's own to a trusted one, as OpenSSL has put them together.
+
+        Empty before the handshake, where nothing is verified, and where a
+        session was resumed. A `certificate_verifier` may have accepted errors.
+        """
+        return self._told(lambda tls: tls.verified_chain, ())
 
     @property
     def client_certificate_authorities(self) -> tuple[str, ...]:
-        """The authorities that a server named when it asked for a client certificate."""
-        if not self.is_client:
-            return ()
-        names = self.connection.get_client_ca_list()
-        return tuple(distinguished_name(name.get_components()) for name in names)
+        """
+        The authorities that the server named when it asked for a client certificate.
+
+        Their distinguished names, as RFC 4514 writes them; the server's words,
+        so they may hold anything. Empty on servers, and where none was named.
+        """
+        return self._told(lambda tls: tls.client_certificate_authorities, ())
+
+    @property
+    def selected_alpn(self) -> str | None:
+        """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
+        return self._told(lambda tls: tls.selected_alpn, None)
+
+    @property
+    def tls_version(self) -> str | None:
+        """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
+        return self._told(lambda tls: tls.tls_version, None)
+
+    @property
+    def cipher(self) -> str | None:
+        """OpenSSL's name of the cipher suite; `None` before the handshake."""
+        return self._told(lambda tls: tls.cipher, None)
 
     @property
     def group(self) -> str | None:
         """OpenSSL's name of the key exchange group, where it tells."""
-        return self.connection.get_group_name() if self.handshaken else None
+        return self._told(lambda tls: tls.group, None)
 
     @property
-    def selected_alpn(self) -> str | None:
-        """The negotiated application protocol, or `None`."""
-        return self.connection.get_alpn_proto_negotiated().decode("ascii") or None
-
-    @property
-    def tls_version(self) -> str | None:
-        """``"TLSv1.2"`` or ``"TLSv1.3"``, or `None` before the handshake."""
-        return self.connection.get_protocol_version_name() if self.handshaken else None
-
-    @property
-    def cipher(self) -> str | None:
-        """OpenSSL's name of the cipher suite, or `None` before the handshake."""
-        return self.connection.get_cipher_name()
+    def resumed(self) -> bool:
+        """Whether this client resumed a session, and so verified no certificate anew."""
+        return self._told(lambda tls: tls.resumed, False)
 
     @property
     def server_name(self) -> str | None:
         """The name that the client asked for, or `None`."""
-        raw = self.connection.get_servername()
-        return None if raw is None else raw.decode("ascii", "backslashreplace")
+        return self._told(lambda tls: tls.server_name, None)

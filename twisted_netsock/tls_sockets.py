@@ -6,7 +6,6 @@ import socket as _socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from cryptography import x509
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -15,12 +14,13 @@ from .descriptors import WANT_READ, Descriptor, Want
 from .errors import SocketError
 from .handshakes import shaking_hands
 from .operations import Operation
-from .options import SocketOptions, TLSSocketOptions
+from .options import SocketOptions
 from .readiness import Watch
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 from .sockets import Socket
 from .tls import TLSDescriptor
+from .tls_facts import TLSFacts
 from .tls_stages import handshake, say_goodbye
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["TLSSocket"]
 
 
-class TLSSocket(Socket):
+class TLSSocket(TLSFacts, Socket):
     """
     A TLS socket on the reactor: connected, or listening.
 
@@ -211,20 +211,6 @@ class TLSSocket(Socket):
             self._retry(self._reader)
         return shut
 
-    def detach(self) -> int:
-        """
-        Refuse: without this object nobody speaks TLS on the descriptor.
-
-        Raises:
-            SocketError: Always.
-        """
-        raise SocketError(self, strerror="A TLS socket cannot be detached")
-
-    def _tls(self) -> TLSDescriptor:
-        if not isinstance(self._descriptor, TLSDescriptor):
-            raise SocketError(self, strerror="This is a listening socket: it has no peer")
-        return self._descriptor
-
     # Data
 
     def _try_readable(self) -> Want | None:
@@ -234,10 +220,6 @@ class TLSSocket(Socket):
         if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken:
             return descriptor.try_readable()
         return super()._try_readable()
-
-    def _check_flags(self, flags: int) -> None:
-        if flags:
-            raise ValueError(f"flags={flags}: TLS has no flags")
 
     def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
         descriptor = self._tls()
@@ -265,71 +247,3 @@ class TLSSocket(Socket):
             self._ending.addBoth(self._on_gone)
         else:
             super()._let_go(abort=abort)
-
-    # What was negotiated
-
-    @property
-    def options(self) -> TLSSocketOptions:
-        """The record that it was made with; of several, the first."""
-        assert isinstance(self._options, TLSSocketOptions)
-        return self._options
-
-    @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        """The peer's certificate, or `None` (``tls-socket-peer-certificate``)."""
-        return self._tls().peer_certificate
-
-    @property
-    def peer_chain(self) -> tuple[x509.Certificate, ...]:
-        """The certificates that the peer sent, its own first."""
-        return self._tls().peer_chain
-
-    @property
-    def verified_chain(self) -> tuple[x509.Certificate, ...]:
-        """
-        The certificates from the peer's own to a trusted one, as OpenSSL has put them together.
-
-        Empty before the handshake, where nothing is verified, and where a
-        session was resumed. A `certificate_verifier` may have accepted errors.
-        """
-        return self._tls().verified_chain
-
-    @property
-    def client_certificate_authorities(self) -> tuple[str, ...]:
-        """
-        The authorities that the server named when it asked for a client certificate.
-
-        Their distinguished names, as RFC 4514 writes them; the server's words,
-        so they may hold anything. Empty on servers, and where none was named.
-        """
-        return self._tls().client_certificate_authorities
-
-    @property
-    def selected_alpn(self) -> str | None:
-        """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
-        return self._tls().selected_alpn
-
-    @property
-    def tls_version(self) -> str | None:
-        """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
-        return self._tls().tls_version
-
-    @property
-    def cipher(self) -> str | None:
-        """OpenSSL's name of the cipher suite; `None` before the handshake."""
-        return self._tls().cipher
-
-    @property
-    def group(self) -> str | None:
-        """OpenSSL's name of the key exchange group, where it tells."""
-        return self._tls().group
-
-    @property
-    def resumed(self) -> bool:
-        """Whether this client resumed a session, and so verified no certificate anew."""
-        return self._tls().resumed
-
-    @property
-    def server_name(self) -> str | None:
-        """The name that the client asked for, or `None`."""
-        return self._tls().server_name

@@ -6,7 +6,6 @@ import socket as _socket
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
-from cryptography import x509
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
@@ -17,6 +16,7 @@ from ..readiness import poller_for
 from ..server_contexts import ServerContextFactory
 from ..sockets import Socket
 from ..tls import TLSDescriptor
+from ..tls_facts import TLSFacts
 from ..tls_sockets import TLSSocket
 from ..tls_stages import handshake, say_goodbye
 from ._bridge import in_reactor, run, use
@@ -27,7 +27,7 @@ __all__ = ["BlockingTLSSocket"]
 T = TypeVar("T")
 
 
-class BlockingTLSSocket(BlockingSocket):
+class BlockingTLSSocket(TLSFacts, BlockingSocket):
     """
     A blocking TLS socket: connected, or listening.
 
@@ -194,25 +194,7 @@ class BlockingTLSSocket(BlockingSocket):
             if self._reader is not None:
                 self._reader.wake()
 
-    def detach(self) -> int:
-        """
-        Refuse: without this object nobody speaks TLS on the descriptor.
-
-        Raises:
-            SocketError: Always.
-        """
-        raise SocketError(self, strerror="A TLS socket cannot be detached")
-
-    def _tls(self) -> TLSDescriptor:
-        if not isinstance(self._descriptor, TLSDescriptor):
-            raise SocketError(self, strerror="This is a listening socket: it has no peer")
-        return self._descriptor
-
     # Data
-
-    def _check_flags(self, flags: int) -> None:
-        if flags:
-            raise ValueError(f"flags={flags}: TLS has no flags")
 
     def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
         descriptor = self._tls()
@@ -290,65 +272,9 @@ class BlockingTLSSocket(BlockingSocket):
 
     # What was negotiated
 
-    @property
-    def options(self) -> TLSSocketOptions:
-        """The record that it was made with; of several, the first."""
-        assert isinstance(self._options, TLSSocketOptions)
-        return self._options
-
     def _told(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
         """Ask for what the handshake, once it is done, has settled."""
         descriptor = self._tls()
         with self._lock:
             # Until then it is the reactor's thread that uses the connection.
             return ask(descriptor) if descriptor.handshaken else otherwise
-
-    @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        """The peer's certificate, or `None` (``tls-socket-peer-certificate``)."""
-        return self._told(lambda tls: tls.peer_certificate, None)
-
-    @property
-    def peer_chain(self) -> tuple[x509.Certificate, ...]:
-        """The certificates that the peer sent, its own first."""
-        return self._told(lambda tls: tls.peer_chain, ())
-
-    @property
-    def verified_chain(self) -> tuple[x509.Certificate, ...]:
-        """The peer's certificate and those that lead from it to one that is trusted."""
-        return self._told(lambda tls: tls.verified_chain, ())
-
-    @property
-    def client_certificate_authorities(self) -> tuple[str, ...]:
-        """The authorities whose certificates the server asks a client for."""
-        return self._told(lambda tls: tls.client_certificate_authorities, ())
-
-    @property
-    def selected_alpn(self) -> str | None:
-        """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
-        return self._told(lambda tls: tls.selected_alpn, None)
-
-    @property
-    def tls_version(self) -> str | None:
-        """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
-        return self._told(lambda tls: tls.tls_version, None)
-
-    @property
-    def cipher(self) -> str | None:
-        """OpenSSL's name of the cipher suite; `None` before the handshake."""
-        return self._told(lambda tls: tls.cipher, None)
-
-    @property
-    def group(self) -> str | None:
-        """OpenSSL's name of the key exchange group, where it tells."""
-        return self._told(lambda tls: tls.group, None)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether this client resumed a session, and so verified no certificate anew."""
-        return self._told(lambda tls: tls.resumed, False)
-
-    @property
-    def server_name(self) -> str | None:
-        """The name that the client asked for, or `None`."""
-        return self._told(lambda tls: tls.server_name, None)
