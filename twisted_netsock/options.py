@@ -59,13 +59,15 @@ def _field(
     *,
     secret: bool = False,
     hashed: bool = True,
+    of_sockets: bool = False,
 ) -> Any:
     """
     Declare one option: its default, its check, and the kind of its text form.
 
     *kind* is what endpoint strings go by (`twisted_netsock.strings`); `None`
-    keeps the option out of them. *secret* keeps its value out of every text, and
-    *hashed* is `False` for values that need not be hashable.
+    keeps the option out of them. *secret* keeps its value out of every text,
+    *hashed* is `False` for values that need not be hashable, and *of_sockets* is
+    `True` for what says how a socket is made.
     """
     return attrs.field(
         default=default,
@@ -73,7 +75,7 @@ def _field(
             lambda value, field: converter(value, field.name), takes_field=True
         ),
         hash=hashed,
-        metadata={"kind": kind, "secret": secret},
+        metadata={"kind": kind, "secret": secret, "of_sockets": of_sockets},
     )
 
 
@@ -138,20 +140,26 @@ class SocketOptions:
             requires one of every connection, of either version if this is ``"any"``.
     """
 
-    ai_family: AddressFamily = _field(AF_UNSPEC, check.family, "family")
-    ai_socktype: SocketKind = _field(SOCK_STREAM, check.socket_kind, "socktype")
-    ai_flags: int = _field(0, check.non_negative, "flags")
-    ai_protocol: int = _field(0, check.non_negative, "integer")
+    ai_family: AddressFamily = _field(AF_UNSPEC, check.family, "family", of_sockets=True)
+    ai_socktype: SocketKind = _field(SOCK_STREAM, check.socket_kind, "socktype", of_sockets=True)
+    ai_flags: int = _field(0, check.non_negative, "flags", of_sockets=True)
+    ai_protocol: int = _field(0, check.non_negative, "integer", of_sockets=True)
     non_blocking: bool = _field(True, check.boolean, "boolean")
     connection_timeout: timedelta | None = _field(None, check.connection_timeout, "duration")
     read_timeout: timedelta | None = _field(None, check.optional_duration, "duration")
     write_timeout: timedelta | None = _field(None, check.optional_duration, "duration")
-    local_address: LocalAddress | None = _field(None, check.local_address, "local_address")
-    socket_options: tuple[SocketOption, ...] = _field((), check.socket_options, None)
-    backlog: int = _field(128, check.non_negative, "integer")
-    reuse_port: bool = _field(False, check.boolean, "boolean")
-    v6_only: bool = _field(False, check.boolean, "boolean")
-    proxy_protocol: str | None = _field(None, check.proxy_protocol, "proxy_protocol")
+    local_address: LocalAddress | None = _field(
+        None, check.local_address, "local_address", of_sockets=True
+    )
+    socket_options: tuple[SocketOption, ...] = _field(
+        (), check.socket_options, None, of_sockets=True
+    )
+    backlog: int = _field(128, check.non_negative, "integer", of_sockets=True)
+    reuse_port: bool = _field(False, check.boolean, "boolean", of_sockets=True)
+    v6_only: bool = _field(False, check.boolean, "boolean", of_sockets=True)
+    proxy_protocol: str | None = _field(
+        None, check.proxy_protocol, "proxy_protocol", of_sockets=True
+    )
 
     if TYPE_CHECKING:
 
@@ -356,18 +364,7 @@ class ServerTLSSocketOptions(TLSSocketOptions):
 
 
 OF_SOCKETS: Final = frozenset(
-    {
-        "ai_family",
-        "ai_flags",
-        "ai_protocol",
-        "ai_socktype",
-        "backlog",
-        "local_address",
-        "proxy_protocol",
-        "reuse_port",
-        "socket_options",
-        "v6_only",
-    }
+    field.name for field in record_fields(SocketOptions) if field.metadata["of_sockets"]
 )
 """Options that say how a socket is made: where it is not ours to make, they say nothing."""
 
