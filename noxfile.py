@@ -51,8 +51,7 @@ def tests_pythons(session: nox.Session) -> None:
 @nox.session(name="tests-wheel", python=PYTHONS, reuse_venv=False)
 def tests_wheel(session: nox.Session) -> None:
     """Install the wheel into a fresh environment, and run the sdist's tests away from here."""
-    made = Path(session.create_tmp())
-    shutil.rmtree(made)
+    made = Path(session.virtualenv.location, "made")
     session.install("-q", "hatchling>=1.26")
     session.run("python", "-m", "hatchling", "build", "-d", str(made))
     [wheel], [sdist] = made.glob("*.whl"), made.glob("*.tar.gz")
