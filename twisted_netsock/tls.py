@@ -30,9 +30,9 @@ from .errors import (
     TLSTruncatedError,
 )
 from .handshake_records import HandshakeRecords
+from .negotiated import Negotiated
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory, quiet_context
-from .negotiated import Negotiated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
