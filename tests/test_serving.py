@@ -293,6 +293,21 @@ async def test_cancelling_while_it_is_full_ends_it_too():
     listener.close()
 
 
+async def test_cancelling_during_a_goodbye_leaves_it_to_its_time_limit(streams):
+    listener = await streams.listen()
+    served = listener.serve(lambda connection: connection.sendall(b"that is all"))
+    client = await soon(streams.connect(listener))
+    await turns()
+    served.cancel()
+    with pytest.raises(CancelledError):
+        await served
+    assert await soon(client.recv(100)) == b"that is all"
+    assert await soon(client.recv(100)) == b""
+    await soon(client.close())
+    await turns()
+    listener.close()
+
+
 # Manners
 
 
