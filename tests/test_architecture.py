@@ -41,6 +41,7 @@ ORDER = [
     "waiting",
     "proxying",
     "arrivals",
+    "resuming",
     "operations",
     "ports",
     "socket_facts",

@@ -13,7 +13,7 @@ from stream_helpers import failure_of, fill, noise, shrink_buffers
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 
-from twisted_netsock import Socket, SocketClosedError, operations
+from twisted_netsock import Socket, SocketClosedError, resuming
 from twisted_netsock.testing import connected_pair
 
 MANY = """
@@ -294,9 +294,9 @@ class TestAwaiting:
 
     @pytest.fixture(params=[True, False], ids=["shorter", "Twisted's"])
     def way(self, request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert operations._RESUME is not None
+        assert resuming._RESUME is not None
         if not request.param:
-            monkeypatch.setattr(operations, "_RESUME", None)
+            monkeypatch.setattr(resuming, "_RESUME", None)
 
     @pytest.mark.usefixtures("way")
     @pytest.mark.parametrize("callbacks", [0, 1])

@@ -13,7 +13,6 @@ from copy import copy
 from datetime import timedelta
 from typing import Any, Final, TypeVar, cast
 
-from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
@@ -27,6 +26,7 @@ from .errors import (
 )
 from .options import SocketOptions
 from .readiness import Watch, has_event
+from .resuming import Resumable
 
 __all__ = ["Operating", "Operation", "Receiving"]
 
@@ -42,11 +42,7 @@ MOST_AT_ONCE: Final = _MOST_IN_A_ROW * BYTES_OF_ONE
 """Bytes that one attempt moves, after which it waits for the reactor's next turn."""
 
 
-_RESUME: Final[Any] = getattr(defer, "_gotResultInlineCallbacks", None)
-"""How Twisted resumes a coroutine that awaits a Deferred, as long as it is called that."""
-
-
-class Operation(Deferred[T]):
+class Operation(Resumable[T]):
     """One operation that waits, and the Deferred of its result."""
 
     # Most operations leave these as they are, and so keep nothing for them.
@@ -55,6 +51,7 @@ class Operation(Deferred[T]):
     pace: float | None = None
     """Seconds between two tries, where the kernel's reports cannot be trusted."""
     rest: Any = None
+    trying: Callable[[], Any] | None = None
     moved = False
     """Part of the operation was done since its time-out began."""
 
@@ -78,27 +75,14 @@ class Operation(Deferred[T]):
     def attempt(self) -> T | Want:
         """Try to get it done."""
         assert self.trying is not None
-        return self.trying()
+        result: T | Want = self.trying()
+        return result
 
     def finish(self, result: T | Failure) -> None:
         """Fire with *result*; whoever keeps the Deferred keeps no socket by it."""
-        self.trying = None
-        callbacks: Any = getattr(self, "_callbacks", ())
-        if len(callbacks) == 1 and callbacks[0][0][0] is _RESUME and not self.paused:
-            # A coroutine alone awaits it: the chain of callbacks costs more than the resuming.
-            args = callbacks.pop()[0][1]
-            self.called = self._runningCallbacks = True
-            self._canceller = None
-            self.result = result
-            _RESUME(result, *args)
-            self.result = None
-            self._runningCallbacks = False
-            if callbacks:
-                # Added meanwhile, by whom it resumed.
-                self.pause()
-                self.unpause()
-        else:
-            self.callback(result)
+        if self.trying is not None:
+            self.trying = None
+        super().finish(result)
 
 
 class Receiving(Operation[bytes]):
@@ -111,9 +95,13 @@ class Receiving(Operation[bytes]):
         size: int,
         want: Want,
     ) -> None:
-        super().__init__(canceller, None, want)
+        # Past the other one's: there is one of these for most waits.
+        Deferred.__init__(self, canceller)  # type: ignore[arg-type]
+        self.want = want
         self.descriptor = descriptor
         self.size = size
+
+    finish = Resumable.finish
 
     def attempt(self) -> bytes | Want:
         """Try to get it done."""
