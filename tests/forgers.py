@@ -248,7 +248,7 @@ FORGERIES: dict[str, Forge] = {
     "a word that is no record": replaced_by(b"GET / HTTP/1.0\r\n\r\n"),
     "noise": replaced_by(noise(5000)),
     "nothing": replaced_by(END),
-    "SSLv2": replaced_by(b"\x80\x2e\x01\x00\x02" + bytes(41)),
+    "SSLv2": replaced_by(b"\x80\x2e\x01\x00\x02" + bytes(41), END),
     "a record that says it is larger than any": with_header(size=0xFFFF),
     "a record that says it is longer": with_header(size=0x3FFF),
     "a record that says it is shorter": with_header(size=3),
