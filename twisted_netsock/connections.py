@@ -19,7 +19,7 @@ from OpenSSL._util import ffi, lib
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["RECORD", "Connection", "can_move", "can_pass_through"]
+__all__ = ["RECORD", "Connection", "can_move", "can_pass_through", "forget_errors"]
 
 RECORD: Final = 16384
 """The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
@@ -50,6 +50,17 @@ def can_move() -> bool:
 def can_pass_through() -> bool:
     """Tell whether data passes between OpenSSL and buffers without a detour."""
     return _CAN_PASS_THROUGH
+
+
+def forget_errors() -> None:
+    """
+    Empty this thread's queue of errors, after a connection has failed.
+
+    pyOpenSSL leaves an error of the system there, and OpenSSL before version 4 takes
+    it for that of whichever connection comes next.
+    """
+    if hasattr(lib, "ERR_clear_error"):
+        lib.ERR_clear_error()
 
 
 class Connection(SSL.Connection):

@@ -17,10 +17,9 @@ import socket as _socket
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
-from OpenSSL._util import lib
 
 from .client_contexts import ClientContextFactory
-from .connections import RECORD, can_move
+from .connections import RECORD, can_move, forget_errors
 from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
 from .errors import (
     SocketClosedError,
@@ -182,9 +181,7 @@ class TLSDescriptor(Negotiated):
 
     def _fail(self, error: SocketError) -> SocketError:
         self._failure = error
-        # pyOpenSSL leaves an error of the system in the queue of this thread, and OpenSSL
-        # before version 4 takes it for that of whichever connection comes next.
-        lib.ERR_clear_error()
+        forget_errors()
         # Nothing that was taken can be sent any more: who flushes it is to hear of that.
         self._lost = self._lost or bool(self._kept)
         self._kept = b""
