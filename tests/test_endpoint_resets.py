@@ -18,7 +18,7 @@ from twisted_netsock import (
     TLSError,
     client_endpoint,
 )
-from twisted_netsock.client_endpoints import _peer_name
+from twisted_netsock.client_endpoints import _peer_of
 from twisted_netsock.descriptors import PlainDescriptor
 from twisted_netsock.racing import Established
 from twisted_netsock.readiness import poller_for
@@ -94,5 +94,5 @@ async def test_the_name_of_a_peer_that_is_gone_is_a_lost_connection():
             PlainDescriptor(client), poller_for(reactor).watch(client.fileno())
         )
         with pytest.raises(SocketConnectionLostError):
-            _peer_name(established)
+            _peer_of(established)
         established.close()
