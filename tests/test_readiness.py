@@ -86,6 +86,29 @@ async def test_a_direction_that_is_given_up_is_not_reported(poller, direction):
         assert set(owner.heard) == {"readable" if direction == "write" else "writable"}
 
 
+async def test_a_stream_that_has_ended_wakes_nobody(poller, calls):
+    with watched(poller) as (owner, peer):
+        owner.watch.want_read()
+        peer.close()
+        await until(lambda: owner.heard)
+        owner.watch.end_read()
+        await turns(3)
+        owner.heard.clear()
+        calls.clear()
+        await turns(5)
+        assert owner.heard == []
+        assert calls == []
+
+
+async def test_what_is_to_be_sent_is_reported_after_the_end_of_reading(poller):
+    with watched(poller) as (owner, _):
+        owner.watch.want_read()
+        owner.watch.want_write()
+        owner.watch.end_read()
+        await until(lambda: len(owner.heard) >= 3)
+        assert set(owner.heard) == {"writable"}
+
+
 async def test_the_end_of_the_stream_counts_as_readable(poller):
     with watched(poller, act=lambda owner: owner.watch.stop_read()) as (owner, peer):
         owner.watch.want_read()

@@ -281,9 +281,9 @@ async def test_what_cannot_be_paused_is_closed_at_the_limit(authority):
 def test_addresses_of_one_customer_are_counted_together(first, second, same, log_lines):
     gatekeeper = Gatekeeper(Clock(), Limits(per_client=1))
     gatekeeper.serve(first)
-    assert gatekeeper.admits_address(second) is not same
+    assert gatekeeper.admits(second) is not same
     gatekeeper.served(first)
-    assert gatekeeper.admits_address(second)
+    assert gatekeeper.admits(second)
     assert not gatekeeper._served
 
 
@@ -293,7 +293,7 @@ def test_refusals_are_logged_now_and_then(log_lines):
     address = IPv4Address("TCP", "192.0.2.1", 1)
     gatekeeper.serve(address)
     for _ in range(100):
-        assert not gatekeeper.admits_address(address)
+        assert not gatekeeper.admits(address)
         clock.advance(0.2)
     assert gatekeeper.turned_away == 100
     assert len(log_lines) == 2

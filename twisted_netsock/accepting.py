@@ -128,7 +128,7 @@ class Acceptor:
                     return None
                 raise from_os_error(error) from None
             self._complained = False
-            return self._prepare(connection), SocketAddress.of(self._family, peer)
+            return self._prepare(connection), SocketAddress.named(peer)
         return None
 
     def _listens(self) -> bool:

@@ -198,7 +198,9 @@ class SocketAddress(tuple[Any, ...]):
         """Do as `of` for a stream socket, whose family the form of *native* tells."""
         if not isinstance(native, tuple):
             return cls.of(AF_UNIX, native)
-        return cls.of(AF_INET if len(native) == _HOST_AND_PORT else AF_INET6, native)
+        if len(native) == _HOST_AND_PORT:
+            return tuple.__new__(cls, native)
+        return cls.of(AF_INET6, native)
 
     def native(self, family: int) -> Any:
         """

@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from .addresses import SocketAddress, to_twisted_address
 from .client_contexts import client_context_factory
-from .connecting import connect
+from .connecting import begin_connecting
 from .contexts import negotiated_protocols
 from .errors import SocketConnectionLostError
 from .factories import place_of, start_factory, stop_factory
@@ -46,6 +46,7 @@ from .proxying import check_header
 from .racing import Established
 from .readiness import poller_for
 from .reloading import FileWatch, Reloader, watch_files
+from .resolver import numeric_service
 
 __all__ = ["ClientEndpoint", "client_endpoint"]
 
@@ -66,6 +67,8 @@ class ClientEndpoint:
         self._inner = inner
         self._node = node
         self._service = service
+        port = None if service is None else numeric_service(service)
+        self._service_or_port = service if port is None else port
         self._options = options
         self._header: ProxyHeader | None = None
         self._context_factory = (
@@ -158,13 +161,15 @@ class ClientEndpoint:
             stop_factory(factory)
             return failure
 
-        return self._connect(protocols).addCallbacks(connected, failed)
+        begun = self._begin(protocols)
+        connecting = succeed(begun) if isinstance(begun, Established) else begun
+        return connecting.addCallbacks(connected, failed)
 
-    def _connect(self, protocols: Sequence[bytes] = ()) -> Deferred[Established]:
-        return connect(
+    def _begin(self, protocols: Sequence[bytes] = ()) -> Established | Deferred[Established]:
+        return begin_connecting(
             self._reactor,
             self._node,
-            self._service,
+            self._service_or_port,
             self._options,
             self._context_factory,
             protocols,
@@ -179,12 +184,13 @@ class ClientEndpoint:
             self._inner is None and options.read_timeout is None and options.write_timeout is None
         )
 
-    def establish(self) -> Deferred[tuple[Established, SocketAddress]]:
+    def establish(self) -> Established | Deferred[Established]:
         """
         Connect, for those who do without protocol and transport.
 
         Returns:
-            The connection, which is the caller's to close, and the peer's address.
+            The connection, with the peer's address; it is the caller's to close.
+            Where it stands at once there is no Deferred about it.
 
         Errors:
             As `connect`.
@@ -192,7 +198,10 @@ class ClientEndpoint:
         Cancelling:
             As `connect`.
         """
-        return self._connect().addCallback(_with_peer)
+        begun = self._begin()
+        if not isinstance(begun, Established):
+            return begun.addCallback(_with_peer)
+        return begun if begun.peer is not None else succeed(begun).addCallback(_with_peer)
 
     def _attach(self, established: Established, factory: Any) -> Any:
         try:
@@ -225,6 +234,8 @@ def _peer_of(established: Established) -> SocketAddress:
             misses a certificate: the client's handshake is over when it finds out. The
             error is what it has said, if it has.
     """
+    if established.peer is not None:
+        return established.peer
     try:
         return SocketAddress.named(established.descriptor.sock.getpeername())
     except OSError:
@@ -233,12 +244,13 @@ def _peer_of(established: Established) -> SocketAddress:
         raise SocketConnectionLostError from None
 
 
-def _with_peer(established: Established) -> tuple[Established, SocketAddress]:
+def _with_peer(established: Established) -> Established:
     try:
-        return established, _peer_of(established)
+        established.peer = _peer_of(established)
     except BaseException:
         established.close()
         raise
+    return established
 
 
 def client_endpoint(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from socket import AF_UNIX
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
@@ -26,7 +26,7 @@ from .racing import Established, Race
 from .tls import TLSDescriptor
 from .tls_stages import handshake
 
-__all__ = ["Deadline", "connect"]
+__all__ = ["Deadline", "begin_connecting", "connect"]
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Deadline:
 
 def _known_infos(
     node: str, service: str | int | None, options: SocketOptions
-) -> list[AddressInfo] | None:
+) -> Sequence[AddressInfo] | None:
     """Return where to connect to, or `None` if somebody has to be asked."""
     if options.ai_family == AF_UNIX:
         return [unix_info(node, options)]
@@ -85,14 +85,16 @@ def _known_infos(
     return None if known is None else _ordered(options, known)
 
 
-def _ordered(options: SocketOptions, infos: Sequence[AddressInfo]) -> list[AddressInfo]:
+def _ordered(options: SocketOptions, infos: Sequence[AddressInfo]) -> Sequence[AddressInfo]:
     """Return *infos* in the order of the attempts, without those that cannot be reached."""
-    ordered = list(infos) if len(infos) == 1 else interleave_families(infos)
+    ordered = infos if len(infos) == 1 else interleave_families(infos)
     local_address = options.local_address
     return ordered if local_address is None else _reachable_from(local_address, ordered)
 
 
-def _reachable_from(local_address: tuple[str, int], infos: list[AddressInfo]) -> list[AddressInfo]:
+def _reachable_from(
+    local_address: tuple[str, int], infos: Sequence[AddressInfo]
+) -> list[AddressInfo]:
     """Leave out the families that *local_address* rules out."""
     family = as_socket_address(local_address).family
     fitting = [info for info in infos if info.family == family]
@@ -138,15 +140,32 @@ def connect(
     Cancelling:
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
-    deadline = Deadline(reactor, options)
+    begun = begin_connecting(reactor, node, service, options, factory, protocols, header)
+    return succeed(begun) if isinstance(begun, Established) else begun
+
+
+def begin_connecting(
+    reactor: Any,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions,
+    factory: ClientContextFactory | None = None,
+    protocols: Sequence[bytes] = (),
+    header: ProxyHeader | None = None,
+) -> Established | Deferred[Established]:
+    """Do as `connect`, yet return the connection itself where it stands at once."""
     try:
         infos = _known_infos(node, service, options)
         if infos is not None and factory is None and options.proxy_protocol is None:
             # The way of most plain sockets: there is nothing to wait for but the connection.
             race = Race(reactor, infos, options)
-            return deadline.bound(race.run(), "connect", race.attempts)
+            begun = race.run()
+            if isinstance(begun, Established):
+                return begun
+            return Deadline(reactor, options).bound(begun, "connect", race.attempts)
     except SocketError:
         return fail(Failure())
+    deadline = Deadline(reactor, options)
     return Deferred.fromCoroutine(
         _connect(reactor, deadline, infos, node, service, options, factory, protocols, header)
     )
@@ -155,7 +174,7 @@ def connect(
 async def _connect(
     reactor: Any,
     deadline: Deadline,
-    infos: list[AddressInfo] | None,
+    infos: Sequence[AddressInfo] | None,
     node: str,
     service: str | int | None,
     options: SocketOptions,
@@ -167,8 +186,13 @@ async def _connect(
         found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
         infos = _ordered(options, found)
     race = Race(reactor, infos, options)
-    established = await deadline.bound(race.run(), "connect", race.attempts)
+    begun = race.run()
+    if not isinstance(begun, Established):
+        begun = await deadline.bound(begun, "connect", race.attempts)
+    established = begun
     sock, watch = established.descriptor.sock, established.watch
+    # Until the last stage is done the peer may have reset it: who needs its address asks then.
+    established.peer = None
     try:
         if options.proxy_protocol is not None:
             sending = send_header(reactor, watch, sock, options.proxy_protocol, header)

@@ -311,14 +311,20 @@ def connect_error(number: int) -> SocketError:
 
 
 class Connect:
-    """An attempt to connect *sock* to a native address, to be called until it is done."""
+    """
+    An attempt to connect *sock* to a native address, to be called until it is done.
 
-    __slots__ = ("_address", "_begun", "_sock")
+    Attributes:
+        peer: The native address that it was connected to, where the kernel was asked.
+    """
+
+    __slots__ = ("_address", "_begun", "_sock", "peer")
 
     def __init__(self, sock: _socket.socket, address: Any) -> None:
         self._sock = sock
         self._address = address
         self._begun = False
+        self.peer: Any = None
 
     def __call__(self) -> Want | None:
         """Begin, or look whether it is done; raises `SocketConnectionError` and kin."""
@@ -328,7 +334,7 @@ class Connect:
         if number:
             raise connect_error(number)
         try:
-            self._sock.getpeername()
+            self.peer = self._sock.getpeername()
         except OSError as error:
             if error.errno == errno.ENOTCONN:
                 # A report that was meant for an earlier descriptor of this number.
@@ -354,7 +360,7 @@ class Connect:
     def _look(self) -> Want | None:
         """Look whether it is done already, as it is within one machine."""
         try:
-            self._sock.getpeername()
+            self.peer = self._sock.getpeername()
         except OSError:
             return WANT_WRITE
         return None

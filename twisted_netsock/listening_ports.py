@@ -47,7 +47,7 @@ def make_transport(
     is_client: bool,
 ) -> Transport:
     """Return a transport on *established* that the poller keeps until it is lost."""
-    descriptor, watch = established
+    descriptor, watch = established.descriptor, established.watch
     told = header is not None and header.destination is not None
     socket_type = SOCK_STREAM if header is None or not told else header.socket_type
     host = to_twisted_address(_local_address(descriptor.sock, header), socket_type)
@@ -142,6 +142,7 @@ class ListeningPort:
             adopted: The sockets were bound elsewhere: a path is not removed.
         """
         self._reactor = reactor
+        self._poller = poller_for(reactor)
         self._sockets = sockets
         self._factory = factory
         self._options = options
@@ -182,9 +183,8 @@ class ListeningPort:
             return
         if not self._sockets:
             raise SocketClosedError(strerror="A port that has stopped cannot start again")
-        poller = poller_for(self._reactor)
         for sock in self._sockets:
-            watch = poller.watch(sock.fileno())
+            watch = self._poller.watch(sock.fileno())
             watch.keep()
             acceptor = Acceptor(
                 self._reactor, watch, sock, self._on_connection, self._on_acceptor_lost
@@ -253,14 +253,15 @@ class ListeningPort:
     # Connections
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        if self._gate is not None:
-            self._gate.entered()
+        gate = self._gate
+        if gate is not None:
+            gate.entered()
         if self._arrivals is None:
-            if not self._admits(peer):
+            if gate is not None and not gate.admits(peer):
                 connection.close()
-                self._left()
+                gate.left()
                 return
-            watch = poller_for(self._reactor).watch(connection.fileno())
+            watch = self._poller.watch(connection.fileno())
             self._build(PlainDescriptor(connection), watch, peer, None)
             return
         self._arrivals.begin(connection, peer)

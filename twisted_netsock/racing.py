@@ -6,8 +6,9 @@ import errno
 import socket as _socket
 from collections.abc import Sequence
 from socket import AF_UNIX
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -45,11 +46,20 @@ _NO_ROUTE: Final = frozenset(
 )
 
 
-class Established(NamedTuple):
-    """A connection that stands, verified if it is TLS; whoever gets it owns it."""
+@attrs.define(eq=False)
+class Established:
+    """
+    A connection that stands, verified if it is TLS; whoever gets it owns it.
+
+    Attributes:
+        descriptor: Speaks on it.
+        watch: Of the descriptor.
+        peer: Where it leads to, if the kernel has just said so.
+    """
 
     descriptor: Descriptor
     watch: Watch
+    peer: SocketAddress | None = None
 
     def close(self) -> None:
         """Close it at once."""
@@ -61,8 +71,7 @@ class Race:
     """
     Attempts at the addresses of one node, of which the first to succeed wins.
 
-    Losers are closed. When all have failed the Deferred fails with what they
-    gave, as one error.
+    Losers are closed. When all have failed, what they gave is one error.
     """
 
     def __init__(self, reactor: Any, infos: Sequence[AddressInfo], options: SocketOptions) -> None:
@@ -73,11 +82,24 @@ class Race:
         self._failures: list[tuple[SocketAddress, Exception]] = []
         self._timer: Any = None
         self._over = False
-        self._result: Deferred[Established] = Deferred(lambda _: self._stop())
+        self._winner: Established | None = None
+        self._result: Deferred[Established] | None = None
 
-    def run(self) -> Deferred[Established]:
-        """Begin; the Deferred fires with the winner, which is its receiver's to close."""
+    def run(self) -> Established | Deferred[Established]:
+        """
+        Begin, and return the winner, or a Deferred that fires with it.
+
+        Within one machine there is mostly a winner at once. It is its receiver's to close.
+
+        Raises:
+            SocketError: All have failed at once.
+        """
         self._next()
+        if self._winner is not None:
+            return self._winner
+        if self._over:
+            raise _summary(self._failures)
+        self._result = Deferred(lambda _: self._stop())
         return self._result
 
     def attempts(self) -> list[tuple[SocketAddress, Exception]]:
@@ -100,7 +122,8 @@ class Race:
                 return
         if not self._running and not self._over:
             self._over = True
-            self._result.errback(Failure(_summary(self._failures)))
+            if self._result is not None:
+                self._result.errback(Failure(_summary(self._failures)))
 
     def _begin(self, info: AddressInfo) -> bool:
         """Begin an attempt, and tell whether it is under way (or has won)."""
@@ -119,7 +142,7 @@ class Race:
             self._failures.append((address, error))
             return False
         if want is None:
-            self._won(candidate)
+            self._won(candidate, address, connecting.peer)
             return True
         return self._wait(candidate, address, connecting, want)
 
@@ -146,7 +169,7 @@ class Race:
         def finished(result: Failure | None) -> None:
             del self._running[attempt]
             if not isinstance(result, Failure):
-                self._won(candidate)
+                self._won(candidate, address, connecting.peer)
                 return
             candidate.close()
             if self._over:
@@ -163,9 +186,15 @@ class Race:
         beginning = False
         return self._over or attempt in self._running
 
-    def _won(self, candidate: Established) -> None:
+    def _won(self, candidate: Established, address: SocketAddress, peer: Any) -> None:
+        """End the race with *candidate*, which went to *address*, and got to the native *peer*."""
         self._stop()
-        self._result.callback(candidate)
+        if peer is not None:
+            candidate.peer = address if peer == address else SocketAddress.named(peer)
+        if self._result is None:
+            self._winner = candidate
+        else:
+            self._result.callback(candidate)
 
     def _after_delay(self) -> None:
         self._timer = None

@@ -96,6 +96,11 @@ class Watch:
         """Report no more that the descriptor is readable."""
         self.reading = False
 
+    def end_read(self) -> None:
+        """Do as `stop_read`, for good: there is nothing to be read any more."""
+        self.reading = False
+        self._poller.forget_reading(self)
+
     def stop_write(self) -> None:
         """Report no more that the descriptor is writable."""
         self.writing = False
@@ -106,14 +111,15 @@ class Watch:
 
         The owner then hears of the poller's end whether it waits or not.
         """
-        self._poller.keep(self)
+        self._poller.kept.add(self)
 
     def close(self) -> None:
         """Leave the poller; to be called before the descriptor is closed."""
         self.reading = self.writing = False
         self.owner = None
-        self._poller.forget(self)
-        self._poller.unkeep(self)
+        poller = self._poller
+        poller.forget(self)
+        poller.kept.discard(self)
 
 
 class Poller:
@@ -128,7 +134,8 @@ class Poller:
         # the table of pollers must not hold the reactor.
         self._reactor_ref = weakref.ref(reactor)
         self._registered: dict[int, Watch] = {}
-        self._kept: set[Watch] = set()
+        self.kept: set[Watch] = set()
+        """Those whose owners are held whether they wait or not."""
         self._dead: Callable[[], Exception] | None = None
         self.reporting = False
         """The reactor has called, so this is one of its readers."""
@@ -146,17 +153,9 @@ class Poller:
 
     def watch(self, fd: int) -> Watch:
         """Return a watch on *fd*, without an owner yet."""
-        self.check_alive()
-        return Watch(self, fd)
-
-    def keep(self, watch: Watch) -> None:
-        """Hold the owner of *watch* until the watch is closed."""
-        self._kept.add(watch)
-
-    def check_alive(self) -> None:
-        """Raise `SocketError` if nothing can be waited for here any more."""
         if self._dead is not None:
             raise self._dead()
+        return Watch(self, fd)
 
     def park(self, watch: Watch, event: int) -> None:
         """Have *event* of *watch* reported."""
@@ -166,9 +165,9 @@ class Poller:
         """Report nothing about *watch* any more."""
         raise NotImplementedError
 
-    def unkeep(self, watch: Watch) -> None:
-        """Let go of a watch that was kept."""
-        self._kept.discard(watch)
+    def forget_reading(self, watch: Watch) -> None:
+        """Report no more that *watch* is readable, and have the kernel know."""
+        raise NotImplementedError
 
     def lose_all(self) -> None:
         """Tell every owner that its connection is lost: the reactor shuts down."""
@@ -186,16 +185,16 @@ class Poller:
         watches = list(self._registered.values())
         for watch in watches:
             self.forget(watch)
-            self._kept.discard(watch)
+            self.kept.discard(watch)
         for watch in watches:
             reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")
             _report_loss(watch, reason)
 
     def _tell_lost(self, reason: Exception) -> None:
-        watches = list(self._kept.union(self._registered.values()))
+        watches = list(self.kept.union(self._registered.values()))
         for watch in watches:
             self.forget(watch)
-        self._kept.clear()
+        self.kept.clear()
         for watch in watches:
             _report_loss(watch, reason)
 
@@ -226,10 +225,11 @@ class EpollPoller(Poller):
     def park(self, watch: Watch, event: int) -> None:
         if self._dead is not None:
             raise self._dead()
-        reactor = self._reactor
+        # While the reactor calls, this is one of its readers, and `doRead` sees to the rest.
+        reactor = None if self.reporting else self._reactor
         mask = watch._mask
         if not mask:
-            if self._registered and self not in reactor.getReaders():
+            if reactor is not None and self._registered and self not in reactor.getReaders():
                 # Somebody, trial's clean-up say, called reactor.removeAll().
                 self._drop_registrations()
             try:
@@ -242,7 +242,10 @@ class EpollPoller(Poller):
         elif not mask & event:
             self._epoll.modify(watch.fd, mask | event)
             watch._mask = mask | event
-        reactor.addReader(self)
+        if reactor is None:
+            self.parked = True
+        else:
+            reactor.addReader(self)
 
     def forget(self, watch: Watch) -> None:
         if not watch._mask:
@@ -260,6 +263,10 @@ class EpollPoller(Poller):
             reactor = self._reactor_ref()
             if reactor is not None:
                 reactor.removeReader(self)
+
+    def forget_reading(self, watch: Watch) -> None:
+        if watch._mask & select.POLLIN:
+            self._shrink(watch)
 
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
@@ -386,7 +393,8 @@ class ReactorPoller(Poller):
     """Each watch as a reader and a writer of the reactor."""
 
     def park(self, watch: Watch, event: int) -> None:
-        self.check_alive()
+        if self._dead is not None:
+            raise self._dead()
         if watch._adapter is None:
             if self._was_dropped():
                 self._drop_registrations()
@@ -419,9 +427,12 @@ class ReactorPoller(Poller):
         if not watch.writing:
             self._reactor.removeWriter(watch._adapter)
 
+    def forget_reading(self, watch: Watch) -> None:
+        self.shrink(watch)
+
     def lose(self, watch: Watch) -> None:
         """Tell one owner that the reactor disconnects it."""
-        self._kept.discard(watch)
+        self.kept.discard(watch)
         _report_loss(watch, SocketConnectionLostError(strerror="The reactor disconnects all"))
 
     def _was_dropped(self) -> bool:

@@ -143,12 +143,14 @@ class Session:
     @property
     def received(self) -> int:
         """Bytes that have come from the client."""
-        return int(self._front.count)
+        count: int = self._front.count
+        return count
 
     @property
     def sent(self) -> int:
         """Bytes that have come from the backend."""
-        return 0 if self._back is None else int(self._back.count)
+        count: int = 0 if self._back is None else self._back.count
+        return count
 
     def joined(self, back: Any, address: Any) -> None:
         """Note the backend's connection, and the *address* that it was made to."""
@@ -201,8 +203,8 @@ class Session:
         if self._front.lost and (self._back is None or self._back.lost):
             self._ledger.close(self)
 
-    def report(self) -> None:
-        """Log what has been."""
+    def report(self, received: int, sent: int) -> None:
+        """Log what has been, with the final counts."""
         tls = self.tls
         fields = {
             "client": written(self.client),
@@ -214,8 +216,8 @@ class Session:
             "server_name": None,
             "alpn": None,
             "subject": None,
-            "received": self.received,
-            "sent": self.sent,
+            "received": received,
+            "sent": sent,
             "duration": round(self._ledger.reactor.seconds() - self.began, 3),
             "reason": self.reason,
             "error": self._error,
@@ -282,8 +284,11 @@ class Ledger:
         """
         session = Session(self, front, client, listener, tls)
         self._accepted += 1
-        self._open[session] = session.began + (self.look_every or 0.0)
-        self._arm()
+        if self.look_every is None:
+            self._open[session] = session.began
+        else:
+            self._open[session] = session.began + self.look_every
+            self._arm()
         return session
 
     def _arm(self) -> None:
@@ -317,9 +322,10 @@ class Ledger:
             self._timer.cancel()
             self._timer = None
         self._ended[session.reason or "closed"] += 1
-        self._received += session.received
-        self._sent += session.sent
-        session.report()
+        received, sent = session.received, session.sent
+        self._received += received
+        self._sent += sent
+        session.report(received, sent)
 
     def cut_all(self, reason: str) -> None:
         """End every connection."""

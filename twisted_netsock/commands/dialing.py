@@ -130,8 +130,8 @@ class Client:
         else:
             self._turn_away(session, "no-route")
 
-    def dial(self, backend: IStreamClientEndpoint, session: Session) -> Deferred[Any]:
-        """Connect to *backend*; what the Deferred fires with goes to `reached`."""
+    def dial(self, backend: IStreamClientEndpoint, session: Session) -> Any:
+        """Connect to *backend*; the connection, or what a Deferred fires with, is `reached`."""
         raise NotImplementedError
 
     def reached(self, back: Any, session: Session) -> None:
@@ -159,7 +159,11 @@ class Client:
         session.target = target.name
         backend = _on_behalf_of(target.endpoint, self._header, session)
         self._late = False
-        self._connecting = connecting = self.dial(backend, session)
+        connecting = self.dial(backend, session)
+        if not isinstance(connecting, Deferred):
+            self._connected(connecting, session, target)
+            return
+        self._connecting = connecting
         connecting.addCallbacks(
             self._connected,
             self._refused,

@@ -18,8 +18,6 @@ from typing import Any, Final
 import attrs
 from twisted.logger import Logger
 
-from ..addresses import SocketAddress
-
 __all__ = ["Gatekeeper", "Limits", "raise_descriptor_limit"]
 
 _DESCRIPTORS_APART: Final = 64
@@ -122,8 +120,8 @@ class Gatekeeper:
 
     def __init__(self, reactor: Any, limits: Limits) -> None:
         self._reactor = reactor
-        self._limits = limits
         self._most = limits.connections
+        self._per_client = limits.per_client
         self._doors: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._served: Counter[str] = Counter()
         self._resting: Any = None
@@ -169,15 +167,13 @@ class Gatekeeper:
         if self._paused:
             self._update()
 
-    def admits(self, peer: SocketAddress) -> bool:
+    def admits(self, peer: Any) -> bool:
         """Tell whether *peer* may have one more connection, and log now and then if not."""
-        return self.admits_address(peer)
-
-    def admits_address(self, address: Any) -> bool:
-        """Do as `admits`, for addresses of any kind."""
-        most = self._limits.per_client
-        group = self._group(address)
-        if group is None or most is None or self._served[group] < most:
+        most = self._per_client
+        if most is None:
+            return True
+        group = _group_of(getattr(peer, "host", None))
+        if group is None or self._served[group] < most:
             return True
         self.turned_away += 1
         now = self._reactor.seconds()
@@ -192,25 +188,21 @@ class Gatekeeper:
             )
         return False
 
-    def _group(self, address: Any) -> str | None:
-        """Return whom *address* is counted for, where that is limited."""
-        if self._limits.per_client is None:
-            return None
-        return _group_of(getattr(address, "host", None))
-
     def serve(self, address: Any) -> None:
         """Note that a client at *address* is served."""
-        group = self._group(address)
-        if group is not None:
-            self._served[group] += 1
+        if self._per_client is not None:
+            group = _group_of(getattr(address, "host", None))
+            if group is not None:
+                self._served[group] += 1
 
     def served(self, address: Any) -> None:
         """Note that it is served no more."""
-        group = self._group(address)
-        if group is not None:
-            self._served[group] -= 1
-            if not self._served[group]:
-                del self._served[group]
+        if self._per_client is not None:
+            group = _group_of(getattr(address, "host", None))
+            if group is not None:
+                self._served[group] -= 1
+                if not self._served[group]:
+                    del self._served[group]
 
     def rest(self) -> None:
         """Take no connections for a second: there were no descriptors for a backend."""

@@ -76,18 +76,17 @@ class _LinkedClient(Link, Client):
             self.leave(session)
         self._gone()
 
-    def dial(self, backend: Any, session: Session) -> Deferred[Any]:
+    def dial(self, backend: Any, session: Session) -> Established | Deferred[Established]:
         """Connect to *backend*, an endpoint of ours."""
         endpoint: ClientEndpoint = backend
         return endpoint.establish()
 
-    def reached(self, back: Any, session: Session) -> None:
-        """Join this connection with that of the backend, and its address."""
-        established, address = back
+    def reached(self, back: Established, session: Session) -> None:
+        """Join this connection with that of the backend."""
         early: _Early = self.other
-        self.other = link = link_for(self._relay, established, session)
+        self.other = link = link_for(self._relay, back, session)
         link.other = self
-        session.joined(link, address)
+        session.joined(link, back.peer)
         link.resume()
         self.resume()
         if early.pieces:

@@ -48,7 +48,7 @@ class Link:
     def __init__(
         self, relay: Relay, established: Established, session: Session | None = None
     ) -> None:
-        descriptor, watch = established
+        descriptor, watch = established.descriptor, established.watch
         self.count = 0
         self.ended = False
         self.lost = False
@@ -108,10 +108,14 @@ class Link:
     def _end(self) -> None:
         """Pass the end of the stream on, and go on with the other direction."""
         self.ended = True
-        self.pause()
+        self._stop_reading()
         self.other.finish()
         if self._finished and not self.lost:
             self.lose(None)
+
+    def _stop_reading(self) -> None:
+        """Read nothing any more: the peer has finished."""
+        self._watch.end_read()
 
     def on_writable(self) -> None:
         """Send what waits; for the poller."""
@@ -225,6 +229,10 @@ class TLSLink(Link):
         self._reads = False
         if not self._write_waits_to_read:
             self._watch.stop_read()
+
+    def _stop_reading(self) -> None:
+        """Read nothing any more; what is still to be sent may wait to read."""
+        self.pause()
 
     def _read_on_if_buffered(self) -> None:
         """Read on in the next turn if bytes wait where the poller cannot see them."""

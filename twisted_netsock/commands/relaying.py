@@ -254,7 +254,7 @@ class RelayFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """Return the protocol of one client, or `None` if its address has too many."""
-        return _Front(self) if self.gatekeeper.admits_address(addr) else None
+        return _Front(self) if self.gatekeeper.admits(addr) else None
 
     def take_connection(
         self,
