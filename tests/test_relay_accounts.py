@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
+from twisted.logger import Logger, globalLogPublisher
 
 from twisted_netsock.addresses import SocketAddress
+from twisted_netsock.commands import accounting
 from twisted_netsock.commands.accounting import Ledger
 from twisted_netsock.commands.limits import Limits
 
@@ -65,6 +67,26 @@ def test_an_end_in_time_leaves_no_timer():
         session.lost(each, None)
     assert session.reason == "closed"
     assert not clock.getDelayedCalls()
+
+
+def test_the_line_of_a_connection_is_an_event_like_any_other():
+    session, front, back, _ = account(Limits())
+    events = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        for each in front, back:
+            each.lost = True
+            session.lost(each, None)
+        Logger(namespace=accounting.__name__, source=None).info("closed", reason="closed")
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    ours, others = (
+        {key: event[key] for key in event if key.startswith("log_")} for event in events
+    )
+    assert ours.keys() == others.keys()
+    for each in "log_level", "log_namespace", "log_source":
+        assert ours[each] == others[each]
+    assert 0 <= others["log_time"] - ours["log_time"] < 60
 
 
 def test_one_timer_looks_at_all_in_their_time():

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from itertools import islice
+from time import time
 from typing import Any, Final
 
 import attrs
 from cryptography import x509
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from ..tls import TLSDescriptor
 from ..transports import TLSTransport
@@ -206,7 +207,7 @@ class Session:
     def report(self, received: int, sent: int) -> None:
         """Log what has been, with the final counts."""
         tls = self.tls
-        fields = {
+        event: dict[str, Any] = {
             "client": written(self.client),
             "listener": written(self.listener),
             "target": self.target,
@@ -223,17 +224,32 @@ class Session:
             "error": self._error,
         }
         if tls is not None:
-            fields["tls_version"] = tls.version
-            fields["cipher"] = tls.cipher
-            fields["server_name"] = _told(tls.server_name)
-            fields["alpn"] = _told(tls.alpn)
-            fields["subject"] = _told(tls.subject)
+            event["tls_version"] = tls.version
+            event["cipher"] = tls.cipher
+            event["server_name"] = _told(tls.server_name)
+            event["alpn"] = _told(tls.alpn)
+            event["subject"] = _told(tls.subject)
         line = _LINE
         if tls is not None or self._error is not None:
             line += "".join(
-                f" {name}={{{name}}}" for name in _SOMETIMES if fields[name] is not None
+                f" {name}={{{name}}}" for name in _SOMETIMES if event[name] is not None
             )
-        _log.info(line, **fields)
+        _emit(line, event)
+
+
+def _emit(line: str, event: dict[str, Any]) -> None:
+    """
+    Log *event*, which this takes over.
+
+    As `Logger.info` does, which copies it twice, and costs more than all else here.
+    """
+    event["log_logger"] = _log
+    event["log_level"] = LogLevel.info
+    event["log_namespace"] = _log.namespace
+    event["log_source"] = _log.source
+    event["log_format"] = line
+    event["log_time"] = time()
+    _log.observer(event)
 
 
 def _why(error: BaseException) -> str:

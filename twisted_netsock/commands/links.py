@@ -108,10 +108,11 @@ class Link:
     def _end(self) -> None:
         """Pass the end of the stream on, and go on with the other direction."""
         self.ended = True
-        self._stop_reading()
         self.other.finish()
-        if self._finished and not self.lost:
+        if self._finished:
             self.lose(None)
+        else:
+            self._stop_reading()
 
     def _stop_reading(self) -> None:
         """Read nothing any more: the peer has finished."""
