@@ -20,7 +20,6 @@ from .descriptors import Descriptor, set_linger_reset
 from .errors import SocketClosedError
 from .operations import Operating
 from .options import SocketOptions
-from .proxy_headers import ProxyHeader
 from .readiness import Watch
 from .socket_facts import SocketFacts
 
@@ -31,7 +30,6 @@ class BaseSocket(SocketFacts, Operating):
     """The life of a socket on the reactor, and what it tells about itself."""
 
     # What an idle connection has no use for stands here, and takes memory only once it is set.
-    proxy_header: ProxyHeader | None = None
     _gone = False
     _aborted = False
     _ending: Deferred[None] | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .addresses import Address, SocketAddress, as_socket_address
 from .errors import SocketBindError, SocketClosedError, SocketError
+from .proxy_headers import ProxyHeader
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,6 +25,9 @@ class SocketFacts:
     _descriptor: Any
     _number: int
     _closed: bool
+
+    # Of the class, so that it takes memory only where there is one.
+    proxy_header: ProxyHeader | None = None
 
     @property
     def _family(self) -> _socket.AddressFamily:

@@ -98,7 +98,6 @@ class BlockingSocket(BlockingData):
         """Take *descriptor* over; see `from_socket` for the public way."""
         super().__init__(descriptor, node=node, service=service, options=options)
         self._strays: deque[Taken] = deque()
-        self.proxy_header: ProxyHeader | None = None
         self._successor: BlockingSocket | None = None
         """The socket that has the connection now: by `start_tls`, which spent this one."""
 
