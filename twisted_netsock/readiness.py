@@ -99,7 +99,8 @@ class Watch:
     def end_read(self) -> None:
         """Do as `stop_read`, for good: there is nothing to be read any more."""
         self.reading = False
-        self._poller.forget_reading(self)
+        if self._mask:
+            self._poller.shrink(self)
 
     def stop_write(self) -> None:
         """Report no more that the descriptor is writable."""
@@ -165,8 +166,8 @@ class Poller:
         """Report nothing about *watch* any more."""
         raise NotImplementedError
 
-    def forget_reading(self, watch: Watch) -> None:
-        """Report no more that *watch* is readable, and have the kernel know."""
+    def shrink(self, watch: Watch) -> None:
+        """Have nothing reported of *watch* that its owner does not wait for."""
         raise NotImplementedError
 
     def lose_all(self) -> None:
@@ -264,10 +265,6 @@ class EpollPoller(Poller):
             if reactor is not None:
                 reactor.removeReader(self)
 
-    def forget_reading(self, watch: Watch) -> None:
-        if watch._mask & select.POLLIN:
-            self._shrink(watch)
-
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
         registered = self._registered
@@ -311,10 +308,9 @@ class EpollPoller(Poller):
             elif not watch.reading or events == select.EPOLLOUT:
                 unwanted = True
         if unwanted and watch._mask:
-            self._shrink(watch)
+            self.shrink(watch)
 
-    def _shrink(self, watch: Watch) -> None:
-        """Ask the kernel only for what the owner waits for, after an unwanted report."""
+    def shrink(self, watch: Watch) -> None:
         mask = (select.EPOLLIN if watch.reading else 0) | (select.EPOLLOUT if watch.writing else 0)
         if not mask:
             # Never an empty mask: a hang-up is reported for that too, and would spin.
@@ -419,16 +415,12 @@ class ReactorPoller(Poller):
             reactor.removeWriter(adapter)
 
     def shrink(self, watch: Watch) -> None:
-        """Ask the reactor only for what the owner waits for."""
         if watch._adapter is None:
             return
         if not watch.reading:
             self._reactor.removeReader(watch._adapter)
         if not watch.writing:
             self._reactor.removeWriter(watch._adapter)
-
-    def forget_reading(self, watch: Watch) -> None:
-        self.shrink(watch)
 
     def lose(self, watch: Watch) -> None:
         """Tell one owner that the reactor disconnects it."""
