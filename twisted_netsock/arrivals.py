@@ -13,7 +13,7 @@ import socket as _socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -148,26 +148,34 @@ class Arrivals:
         """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
         watch = poller_for(self._reactor).watch(sock.fileno())
         arrival = Arrival(self._reactor, sock, watch, peer, self._seconds)
-        running: Deferred[Any] = succeed(None)
-        if self._version is not None:
+        running: Deferred[Any]
+        if self._version is None:
+            running = self._shake(arrival)
+        else:
             running = receive_header(
                 self._reactor, watch, sock, self._version, arrival.remaining()
-            ).addCallback(arrival.tell)
-        running.addCallback(lambda _: self._shake(arrival))
+            ).addCallback(self._greeted, arrival)
         self._running[arrival] = running
-        running.addBoth(lambda result: self._finished(arrival, result))
-        running.addErrback(lambda f: _log.failure("a new connection could not be handed on", f))
+        running.addBoth(self._finished, arrival)
+        running.addErrback(_not_handed_on)
 
-    def _shake(self, arrival: Arrival) -> Deferred[Descriptor] | Descriptor:
-        if self._admit is not None and not self._admit(arrival.peer):
-            # Who does not admit it tells why.
-            raise CancelledError
-        if self._secure is None:
-            return PlainDescriptor(arrival.sock)
-        arrival.shaking = True
-        return self._secure(arrival)
+    def _greeted(self, header: ProxyHeader, arrival: Arrival) -> Deferred[Descriptor]:
+        arrival.tell(header)
+        return self._shake(arrival)
 
-    def _finished(self, arrival: Arrival, result: Descriptor | Failure) -> None:
+    def _shake(self, arrival: Arrival) -> Deferred[Descriptor]:
+        try:
+            if self._admit is not None and not self._admit(arrival.peer):
+                # Who does not admit it tells why.
+                return fail(CancelledError())
+            if self._secure is None:
+                return succeed(PlainDescriptor(arrival.sock))
+            arrival.shaking = True
+            return self._secure(arrival)
+        except Exception:  # noqa: BLE001 - it costs this connection and no other
+            return fail()
+
+    def _finished(self, result: Descriptor | Failure, arrival: Arrival) -> None:
         was_full = self.full
         self._running.pop(arrival, None)
         if isinstance(result, Failure):
@@ -200,3 +208,7 @@ class Arrivals:
         self._closed = True
         for running in list(self._running.values()):
             running.cancel()
+
+
+def _not_handed_on(failure: Failure) -> None:
+    _log.failure("a new connection could not be handed on", failure)

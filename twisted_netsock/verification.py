@@ -48,6 +48,7 @@ class Verification:
 
     Attributes:
         failure: The error to fail the handshake with, once there is one.
+        asked: OpenSSL has asked about a certificate, so the peer has shown one.
         checked: The peer's own certificate has been accepted, identity included.
         not_after: When that certificate expires.
         may_be_skipped: A session is offered whose own handshake was verified; if it
@@ -55,9 +56,9 @@ class Verification:
     """
 
     __slots__ = (
-        "_asked",
         "_identity",
         "_verifier",
+        "asked",
         "checked",
         "failure",
         "may_be_skipped",
@@ -76,7 +77,7 @@ class Verification:
         self.checked = False
         self.not_after: datetime | None = None
         self.may_be_skipped = False
-        self._asked = False
+        self.asked = False
 
     @property
     def needed(self) -> bool:
@@ -86,11 +87,11 @@ class Verification:
     @property
     def skipped(self) -> bool:
         """Whether the handshake that is done resumed a session, and verified nothing anew."""
-        return self.may_be_skipped and not self._asked
+        return self.may_be_skipped and not self.asked
 
     def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
         """Answer one call of OpenSSL's: accept this verdict on this certificate, or not."""
-        self._asked = True
+        self.asked = True
         if self.failure is not None:
             return False
         try:

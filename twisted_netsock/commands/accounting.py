@@ -101,14 +101,15 @@ class TLSAccount:
     @classmethod
     def of_descriptor(cls, tls: TLSDescriptor) -> TLSAccount:
         """Look at a connection that has shaken hands."""
-        certificate = tls.peer_certificate
+        verification = tls.connection.state.verification
+        certificate = tls.peer_certificate if verification.asked else None
         return cls(
             version=tls.tls_version,
             cipher=tls.cipher,
             server_name=tls.server_name,
             alpn=tls.selected_alpn,
             certificate=certificate,
-            verified=certificate is not None and tls.connection.state.verification.checked,
+            verified=certificate is not None and verification.checked,
         )
 
 
