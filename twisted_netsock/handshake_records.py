@@ -156,18 +156,14 @@ def _whole_records(data: bytes) -> int:
     """Return where the last whole record ends, of as many as may be handed over at once."""
     end = 0
     for _ in range(_AT_ONCE):
-        following = end + _record_size(data, end)
+        following = end + _HEADER
+        if following > len(data):
+            break
+        length = data[end + 3] << 8 | data[end + 4]
+        # OpenSSL refuses any other header without the rest.
+        if data[end + 1] == _VERSION and length <= _LONGEST:
+            following += length
         if following > len(data):
             break
         end = following
     return end
-
-
-def _record_size(data: bytes, begin: int) -> int:
-    """Return the size of the record that begins there, at least as far as one can see."""
-    if len(data) - begin < _HEADER:
-        return _HEADER
-    length = int.from_bytes(data[begin + 3 : begin + _HEADER], "big")
-    # OpenSSL refuses any other header without the rest.
-    fits = data[begin + 1] == _VERSION and length <= _LONGEST
-    return _HEADER + length if fits else _HEADER

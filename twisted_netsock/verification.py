@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.cryptography import (
@@ -95,8 +96,9 @@ class Verification:
         if self.failure is not None:
             return False
         try:
-            if code == X509_V_OK and depth > 0 and not callable(self._verifier):
-                # Nobody looks at it, and to make it one that can be looked at takes time.
+            # Where nobody looks at it: to make it one that can be looked at takes time.
+            plain = code == X509_V_OK and not callable(self._verifier)
+            if plain and (depth > 0 or self._is_matched(certificate)):
                 return True
             subject = certificate.to_cryptography()
             text = _describe(code)
@@ -117,6 +119,16 @@ class Verification:
                 code, text = 1, "certificate_verifier refused it"
             self.failure = CertificateVerificationError(depth, text, subject, code=code)
         return accepted
+
+    def _is_matched(self, certificate: crypto.X509) -> bool:
+        """Tell whether the peer's own *certificate*, which is good, is for the identity."""
+        encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        not_after = _match_encoded(encoded, self._identity)
+        if not_after is None:
+            return False
+        self.checked = True
+        self.not_after = not_after
+        return True
 
     def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
         """Decide one verdict: the verifier's word if it has one, else the verdict itself."""
@@ -149,13 +161,20 @@ class Verification:
 
 
 @lru_cache(maxsize=_MATCHES_KEPT)
-def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
+def _match_encoded(encoded: bytes, identity: str | None) -> datetime | None:
     """
-    Return code 0 if *certificate* is for *identity*, else 62 or 64 and why.
+    Return when the certificate expires, if it is for *identity*, which may be anybody's.
 
-    Nothing else has a say in it, time neither, so that it can be remembered: equal
-    certificates are equal in every byte.
+    Nothing else has a say in it, time neither, so that it can be remembered.
     """
+    certificate = x509.load_der_x509_certificate(encoded)
+    if identity is not None and _match(certificate, identity)[0] != X509_V_OK:
+        return None
+    return certificate.not_valid_after_utc
+
+
+def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
+    """Return code 0 if *certificate* is for *identity*, else 62 or 64 and why."""
     by_address = is_ip_address(identity)
     compare = verify_certificate_ip_address if by_address else verify_certificate_hostname
     try:

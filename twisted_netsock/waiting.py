@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from .descriptors import WANT_READ, Want
@@ -51,6 +51,14 @@ def drive(
         Fails with `CancelledError` and waits no more; descriptor and watch stay
         open, and are the caller's to close.
     """
+    if first is None:
+        try:
+            result = attempt()
+        except Exception:  # noqa: BLE001 - the caller hears of it
+            return fail()
+        if not isinstance(result, Want):
+            return succeed(result)
+        first = result
     return _Drive(reactor, watch, attempt, timed_out).start(timeout, first)
 
 
@@ -73,13 +81,10 @@ class _Drive(Generic[T]):
         self._timer: Any = None
         self._deferred: Deferred[T] = Deferred(self._cancel)
 
-    def start(self, timeout: float | None, first: Want | None) -> Deferred[T]:
+    def start(self, timeout: float | None, first: Want) -> Deferred[T]:
         deferred = self._deferred
         self._watch.owner = self
-        if first is None:
-            self._try()
-        else:
-            self._wait(first)
+        self._wait(first)
         if timeout is not None and not deferred.called:
             self._timer = self._reactor.callLater(max(0.0, timeout), self._expire)
         return deferred
