@@ -34,7 +34,8 @@ def report(**scenarios: list[dict]) -> dict:
 
 def rows(text: str) -> list[list[str]]:
     """Return the cells of the goals' table in *text*."""
-    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    goals = text.partition("## Goals")[2] or text
+    lines = [line for line in goals.partition("\n## ")[0].splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
