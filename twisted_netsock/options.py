@@ -60,14 +60,16 @@ def _field(
     secret: bool = False,
     hashed: bool = True,
     of_sockets: bool = False,
+    of_names: bool = False,
 ) -> Any:
     """
     Declare one option: its default, its check, and the kind of its text form.
 
     *kind* is what endpoint strings go by (`twisted_netsock.strings`); `None`
     keeps the option out of them. *secret* keeps its value out of every text,
-    *hashed* is `False` for values that need not be hashable, and *of_sockets* is
-    `True` for what says how a socket is made.
+    *hashed* is `False` for values that need not be hashable, *of_sockets* is `True`
+    for what says how a socket is made, and *of_names* for what may differ between the
+    records of one server.
     """
     return attrs.field(
         default=default,
@@ -75,7 +77,12 @@ def _field(
             lambda value, field: converter(value, field.name), takes_field=True
         ),
         hash=hashed,
-        metadata={"kind": kind, "secret": secret, "of_sockets": of_sockets},
+        metadata={
+            "kind": kind,
+            "secret": secret,
+            "of_sockets": of_sockets,
+            "of_names": of_names,
+        },
     )
 
 
@@ -260,20 +267,24 @@ class TLSSocketOptions(SocketOptions):
 
     handshake: bool = _field(True, check.boolean, None)
     private_key: KeySource | None = _field(
-        None, check.key_source, "path", secret=True, hashed=False
+        None, check.key_source, "path", secret=True, hashed=False, of_names=True
     )
-    private_key_password: bytes | None = _field(None, check.password, None, secret=True)
+    private_key_password: bytes | None = _field(
+        None, check.password, None, secret=True, of_names=True
+    )
     certificates: tuple[CertificateSource, ...] | None = _field(
-        None, check.certificate_sources, "paths", secret=True
+        None, check.certificate_sources, "paths", secret=True, of_names=True
     )
-    certificate_verifier: Verifier = _field(None, check.verifier, "verifier", hashed=False)
+    certificate_verifier: Verifier = _field(
+        None, check.verifier, "verifier", hashed=False, of_names=True
+    )
     trusted_certificates: tuple[CertificateSource, ...] | None = _field(
-        None, check.certificate_sources, "paths", secret=True
+        None, check.certificate_sources, "paths", secret=True, of_names=True
     )
-    sni: tuple[str, ...] | None = _field(None, check.server_names, "names")
-    alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "names")
+    sni: tuple[str, ...] | None = _field(None, check.server_names, "names", of_names=True)
+    alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "names", of_names=True)
     minimum_version: _ssl.TLSVersion = _field(
-        _ssl.TLSVersion.TLSv1_2, check.tls_version, "version"
+        _ssl.TLSVersion.TLSv1_2, check.tls_version, "version", of_names=True
     )
     maximum_version: _ssl.TLSVersion | None = _field(None, check.optional_tls_version, "version")
     handshake_timeout: timedelta | None = _field(
@@ -328,7 +339,7 @@ class ServerTLSSocketOptions(TLSSocketOptions):
             verifies against *trusted_certificates*.
     """
 
-    client_certificate_required: bool = _field(False, check.boolean, "boolean")
+    client_certificate_required: bool = _field(False, check.boolean, "boolean", of_names=True)
     handshake_timeout: timedelta | None = _field(
         timedelta(seconds=10), check.optional_duration, "duration"
     )
@@ -367,6 +378,14 @@ OF_SOCKETS: Final = frozenset(
     field.name for field in record_fields(SocketOptions) if field.metadata["of_sockets"]
 )
 """Options that say how a socket is made: where it is not ours to make, they say nothing."""
+
+OF_SERVERS: Final = tuple(
+    field.name for field in record_fields(ServerTLSSocketOptions) if not field.metadata["of_names"]
+)
+"""
+Options that all records of one server share: OpenSSL takes them from the first. The
+others it carries over when the server-name callback switches contexts, or we do.
+"""
 
 
 def is_socket_options(o: object) -> bool:

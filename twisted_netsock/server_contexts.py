@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket as _socket
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -29,7 +29,7 @@ from .contexts import (
     trust,
 )
 from .names import server_name_pattern
-from .options import ServerTLSSocketOptions, SocketOptions, record_fields, require_record
+from .options import OF_SERVERS, ServerTLSSocketOptions, SocketOptions, require_record
 from .verification import Verification, verify_callback
 
 __all__ = ["ServerContextFactory", "quiet_context", "server_context_factory", "server_records"]
@@ -90,23 +90,6 @@ def _refusing_context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     return context
-
-
-# Fields in which the records of one server may differ: OpenSSL carries them over when
-# the server-name callback switches contexts, or we do; the others it takes from the first.
-_PER_SITE: Final = frozenset(
-    {
-        "alpn",
-        "certificate_verifier",
-        "certificates",
-        "client_certificate_required",
-        "minimum_version",
-        "private_key",
-        "private_key_password",
-        "sni",
-        "trusted_certificates",
-    }
-)
 
 
 def _server_signature(records: tuple[ServerTLSSocketOptions, ...]) -> tuple[object, ...]:
@@ -195,8 +178,8 @@ def _check_records(records: tuple[ServerTLSSocketOptions, ...]) -> None:
         raise ValueError("two records without sni: each would answer every name")
     first, *others = records
     for other in others:
-        for field in (attribute.name for attribute in record_fields(type(first))):
-            if field not in _PER_SITE and getattr(first, field) != getattr(other, field):
+        for field in OF_SERVERS:
+            if getattr(first, field) != getattr(other, field):
                 raise ValueError(
                     f"{field} must be the same in all records of one server, "
                     f"not {getattr(first, field)!r} and {getattr(other, field)!r}"
