@@ -324,6 +324,35 @@ class TestAwaiting:
                 assert receiving.called
 
     @pytest.mark.usefixtures("way")
+    @pytest.mark.parametrize("first", ["coroutine", "chain"])
+    async def test_another_deferred_that_waits_for_it_goes_on_too(self, first: str) -> None:
+        """Twisted chains a Deferred that a callback returns without asking it."""
+        peer, own = socket.socketpair()
+        got: list[object] = []
+
+        async def receive(receiving: Deferred[bytes]) -> None:
+            got.append(await receiving)
+
+        def chain(receiving: Deferred[bytes]) -> Deferred[Any]:
+            outer: Deferred[Any] = Deferred()
+            outer.addCallback(lambda _: receiving)
+            outer.callback(None)
+            return outer.addCallback(got.append)
+
+        with peer:
+            async with Socket.from_socket(own) as sock:
+                receiving = sock.recv(10)
+                if first == "chain":
+                    chained = chain(receiving)
+                done = Deferred.fromCoroutine(receive(receiving))
+                if first == "coroutine":
+                    chained = chain(receiving)
+                peer.send(b"data")
+                await done
+                await chained
+                assert got == [b"data", None]
+
+    @pytest.mark.usefixtures("way")
     async def test_who_awaits_hears_of_the_error(self) -> None:
         peer, own = socket.socketpair()
         with peer:

@@ -18,15 +18,23 @@ __all__ = ["Resumable"]
 
 T = TypeVar("T")
 
-_RESUME: Final[Any] = getattr(defer, "_gotResultInlineCallbacks", None)
-"""What Twisted adds to a Deferred that a coroutine awaits, as long as it is called that."""
+
+def _find_resume() -> Any:
+    """Return what Twisted adds to a Deferred that a coroutine awaits, or `None`."""
+    made = Deferred[None]()
+    parts = ("_callbacks", "_canceller", "_runningCallbacks")
+    if not all(hasattr(made, part) for part in parts):
+        return None
+    return getattr(defer, "_gotResultInlineCallbacks", None)
+
+
+_RESUME: Final = _find_resume()
+"""`None`, if this Twisted has not the parts that are used here; then all go along the chain."""
 
 
 class Resumable(Deferred[T]):
     """A Deferred that calls the one coroutine which awaits it; for all others as any."""
 
-    _chained = False
-    """Somebody else has added a callback."""
     _coroutine: tuple[Any, ...] | None = None
     """The coroutine's arguments for `_RESUME`, beside the result."""
 
@@ -38,7 +46,6 @@ class Resumable(Deferred[T]):
             return
         self._coroutine = None
         self._canceller = None
-        self._chained = False
         # Who is added by what goes on now comes after it.
         self.called = self._runningCallbacks = True
         self.result = result
@@ -46,14 +53,14 @@ class Resumable(Deferred[T]):
         # What the coroutine's callback leaves for the next one.
         self.result = None
         self._runningCallbacks = False
-        if self._chained:
+        if self._callbacks:
             self.pause()
             self.unpause()
 
     def addBoth(self, callback: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """Add a callback for result and failure alike."""
-        if callback is _RESUME and not self._chained and not self.called:
-            self._chained = True
+        alone = not (self._callbacks or self._coroutine or self.called)
+        if callback is _RESUME and alone:
             self._coroutine = args
             return self
         self._chain()
@@ -86,7 +93,6 @@ class Resumable(Deferred[T]):
 
     def _chain(self) -> None:
         """Put the coroutine into the chain, before who is added now."""
-        self._chained = True
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
             super().addBoth(_RESUME, *coroutine)
