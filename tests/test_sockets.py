@@ -34,6 +34,7 @@ from twisted_netsock import (
     SocketBindError,
     SocketBusyError,
     SocketClosedError,
+    SocketConnectionLostError,
     SocketConnectionError,
     SocketConnectionRefusedError,
     SocketError,
@@ -383,3 +384,11 @@ async def test_many_listen_and_talk_at_once() -> None:
 
         results = await together(echo(), *(talk(number) for number in range(50)))
         assert results[1:] == [b"%d" % number for number in range(50)]
+
+
+async def test_a_connection_that_was_reset_cannot_be_shut_down_and_that_is_a_loss() -> None:
+    one, other = connected_pair()
+    one.abort()
+    with pytest.raises(SocketConnectionLostError):
+        await other.shutdown(socket.SHUT_WR)
+    await other.close()

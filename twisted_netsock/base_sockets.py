@@ -69,7 +69,7 @@ class BaseSocket(SocketFacts, Operating):
         Errors:
             SocketClosedError: The socket is closed.
             SocketBusyError: A send is waiting.
-            SocketError: The socket is not connected.
+            SocketConnectionLostError: There is no connection, or none any more.
 
         Cancelling:
             Fails with `CancelledError`; may be called again.

@@ -248,6 +248,11 @@ class PlainDescriptor:
         try:
             self.sock.shutdown(how)
         except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                # The kernel does not tell whether there ever was one; mostly it was reset.
+                raise SocketConnectionLostError(
+                    errno=error.errno, strerror="There is no connection, or none any more"
+                ) from None
             raise from_os_error(error) from None
         if how != _socket.SHUT_RD:
             self._write_shut = True

@@ -341,7 +341,7 @@ class BlockingData(BlockingBase):
             ValueError: *how* is none of them.
             SocketBusyError: Another thread is sending.
             SocketClosedError: The socket is closed.
-            SocketError: The socket is not connected.
+            SocketConnectionLostError: There is no connection, or none any more.
         """
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise ValueError(f"how={how!r} must be SHUT_RD, SHUT_WR or SHUT_RDWR")
