@@ -34,8 +34,8 @@ from twisted_netsock import (
     SocketBindError,
     SocketBusyError,
     SocketClosedError,
-    SocketConnectionLostError,
     SocketConnectionError,
+    SocketConnectionLostError,
     SocketConnectionRefusedError,
     SocketError,
 )
