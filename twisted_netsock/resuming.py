@@ -59,8 +59,8 @@ class Resumable(Deferred[T]):
 
     def addBoth(self, callback: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """Add a callback for result and failure alike."""
-        alone = not (self._callbacks or self._coroutine or self.called)
-        if callback is _RESUME and alone:
+        # Compared first: what else is looked at may be gone where `_RESUME` is `None`.
+        if callback is _RESUME and not (self._callbacks or self._coroutine or self.called):
             self._coroutine = args
             return self
         self._chain()

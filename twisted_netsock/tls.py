@@ -224,12 +224,7 @@ class TLSDescriptor(Negotiated):
     @property
     def seen_by_poller(self) -> bool:
         """The poller reports whatever a receive would give: OpenSSL has nothing that is whole."""
-        return (
-            self.handshaken
-            and not (self._ended or self._read_shut or self._untold)
-            and self._failure is None
-            and not self.connection.pending()
-        )
+        return self.handshaken and not self.finished and not self.buffered
 
     @property
     def failed(self) -> bool:
