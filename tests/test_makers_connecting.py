@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import ClockedReactor, turns, until
+from clocks import ClockedReactor, the_reactor, turns, until
 from stream_helpers import World, failure_of, finished, record_for, soon, together
 from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_netsock import (
     CertificateVerificationError,
     HostNotFoundError,
+    Socket,
     SocketBindError,
     SocketConnectionError,
     SocketConnectionRefusedError,
@@ -322,3 +323,30 @@ def restore(resolver: Any) -> None:
     from twisted.internet import reactor
 
     reactor.installNameResolver(resolver)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+@pytest.mark.parametrize("made", [False, True], ids=["connect", "maker"])
+async def test_connects_that_are_done_at_once_let_others_have_their_turn(
+    family: int, made: bool, tmp_path: Path
+) -> None:
+    """Within one machine no connect has to wait, so whoever makes many would never give way."""
+    place: Any = (str(tmp_path / "socket"), None)
+    with socket.socket(family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else place[0])
+        listener.listen(100)
+        if family == socket.AF_INET:
+            place = listener.getsockname()
+        turn_after: list[int] = []
+        done = 0
+        the_reactor().callLater(0, lambda: turn_after.append(done))
+        for _ in range(64):
+            if made:
+                sock = await make_client_socket(*place, SocketOptions(ai_family=family))
+            else:
+                sock = Socket.from_socket(socket.socket(family))
+                await sock.connect(listener.getsockname())
+            sock.close()
+            done += 1
+    assert turn_after
+    assert turn_after[0] < 64

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -47,6 +47,7 @@ class Server:
         server = await accepting
         await server.sendall(b"for you")
         assert await client.recv(100) == b"for you"
+        how.get("meanwhile", int)()
         assert client.peer_certificate is not None
         assert client.peer_chain[0] == client.peer_certificate
         resumed = client.resumed
@@ -255,7 +256,7 @@ def session(name: str) -> Any:
 
 def test_a_session_is_taken_once():
     store = SessionStore()
-    store.keep("key", session("one"), store.deadline(datetime.now(UTC) + timedelta(days=9)))
+    store.keep("key", session("one"), store.deadline(time.time() + 9 * 86400))
     assert store.take("other") is None
     kept = store.take("key")
     assert kept is not None
@@ -284,32 +285,48 @@ def test_the_oldest_sessions_go_when_there_are_many():
 
 @pytest.mark.parametrize(("later", "there"), [(LIFETIME - 1, True), (LIFETIME + 1, False)])
 def test_a_peer_is_verified_anew_after_a_while(later, there):
-    time = Time()
-    store = SessionStore(time)
-    store.keep("key", session("one"), store.deadline(datetime.now(UTC) + timedelta(days=9)))
-    time.now += later
+    clock = Time()
+    store = SessionStore(clock)
+    store.keep("key", session("one"), store.deadline(time.time() + 9 * 86400))
+    clock.now += later
     assert (store.take("key") is not None) is there
 
 
 @pytest.mark.parametrize(("later", "there"), [(50, True), (70, False)])
 def test_no_session_outlives_its_certificate(later, there):
-    time = Time()
-    store = SessionStore(time)
-    until = store.deadline(datetime.now(UTC) + timedelta(minutes=1))
+    clock = Time()
+    store = SessionStore(clock)
+    until = store.deadline(time.time() + 60)
     store.keep("key", session("one"), until)
-    time.now += later
+    clock.now += later
     assert (store.take("key") is not None) is there
 
 
+async def test_what_counts_is_the_verification_not_the_end_of_its_connection(
+    client, server, monkeypatch
+):
+    clock = Time()
+    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (clock,))
+    # A port is part of what a session is kept under, a field that means nothing of its context.
+    mine = client.replace(backlog=8)
+
+    def last() -> None:
+        clock.now += LIFETIME + 1
+
+    async with serving(server) as place:
+        outcomes = [await place.visit(mine, meanwhile=last) for _ in range(2)]
+    assert outcomes == [False, False]
+
+
 async def test_resuming_does_not_renew_the_verification(client, server, monkeypatch):
-    time = Time()
-    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (time,))
+    clock = Time()
+    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (clock,))
     # A port is part of what a session is kept under, a field that means nothing of its context.
     mine = client.replace(backlog=7)
     async with serving(server) as place:
         outcomes = [await place.visit(mine) for _ in range(2)]
-        time.now += LIFETIME / 2
+        clock.now += LIFETIME / 2
         outcomes.append(await place.visit(mine))
-        time.now += LIFETIME / 2 + 1
+        clock.now += LIFETIME / 2 + 1
         outcomes += [await place.visit(mine) for _ in range(2)]
     assert outcomes == [False, True, True, False, True]

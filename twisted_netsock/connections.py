@@ -33,8 +33,16 @@ def _has(library: tuple[str, ...], connection: tuple[str, ...]) -> bool:
 
 
 _CAN_MOVE: Final = _has(
-    ("BIO_get_mem_data", "BIO_new", "BIO_s_mem", "SSL_set_bio", "SSL_set_fd"),
-    ("_ssl", "_into_ssl", "_from_ssl"),
+    (
+        "BIO_get_mem_data",
+        "BIO_read",
+        "BIO_write",
+        "SSL_ERROR_WANT_READ",
+        "SSL_do_handshake",
+        "SSL_get_error",
+        "SSL_set_fd",
+    ),
+    ("_ssl", "_socket", "_into_ssl", "_from_ssl", "_raise_ssl_error"),
 )
 _CAN_PASS_THROUGH: Final = _has(("SSL_read", "SSL_write"), ("_ssl", "_raise_ssl_error"))
 
@@ -43,7 +51,7 @@ _rooms: list[Any] = []
 
 
 def can_move() -> bool:
-    """Tell whether a connection can change between descriptor and memory."""
+    """Tell whether a connection that begins in memory can move to a descriptor."""
     return _CAN_MOVE
 
 
@@ -74,8 +82,12 @@ class Connection(SSL.Connection):
 
     def __init__(self, context: SSL.Context, sock: _socket.socket | None) -> None:
         super().__init__(context, sock)
-        if sock is not None and hasattr(lib, "SSL_clear_mode"):
-            # pyOpenSSL has this for contexts only.
+        if sock is not None:
+            self._return_after_each_message()
+
+    def _return_after_each_message(self) -> None:
+        # pyOpenSSL has this for contexts only.
+        if hasattr(lib, "SSL_clear_mode"):
             inner: Any = self
             lib.SSL_clear_mode(inner._ssl, lib.SSL_MODE_AUTO_RETRY)
 
@@ -149,24 +161,49 @@ class Connection(SSL.Connection):
             pass
         return done
 
-    # What it reads from and writes to
+    # A handshake in memory, and the descriptor then; only where `can_move` tells so
 
-    def move_to_memory(self) -> None:
-        """Leave the descriptor for memory buffers; only where `can_move` tells so."""
-        # pyOpenSSL chooses between the two when a connection is made, and then only.
+    def shake_hands(self) -> bool:
+        """
+        Carry the handshake on with what it was given; tell whether it is done.
+
+        Raises:
+            SSL.Error: It failed.
+        """
         inner: Any = self
-        inner._into_ssl = lib.BIO_new(lib.BIO_s_mem())
-        inner._from_ssl = lib.BIO_new(lib.BIO_s_mem())
-        lib.SSL_set_bio(inner._ssl, inner._into_ssl, inner._from_ssl)
+        result = lib.SSL_do_handshake(inner._ssl)
+        if result == 1:
+            return True
+        if lib.SSL_get_error(inner._ssl, result) != lib.SSL_ERROR_WANT_READ:
+            inner._raise_ssl_error(inner._ssl, result)
+        return False
+
+    def give(self, data: bytes) -> None:
+        """Give OpenSSL *data*, which the peer has sent."""
+        inner: Any = self
+        lib.BIO_write(inner._into_ssl, data, len(data))
 
     def unread(self) -> int:
-        """Return how many bytes of the memory OpenSSL has not read."""
+        """Return how many of the bytes that it was given OpenSSL has not read."""
         inner: Any = self
-        return int(lib.BIO_get_mem_data(inner._into_ssl, ffi.new("char **")))
+        return int(lib.BIO_get_mem_data(inner._into_ssl, ffi.NULL))
 
-    def move_to_descriptor(self, number: int) -> None:
-        """Leave the memory buffers, and what is in them, for a descriptor."""
+    def take_written(self) -> bytes:
+        """Return what OpenSSL has written for the peer."""
+        inner: Any = self
+        size = lib.BIO_get_mem_data(inner._from_ssl, ffi.NULL)
+        if not size:
+            return b""
+        room = ffi.new("char[]", size)
+        written: bytes = ffi.unpack(room, lib.BIO_read(inner._from_ssl, room, size))
+        return written
+
+    def move_to_descriptor(self, sock: _socket.socket) -> None:
+        """Leave the memory, and what is in it, for the descriptor of *sock*."""
+        # pyOpenSSL chooses between the two when a connection is made, and then only.
         inner: Any = self
         # This frees the memory.
-        lib.SSL_set_fd(inner._ssl, number)
+        lib.SSL_set_fd(inner._ssl, sock.fileno())
         inner._into_ssl = inner._from_ssl = None
+        inner._socket = sock
+        self._return_after_each_message()

@@ -14,7 +14,7 @@ import errno
 import os
 import socket as _socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -323,18 +323,24 @@ class Connect:
         peer: The native address that it was connected to, where the kernel was asked.
     """
 
-    __slots__ = ("_address", "_begun", "_sock", "peer")
+    __slots__ = ("_address", "_begun", "_may_go_on", "_sock", "peer")
 
-    def __init__(self, sock: _socket.socket, address: Any) -> None:
+    def __init__(
+        self, sock: _socket.socket, address: Any, may_go_on: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Ask *may_go_on*, if the connection stands at once, whether to say so without a wait."""
         self._sock = sock
         self._address = address
+        self._may_go_on = may_go_on
         self._begun = False
         self.peer: Any = None
 
     def __call__(self) -> Want | None:
         """Begin, or look whether it is done; raises `SocketConnectionError` and kin."""
         if not self._begun:
-            return self._begin()
+            self._begun = True
+            want = self._begin()
+            return want if want is not None or self._may_go_on() else WANT_WRITE
         number = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if number:
             raise connect_error(number)
@@ -354,7 +360,6 @@ class Connect:
             # A path that is too long, say: the kernel was not even asked.
             raise SocketConnectionError(strerror=str(error)) from None
         if number == errno.EINPROGRESS:
-            self._begun = True
             return self._look()
         if number:
             # EAGAIN, too: a UNIX socket whose listener's queue is full, where nothing

@@ -48,8 +48,7 @@ class HandshakeRecords:
     __slots__ = ("_begun", "_connection", "_done", "_left", "_outgoing", "_part", "_sock")
 
     def __init__(self, connection: Connection, sock: _socket.socket) -> None:
-        """Take *connection*, which has done nothing yet, off the descriptor of *sock*."""
-        connection.move_to_memory()
+        """Shake hands on *sock* with *connection*, which is in memory and new."""
         self._connection = connection
         self._sock = sock
         self._begun = False
@@ -71,37 +70,27 @@ class HandshakeRecords:
         if not self._begun:
             self._begun = True
             self._step()
-        elif self._flush() and not self._done:
+        # Within one machine the answer is here when the question is sent.
+        if self._flush() and not self._done:
             self._take()
         if not self._flush():
             return WANT_WRITE
         if not self._done:
             return WANT_READ
-        self._connection.move_to_descriptor(self._sock.fileno())
+        self._connection.move_to_descriptor(self._sock)
         return None
 
     def _step(self) -> None:
         """Have OpenSSL go on with what it was given."""
         try:
-            self._connection.do_handshake()
-        except SSL.WantReadError:
-            pass
+            self._done = self._connection.shake_hands()
         except SSL.Error:
-            self._collect()
+            self._outgoing += self._connection.take_written()
             with suppress(OSError):
                 # The alert that tells the peer why.
                 self._flush()
             raise
-        else:
-            self._done = True
-        self._collect()
-
-    def _collect(self) -> None:
-        """Take what OpenSSL has written."""
-        with suppress(SSL.WantReadError):
-            while len(piece := self._connection.bio_read(_CHUNK)) == _CHUNK:
-                self._outgoing += piece
-            self._outgoing += piece
+        self._outgoing += self._connection.take_written()
 
     def _flush(self) -> bool:
         """Send what was written; return whether the kernel has all of it."""
@@ -137,7 +126,7 @@ class HandshakeRecords:
             self._consume(len(seen))
             return
         self._part = b""
-        self._connection.bio_write(data[:used])
+        self._connection.give(data[:used])
         try:
             self._step()
         finally:
@@ -154,16 +143,16 @@ class HandshakeRecords:
 
 def _whole_records(data: bytes) -> int:
     """Return where the last whole record ends, of as many as may be handed over at once."""
-    end = 0
+    size, end = len(data), 0
     for _ in range(_AT_ONCE):
         following = end + _HEADER
-        if following > len(data):
+        if following > size:
             break
         length = data[end + 3] << 8 | data[end + 4]
         # OpenSSL refuses any other header without the rest.
         if data[end + 1] == _VERSION and length <= _LONGEST:
             following += length
-        if following > len(data):
+        if following > size:
             break
         end = following
     return end

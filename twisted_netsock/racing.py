@@ -134,7 +134,8 @@ class Race:
         except SocketError as error:
             self._failures.append((address, error))
             return False
-        connecting = Connect(candidate.descriptor.sock, address.native(info.family))
+        may_go_on = poller_for(self._reactor).may_go_on
+        connecting = Connect(candidate.descriptor.sock, address.native(info.family), may_go_on)
         try:
             want = connecting()
         except SocketError as error:

@@ -36,6 +36,9 @@ __all__ = ["Poller", "Watch", "has_event", "poller_for"]
 _MOST_EVENTS: Final = 128
 """Events handled between two turns of the reactor, so that timers and others get theirs."""
 
+_MOST_AT_ONCE: Final = 16
+"""Connections that are made between two turns of the reactor without waiting for one."""
+
 _ONLY_READABLE: Final = select.POLLIN
 """What epoll reports most: there is something to read, and nothing else."""
 
@@ -139,9 +142,10 @@ class Poller:
         """Those whose owners are held whether they wait or not."""
         self._dead: Callable[[], Exception] | None = None
         self.reporting = False
-        """The reactor has called, so this is one of its readers."""
+        """The reactor has called, so this is one of its readers, and stays that meanwhile."""
         self.parked = False
         """Something was waited for since the reactor called, and is to be reported."""
+        self._at_once = 0
         if IReactorCore.providedBy(reactor):
             reactor.addSystemEventTrigger("during", "shutdown", self.lose_all)
 
@@ -157,6 +161,15 @@ class Poller:
         if self._dead is not None:
             raise self._dead()
         return Watch(self, fd)
+
+    def may_go_on(self) -> bool:
+        """
+        Tell whether a connection that stands at once is to be had without a turn of the reactor.
+
+        Within one machine all do. Who makes one after the other would never give way.
+        """
+        self._at_once = (self._at_once + 1) % _MOST_AT_ONCE
+        return self._at_once > 0
 
     def park(self, watch: Watch, event: int) -> None:
         """Have *event* of *watch* reported."""
@@ -260,10 +273,8 @@ class EpollPoller(Poller):
                 except OSError:
                     # It was closed behind our back: the kernel has forgotten it already.
                     pass
-        if not self._registered and self._dead is None:
-            reactor = self._reactor_ref()
-            if reactor is not None:
-                reactor.removeReader(self)
+        if not self._registered and not self.reporting:
+            self._leave()
 
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
@@ -284,15 +295,23 @@ class EpollPoller(Poller):
                     _log.failure("a socket's handler failed")
         finally:
             self.reporting = False
-            if self.parked:
-                self.parked = False
+            if not registered:
+                self._leave()
+            elif self.parked:
                 self._stay()
+            self.parked = False
 
     def _stay(self) -> None:
         """Be one of the reactor's readers, also if somebody has just removed them all."""
         reactor = self._reactor_ref()
-        if reactor is not None and self._registered and self._dead is None:
+        if reactor is not None and self._dead is None:
             reactor.addReader(self)
+
+    def _leave(self) -> None:
+        """Be none of the reactor's readers, now that nothing is watched."""
+        reactor = self._reactor_ref()
+        if reactor is not None and self._dead is None:
+            reactor.removeReader(self)
 
     def _report(self, watch: Watch, events: int) -> None:
         """Tell the owner what it waits for, and the kernel what nobody waits for."""

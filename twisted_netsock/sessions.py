@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,22 +54,22 @@ class SessionStore:
         if len(self._kept) > _MOST_SESSIONS:
             self._kept.popitem(last=False)
 
-    def deadline(self, not_after: datetime) -> float:
+    def deadline(self, not_after: float) -> float:
         """Return until when a verification of now holds, of a certificate valid to *not_after*."""
-        left = (not_after - datetime.now(UTC)).total_seconds()
-        return self._clock() + min(LIFETIME, left)
+        return self._clock() + min(LIFETIME, not_after - time.time())
 
 
 class Resumption:
     """The part that sessions play in one connection of a client."""
 
-    __slots__ = ("_key", "_offered", "_store")
+    __slots__ = ("_key", "_offered", "_store", "_until")
 
     def __init__(self, store: SessionStore, key: Hashable) -> None:
         """Use the sessions of *store* under *key*: all that a verification depends on."""
         self._store = store
         self._key = key
         self._offered = store.take(key)
+        self._until: float | None = None
 
     @property
     def offered(self) -> bool:
@@ -82,21 +81,23 @@ class Resumption:
         if self._offered is not None:
             connection.set_session(self._offered.session)
 
-    def keep(self, connection: SSL.Connection, not_after: datetime | None) -> None:
+    def verified(self, not_after: float | None) -> None:
         """
-        Keep the session of a connection that has ended well.
+        Note that the handshake is done, and the peer verified: what is to be kept relies on it.
 
         Args:
-            connection: Its handshake is done, and its peer was verified.
-            not_after: When the verified certificate expires; `None` if the
-                connection was resumed, and none was verified.
+            not_after: When the verified certificate expires, in seconds since 1970; `None`
+                if the connection was resumed, and none was verified.
         """
         if not_after is not None:
-            until = self._store.deadline(not_after)
+            self._until = self._store.deadline(not_after)
         elif self._offered is not None:
-            until = self._offered.until
-        else:
+            self._until = self._offered.until
+
+    def keep(self, connection: SSL.Connection) -> None:
+        """Keep the session of *connection*, which has ended well, if its peer was verified."""
+        if self._until is None:
             return
         session = connection.get_session()
         if session is not None:
-            self._store.keep(self._key, session, until)
+            self._store.keep(self._key, session, self._until)

@@ -186,7 +186,8 @@ class Socket(DataSocket):
             attempt goes on in the kernel: good for nothing but closing.
         """
         native = as_socket_address(address).native(self._family)
-        return self._write(Connect(self._descriptor.sock, native))
+        may_go_on = poller_for(self._reactor).may_go_on
+        return self._write(Connect(self._descriptor.sock, native, may_go_on))
 
     def accept(self) -> Deferred[Self]:
         """

@@ -102,8 +102,9 @@ class TLSDescriptor(Negotiated):
         self._records: HandshakeRecords | None = None
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
-            self.connection = factory.connection(sock, protocols, place)
-            if isinstance(sock, _socket.socket) and can_move():
+            in_memory = isinstance(sock, _socket.socket) and can_move()
+            self.connection = factory.connection(None if in_memory else sock, protocols, place)
+            if in_memory:
                 self._records = HandshakeRecords(self.connection, sock)
         else:
             self.is_client = False
@@ -152,7 +153,10 @@ class TLSDescriptor(Negotiated):
 
     def _conclude_handshake(self) -> None:
         if self.is_client:
-            self.connection.state.verification.conclude()
+            state = self.connection.state
+            state.verification.conclude()
+            if state.resumption is not None:
+                state.resumption.verified(state.verification.not_after)
         else:
             self.connection.set_context(quiet_context())
         self.handshaken = True
@@ -440,16 +444,12 @@ class TLSDescriptor(Negotiated):
     def close(self) -> None:
         """Close the descriptor, without a goodbye."""
         if self._failure is None:
-            if self.handshaken:
-                self._keep_session()
+            resumption = self.connection.state.resumption
+            if self.handshaken and resumption is not None:
+                # For the next connection, now that this one ends well.
+                resumption.keep(self.connection)
             self._failure = SocketClosedError()
         self.sock.close()
-
-    def _keep_session(self) -> None:
-        """Keep the session of a client for the next connection, now that this one ends well."""
-        state = self.connection.state
-        if state.resumption is not None:
-            state.resumption.keep(self.connection, state.verification.not_after)
 
 
 def _explain(error: Exception) -> tuple[str | None, str]:

@@ -26,8 +26,6 @@ from .names import is_ip_address, reference_identity
 from .option_types import VerifyResult
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from cryptography import x509
 
     from .option_types import Verifier
@@ -51,7 +49,7 @@ class Verification:
         failure: The error to fail the handshake with, once there is one.
         asked: OpenSSL has asked about a certificate, so the peer has shown one.
         checked: The peer's own certificate has been accepted, identity included.
-        not_after: When that certificate expires.
+        not_after: When that certificate expires, in seconds since 1970.
         may_be_skipped: A session is offered whose own handshake was verified; if it
             is resumed, no certificate is shown, and OpenSSL asks nothing.
     """
@@ -76,7 +74,7 @@ class Verification:
         self._verifier = verifier
         self.failure: CertificateVerificationError | None = None
         self.checked = False
-        self.not_after: datetime | None = None
+        self.not_after: float | None = None
         self.may_be_skipped = False
         self.asked = False
 
@@ -108,7 +106,7 @@ class Verification:
                 if code != X509_V_OK:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
-                self.not_after = subject.not_valid_after_utc
+                self.not_after = subject.not_valid_after_utc.timestamp()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
             _log.failure("verifying a certificate failed, so it is refused")
             text = f"verification failed with {type(error).__name__}"
@@ -161,7 +159,7 @@ class Verification:
 
 
 @lru_cache(maxsize=_MATCHES_KEPT)
-def _match_encoded(encoded: bytes, identity: str | None) -> datetime | None:
+def _match_encoded(encoded: bytes, identity: str | None) -> float | None:
     """
     Return when the certificate expires, if it is for *identity*, which may be anybody's.
 
@@ -170,7 +168,7 @@ def _match_encoded(encoded: bytes, identity: str | None) -> datetime | None:
     certificate = x509.load_der_x509_certificate(encoded)
     if identity is not None and _match(certificate, identity)[0] != X509_V_OK:
         return None
-    return certificate.not_valid_after_utc
+    return certificate.not_valid_after_utc.timestamp()
 
 
 def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
