@@ -11,9 +11,9 @@ from clocks import turns
 from loopback import run_script
 from stream_helpers import failure_of, fill, noise, shrink_buffers
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 
-from twisted_netsock import Socket, SocketClosedError, resuming
+from twisted_netsock import Socket, SocketClosedError
 from twisted_netsock.testing import connected_pair
 
 MANY = """
@@ -287,103 +287,3 @@ class TestTurns:
                     if not receives:
                         assert len(peer.recv(size, socket.MSG_WAITALL)) == size
         assert turned
-
-
-class TestAwaiting:
-    """A coroutine that alone awaits an operation is resumed on a shorter way."""
-
-    @pytest.fixture(params=[True, False], ids=["shorter", "Twisted's"])
-    def way(self, request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert resuming._RESUME is not None
-        if not request.param:
-            monkeypatch.setattr(resuming, "_RESUME", None)
-
-    @pytest.mark.usefixtures("way")
-    @pytest.mark.parametrize("callbacks", [0, 1])
-    async def test_who_awaits_gets_the_result_and_who_comes_later_what_it_left(
-        self, callbacks: int
-    ) -> None:
-        peer, own = socket.socketpair()
-        got: list[object] = []
-
-        async def receive(receiving: Deferred[bytes]) -> None:
-            got.append(await receiving)
-
-        with peer:
-            async with Socket.from_socket(own) as sock:
-                receiving = sock.recv(10)
-                done = Deferred.fromCoroutine(receive(receiving))
-                for _ in range(callbacks):
-                    receiving.addCallback(got.append)
-                peer.send(b"data")
-                await done
-                receiving.addCallback(got.append)
-                await turns()
-                assert got == [b"data"] + [None] * (callbacks + 1)
-                receiving.cancel()
-                assert receiving.called
-
-    @pytest.mark.usefixtures("way")
-    @pytest.mark.parametrize("first", ["coroutine", "chain"])
-    async def test_another_deferred_that_waits_for_it_goes_on_too(self, first: str) -> None:
-        """Twisted chains a Deferred that a callback returns without asking it."""
-        peer, own = socket.socketpair()
-        got: list[object] = []
-
-        async def receive(receiving: Deferred[bytes]) -> None:
-            got.append(await receiving)
-
-        def chain(receiving: Deferred[bytes]) -> Deferred[Any]:
-            outer: Deferred[Any] = Deferred()
-            outer.addCallback(lambda _: receiving)
-            outer.callback(None)
-            return outer.addCallback(got.append)
-
-        with peer:
-            async with Socket.from_socket(own) as sock:
-                receiving = sock.recv(10)
-                if first == "chain":
-                    chained = chain(receiving)
-                done = Deferred.fromCoroutine(receive(receiving))
-                if first == "coroutine":
-                    chained = chain(receiving)
-                peer.send(b"data")
-                await done
-                await chained
-                assert got == [b"data", None]
-
-    @pytest.mark.usefixtures("way")
-    async def test_who_awaits_hears_of_the_error(self) -> None:
-        peer, own = socket.socketpair()
-        with peer:
-            sock = Socket.from_socket(own)
-            receiving = sock.recv(10)
-            done = Deferred.fromCoroutine(failure_of_awaited(receiving))
-            sock.close()
-            assert isinstance(await done, SocketClosedError)
-
-    @pytest.mark.usefixtures("way")
-    async def test_a_wait_that_is_paused_goes_on_when_it_is_no_more(self) -> None:
-        peer, own = socket.socketpair()
-        with peer:
-            async with Socket.from_socket(own) as sock:
-                receiving = sock.recv(10)
-                done = Deferred.fromCoroutine(awaited(receiving))
-                receiving.pause()
-                peer.send(b"data")
-                await turns()
-                assert not done.called
-                receiving.unpause()
-                assert await done == b"data"
-
-
-async def awaited(deferred: Deferred[bytes]) -> bytes:
-    return await deferred
-
-
-async def failure_of_awaited(deferred: Deferred[bytes]) -> BaseException | None:
-    try:
-        await deferred
-    except SocketClosedError as error:
-        return error
-    return None

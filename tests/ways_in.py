@@ -8,6 +8,7 @@ notes what its application sees of each connection.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted_netsock import (
     ServerTLSSocketOptions,
     Socket,
+    SocketConnectionError,
     SocketError,
     SocketOptions,
     TLSSocketOptions,
@@ -167,7 +169,10 @@ async def ask_relay(node: str, port: int, options: SocketOptions, half: bool = F
     async with relaying(front, back) as relay:
         try:
             return await ask_socket(LOOPBACK, relay.port, SocketOptions(), half)
-        except ConnectionResetError:
+        except (ConnectionResetError, SocketConnectionError) as error:
+            # The latter if it was reset before the connect was looked at.
+            if error.errno != errno.ECONNRESET:
+                raise
             await until(lambda: relay.ended)
             raise EndedByRelayError(relay.ended) from None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .addresses import Address, SocketAddress, as_socket_address
@@ -25,6 +25,7 @@ from .descriptors import (
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
 from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Receiving
 from .ports import InputPort, OutputPort
+from .resuming import Done
 from .waiting import drive
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class DataSocket(BaseSocket):
                 return self._failed(error)
             if result.__class__ is not Want:
                 self._in_a_row += len(result) // BYTES_OF_ONE
-                return succeed(result)
+                return Done(result)
             if descriptor.seen_by_poller:
                 self._doomed = _SKIPPED
             want = result
@@ -302,7 +303,7 @@ class DataSocket(BaseSocket):
             return self._refuse()
         if sent == len(view) and not self._descriptor.unflushed:
             self._in_a_row += sent // BYTES_OF_ONE
-            return succeed(None)
+            return Done(None)
         done = 0 if sent.__class__ is Want else cast(int, sent)
         return self._write(self._send_everything(byte_view(view), done))
 

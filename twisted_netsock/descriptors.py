@@ -323,7 +323,7 @@ class Connect:
         peer: The native address that it was connected to, where the kernel was asked.
     """
 
-    __slots__ = ("_address", "_begun", "_may_go_on", "_sock", "peer")
+    __slots__ = ("_address", "_begun", "_may_go_on", "_sock", "_stands", "peer")
 
     def __init__(
         self, sock: _socket.socket, address: Any, may_go_on: Callable[[], bool] = lambda: True
@@ -333,13 +333,17 @@ class Connect:
         self._address = address
         self._may_go_on = may_go_on
         self._begun = False
+        self._stands = False
         self.peer: Any = None
 
     def __call__(self) -> Want | None:
         """Begin, or look whether it is done; raises `SocketConnectionError` and kin."""
+        if self._stands:
+            return None
         if not self._begun:
             self._begun = True
             want = self._begin()
+            self._stands = want is None
             return want if want is not None or self._may_go_on() else WANT_WRITE
         number = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if number:

@@ -13,7 +13,7 @@ from copy import copy
 from datetime import timedelta
 from typing import Any, Final, TypeVar, cast
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from .descriptors import WANT_READ, WANT_WRITE, Descriptor, Want, from_os_error
@@ -26,7 +26,7 @@ from .errors import (
 )
 from .options import SocketOptions
 from .readiness import Watch, has_event
-from .resuming import Resumable
+from .resuming import Done, Resumable
 
 __all__ = ["Operating", "Operation", "Receiving"]
 
@@ -61,7 +61,7 @@ class Operation(Resumable[T]):
         trying: Callable[[], T | Want] | None,
         want: Want,
     ) -> None:
-        super().__init__(canceller)  # type: ignore[arg-type]
+        super().__init__(canceller)
         self.trying = trying
         self.want = want
 
@@ -96,7 +96,7 @@ class Receiving(Operation[bytes]):
         want: Want,
     ) -> None:
         # Past the other one's: there is one of these for most waits.
-        Deferred.__init__(self, canceller)  # type: ignore[arg-type]
+        Resumable.__init__(self, canceller)
         self.want = want
         self.descriptor = descriptor
         self.size = size
@@ -148,7 +148,7 @@ class Operating:
             return self._park(operation, self._read_timeout)
         if result.__class__ is int:
             self._in_a_row += cast(int, result) // BYTES_OF_ONE
-        return succeed(result)
+        return Done(result)
 
     def _write(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
         """Run an operation in the sending direction."""
@@ -165,7 +165,7 @@ class Operating:
             return self._park_write(attempt, result)
         if result.__class__ is int:
             self._in_a_row += cast(int, result) // BYTES_OF_ONE
-        return succeed(result)
+        return Done(result)
 
     def _park_write(self, attempt: Callable[[], T | Want], want: Want) -> Deferred[T]:
         operation: Operation[T]
@@ -179,7 +179,7 @@ class Operating:
             return self._refuse()
         want = self._try_readable()
         if want is None:
-            return succeed(None)
+            return Done(None)
         operation: Operation[None]
         operation = self._reader = Operation(self._drop, self._try_readable, want)
         return self._park(operation, timeout)
@@ -190,7 +190,7 @@ class Operating:
             return self._refuse()
         want = self._try_writable()
         if want is None:
-            return succeed(None)
+            return Done(None)
         operation: Operation[None]
         operation = self._writer = Operation(self._drop, self._try_writable, want)
         operation.timed_out = SocketWriteTimeoutError

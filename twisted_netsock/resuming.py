@@ -2,41 +2,103 @@
 How a coroutine goes on that awaits an operation.
 
 Twisted keeps a chain of callbacks for whoever waits for a Deferred, and a coroutine
-is one of them. Alone it needs no chain, and to build and run one for each wait
-would cost an echo server a twelfth of its time.
+is one of them. Alone it needs no chain, and to build and run one for each wait, and
+come back through Twisted's loop over all that a coroutine may await, would cost an
+echo server an eighth of its time. What is done at once needs no waiting at all.
+
+This is the one module that knows inner parts of Twisted's Deferreds. Each is looked
+for when it is imported; where one is missing, everything goes along the chain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from types import CoroutineType
 from typing import Any, Final, TypeVar
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["Resumable"]
+__all__ = ["Done", "Resumable"]
 
 T = TypeVar("T")
 
 
 def _find_resume() -> Any:
     """Return what Twisted adds to a Deferred that a coroutine awaits, or `None`."""
-    made = Deferred[None]()
-    parts = ("_callbacks", "_canceller", "_runningCallbacks")
-    if not all(hasattr(made, part) for part in parts):
+    made: Deferred[None] = Deferred()
+    resume = getattr(defer, "_gotResultInlineCallbacks", None)
+    status = getattr(defer, "_CancellationStatus", None)
+    if resume is None or status is None or vars(made).keys() != {"_callbacks", "_canceller"}:
         return None
-    return getattr(defer, "_gotResultInlineCallbacks", None)
+    known = hasattr(made, "_runningCallbacks") and hasattr(status(made), "waitingOn")
+    takes = resume.__code__.co_varnames[: resume.__code__.co_argcount]
+    return resume if known and takes == ("r", "waiting", "gen", "status", "context") else None
 
 
 _RESUME: Final = _find_resume()
 """`None`, if this Twisted has not the parts that are used here; then all go along the chain."""
 
 
+class _NoneYet:
+    """Stands for the chain of a Deferred until somebody needs it: most have none."""
+
+    def __get__(self, deferred: Deferred[Any] | None, _: object) -> list[Any]:
+        made: list[Any] = []
+        if deferred is not None:
+            deferred.__dict__["_callbacks"] = made
+        return made
+
+
+class Done(Deferred[T]):
+    """A Deferred that has fired already; it is awaited in half the time of Twisted's."""
+
+    called = True
+    _callbacks: Any = _NoneYet()
+    _canceller: Any = None
+
+    def __init__(self, result: T) -> None:
+        """Be what `twisted.internet.defer.succeed` makes of *result*."""
+        if _RESUME is None:
+            super().__init__()
+        self.result: Any = result
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Return the result, at once unless callbacks that were added have changed it."""
+        result = self.result
+        if self.paused or result.__class__ is Failure:
+            result = yield from super().__await__()
+        return result  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        """Leave out the result, which may be anybody's secret."""
+        return "<Done>"
+
+    __repr__ = __str__
+
+
 class Resumable(Deferred[T]):
     """A Deferred that calls the one coroutine which awaits it; for all others as any."""
 
+    _callbacks: Any = _NoneYet()
     _coroutine: tuple[Any, ...] | None = None
     """The coroutine's arguments for `_RESUME`, beside the result."""
+
+    def __init__(self, canceller: Any) -> None:
+        """Be cancelled by *canceller*, as any Deferred."""
+        if _RESUME is None:
+            super().__init__(canceller)
+        else:
+            self._canceller = canceller
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Wait for the result: whoever resumes a coroutine sends it along."""
+        if self.called:
+            result = yield from super().__await__()
+        else:
+            result = yield self
+        return result
 
     def finish(self, result: T | Failure) -> None:
         """Fire with *result*."""
@@ -49,19 +111,25 @@ class Resumable(Deferred[T]):
         # Who is added by what goes on now comes after it.
         self.called = self._runningCallbacks = True
         self.result = result
-        _RESUME(result, *coroutine)
+        _go_on(coroutine, result)
         # What the coroutine's callback leaves for the next one.
         self.result = None
         self._runningCallbacks = False
-        if self._callbacks:
+        if "_callbacks" in self.__dict__:
             self.pause()
             self.unpause()
+
+    def _take(self, coroutine: tuple[Any, ...]) -> bool:
+        """Have *coroutine* called, unless somebody else waits already, and say so."""
+        if self.called or self._coroutine or "_callbacks" in self.__dict__:
+            return False
+        self._coroutine = coroutine
+        return True
 
     def addBoth(self, callback: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """Add a callback for result and failure alike."""
         # Compared first: what else is looked at may be gone where `_RESUME` is `None`.
-        if callback is _RESUME and not (self._callbacks or self._coroutine or self.called):
-            self._coroutine = args
+        if callback is _RESUME and self._take(args):
             return self
         self._chain()
         return super().addBoth(callback, *args, **kwargs)
@@ -96,3 +164,37 @@ class Resumable(Deferred[T]):
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
             super().addBoth(_RESUME, *coroutine)
+
+
+def _go_on(coroutine: tuple[Any, ...], result: object) -> None:
+    """Give *coroutine* the *result* that it awaits, and have it called with the next one."""
+    _, generator, status, context = coroutine
+    if generator.__class__ is not CoroutineType:
+        # A generator of inlineCallbacks, which has more ways to end.
+        _RESUME(result, *coroutine)
+        return
+    try:
+        awaited = context.run(generator.send, result)
+    except StopIteration as stop:
+        returned = stop.value
+    except BaseException:  # noqa: BLE001 - whoever waits for the coroutine hears of it
+        status.deferred.errback()
+        return
+    else:
+        _wait_for(awaited, coroutine)
+        return
+    status.deferred.callback(returned)
+
+
+def _wait_for(awaited: Any, coroutine: tuple[Any, ...]) -> None:
+    """Have *coroutine* called with the result of *awaited*, which it has just yielded."""
+    _, generator, status, context = coroutine
+    if isinstance(awaited, Resumable) and awaited._take(coroutine):
+        status.waitingOn = awaited
+        return
+    if not isinstance(awaited, Deferred):
+        # Something of another library, which Twisted sends back.
+        _RESUME(awaited, [False, None], generator, status, context)
+        return
+    status.waitingOn = awaited
+    awaited.addBoth(_RESUME, [False, None], generator, status, context)
