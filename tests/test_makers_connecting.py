@@ -340,7 +340,7 @@ async def test_connects_that_are_done_at_once_let_others_have_their_turn(
         turn_after: list[int] = []
         done = 0
         the_reactor().callLater(0, lambda: turn_after.append(done))
-        for _ in range(64):
+        for _ in range(100):
             if made:
                 sock = await make_client_socket(*place, SocketOptions(ai_family=family))
             else:
@@ -349,4 +349,4 @@ async def test_connects_that_are_done_at_once_let_others_have_their_turn(
             sock.close()
             done += 1
     assert turn_after
-    assert turn_after[0] < 64
+    assert turn_after[0] < 100

@@ -15,6 +15,7 @@ from twisted.internet import reactor
 
 from twisted_netsock import client_endpoint, server_endpoint
 from twisted_netsock.commands.links import Link, TLSLink
+from twisted_netsock.commands.pipes import Pipes
 from twisted_netsock.commands.relay import RelayFactory, RelayService
 from twisted_netsock.descriptors import WANT_READ, WANT_WRITE, PlainDescriptor
 from twisted_netsock.errors import SocketConnectionLostError
@@ -64,7 +65,7 @@ class Scripted(PlainDescriptor):
 @contextlib.contextmanager
 def joined():
     """Two links and the peer of each, the first link with a script."""
-    relay = SimpleNamespace(sides=set(), ledger=SimpleNamespace(reactor=reactor))
+    relay = SimpleNamespace(sides=set(), ledger=SimpleNamespace(reactor=reactor), pipes=Pipes())
     with contextlib.ExitStack() as stack:
         links, peers = [], []
         for kind, descriptor_kind in ((TLSLink, Scripted), (Link, PlainDescriptor)):

@@ -23,6 +23,7 @@ from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .proxying import send_header
 from .racing import Established, Race
+from .readiness import HANDSHAKE, poller_for
 from .tls import TLSDescriptor
 from .tls_stages import handshake
 
@@ -204,6 +205,7 @@ async def _connect(
         place = node if service is None else service
         descriptor = TLSDescriptor(sock, factory, protocols, place)
         if factory.options.handshake:
+            poller_for(reactor).at_once += HANDSHAKE
             await handshake(reactor, watch, descriptor, seconds)
     except BaseException:
         established.close()

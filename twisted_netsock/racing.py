@@ -76,6 +76,7 @@ class Race:
 
     def __init__(self, reactor: Any, infos: Sequence[AddressInfo], options: SocketOptions) -> None:
         self._reactor = reactor
+        self._poller = poller_for(reactor)
         self._options = options
         self._waiting = list(infos)
         self._running: dict[Deferred[None], SocketAddress] = {}
@@ -134,8 +135,8 @@ class Race:
         except SocketError as error:
             self._failures.append((address, error))
             return False
-        may_go_on = poller_for(self._reactor).may_go_on
-        connecting = Connect(candidate.descriptor.sock, address.native(info.family), may_go_on)
+        native = address.native(info.family)
+        connecting = Connect(candidate.descriptor.sock, native, self._poller.may_go_on)
         try:
             want = connecting()
         except SocketError as error:
@@ -153,9 +154,7 @@ class Race:
             apply_options(sock, info.family, info.socket_type, self._options)
             if self._options.local_address is not None:
                 _bind_local(sock, info.family, self._options.local_address)
-            return Established(
-                PlainDescriptor(sock), poller_for(self._reactor).watch(sock.fileno())
-            )
+            return Established(PlainDescriptor(sock), self._poller.watch(sock.fileno()))
         except BaseException:
             sock.close()
             raise

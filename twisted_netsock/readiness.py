@@ -36,8 +36,11 @@ __all__ = ["Poller", "Watch", "has_event", "poller_for"]
 _MOST_EVENTS: Final = 128
 """Events handled between two turns of the reactor, so that timers and others get theirs."""
 
-_MOST_AT_ONCE: Final = 16
+_MOST_AT_ONCE: Final = 64
 """Connections that are made between two turns of the reactor without waiting for one."""
+
+HANDSHAKE: Final = 8
+"""For how many of those a TLS handshake counts, by the time that it takes."""
 
 _ONLY_READABLE: Final = select.POLLIN
 """What epoll reports most: there is something to read, and nothing else."""
@@ -145,7 +148,8 @@ class Poller:
         """The reactor has called, so this is one of its readers, and stays that meanwhile."""
         self.parked = False
         """Something was waited for since the reactor called, and is to be reported."""
-        self._at_once = 0
+        self.at_once = 0
+        """Connections since the reactor called, or since one of them waited for it."""
         if IReactorCore.providedBy(reactor):
             reactor.addSystemEventTrigger("during", "shutdown", self.lose_all)
 
@@ -168,8 +172,11 @@ class Poller:
 
         Within one machine all do. Who makes one after the other would never give way.
         """
-        self._at_once = (self._at_once + 1) % _MOST_AT_ONCE
-        return self._at_once > 0
+        self.at_once += 1
+        if self.at_once < _MOST_AT_ONCE:
+            return True
+        self.at_once = 0
+        return False
 
     def park(self, watch: Watch, event: int) -> None:
         """Have *event* of *watch* reported."""
@@ -280,6 +287,7 @@ class EpollPoller(Poller):
         """Hand what epoll reports to the owners."""
         registered = self._registered
         self.reporting = True
+        self.at_once = 0
         try:
             for fd, events in self._epoll.poll(0, _MOST_EVENTS):
                 watch = registered.get(fd)

@@ -22,6 +22,7 @@ from ..proxy_tlvs import ProxyTLS, ProxyTLV
 from .access import Access, common_name
 from .accounting import Ledger, Session, TLSAccount
 from .limits import OUT_OF_DESCRIPTORS, Gatekeeper
+from .pipes import Pipes
 from .routing import Routes, Target
 from .serving import written
 
@@ -38,6 +39,7 @@ class Relay(Protocol):
     ledger: Ledger
     gatekeeper: Gatekeeper
     sides: set[Any]
+    pipes: Pipes
 
 
 def _told(header: ProxyHeader, tls: TLSAccount) -> ProxyHeader:

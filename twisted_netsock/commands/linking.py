@@ -28,6 +28,8 @@ EARLY_LIMIT: Final = 64 * 1024
 class _Early:
     """Stands for the other connection until there is one, and keeps what is to go there."""
 
+    spliceable = False
+
     def __init__(self, link: Link) -> None:
         self._link = link
         self._size = 0

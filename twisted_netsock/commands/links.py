@@ -3,7 +3,8 @@ The relay's short way: two descriptors, plain or TLS, and nothing between them.
 
 What arrives on one goes to the other in the same call, out of one buffer for
 all; only what that does not take at once is copied, and nothing more is read
-until it is gone. Where another's endpoint or the time limits of a transport come
+until it is gone. Bulk between two plain ones goes through a pipe, and is not
+copied at all. Where another's endpoint or the time limits of a transport come
 in, `twisted_netsock.commands.relaying` does the same with transports.
 """
 
@@ -24,6 +25,7 @@ from ..tls_stages import say_goodbye
 from ..transports import SCRATCH
 from .accounting import Session
 from .dialing import Relay
+from .pipes import BULK, Pipe
 
 __all__ = ["Link", "TLSLink", "link_for"]
 
@@ -44,6 +46,8 @@ class Link:
     """
 
     _descriptor: Any
+    spliceable = True
+    """What is in a pipe can be sent on it."""
 
     def __init__(
         self, relay: Relay, established: Established, session: Session | None = None
@@ -61,6 +65,9 @@ class Link:
         self._watch = watch
         self._relay = relay
         self._queue: bytes | memoryview = b""
+        self._pipe: Pipe | None = None
+        """What holds what waits to be sent, if that is not in the queue."""
+        self._in_bulk = False
         self._finishing = False
         self._finished = False
         watch.owner = self
@@ -78,18 +85,30 @@ class Link:
 
     def on_readable(self) -> None:
         """Receive, and pass it on; for the poller."""
+        pipe = self._relay.pipes.lend() if self._in_bulk else None
         try:
-            count = self._receive_into(SCRATCH)
-        except BlockingIOError:
-            return
+            count = self._receive_into(SCRATCH) if pipe is None else pipe.fill(self._watch.fd)
         except OSError as error:
-            self.lose(from_os_error(error))
+            self._receiving_failed(error, pipe)
             return
+        self._in_bulk = count >= BULK and self.other.spliceable
+        self.count += count
+        if pipe is not None:
+            self.other.pass_pipe_on(pipe)
+        elif count:
+            self.other.pass_on(SCRATCH[:count])
         if not count:
             self._end()
-            return
-        self.count += count
-        self.other.pass_on(SCRATCH[:count])
+
+    def _receiving_failed(self, error: OSError, pipe: Pipe | None) -> None:
+        pipes = self._relay.pipes
+        if pipe is not None:
+            pipes.take_back(pipe)
+            if pipes.blame(error):
+                # The next report finds what is still there, and copies it.
+                return
+        if not isinstance(error, BlockingIOError):
+            self.lose(from_os_error(error))
 
     def pass_on(self, data: memoryview) -> None:
         """Send *data*; what the kernel does not take is copied, and pauses the other one."""
@@ -104,6 +123,21 @@ class Link:
             self._queue = bytes(data[sent:])
             self.other.pause()
             self._watch.want_write()
+
+    def pass_pipe_on(self, pipe: Pipe) -> None:
+        """Send what is in *pipe*, which is given back when it is empty; until then pause."""
+        try:
+            pipe.drain(self._watch.fd)
+        except OSError as error:
+            self._relay.pipes.take_back(pipe)
+            self.lose(from_os_error(error))
+            return
+        if not pipe.pending:
+            self._relay.pipes.take_back(pipe)
+            return
+        self._pipe = pipe
+        self.other.pause()
+        self._watch.want_write()
 
     def _end(self) -> None:
         """Pass the end of the stream on, and go on with the other direction."""
@@ -121,25 +155,39 @@ class Link:
     def on_writable(self) -> None:
         """Send what waits; for the poller."""
         try:
-            sent = self._send(self._queue)
+            if not self._send_rest():
+                return
         except BlockingIOError:
             return
         except OSError as error:
             self.lose(from_os_error(error))
             return
-        if sent < len(self._queue):
-            self._queue = memoryview(self._queue)[sent:]
-            return
-        self._queue = b""
         self._watch.stop_write()
         if self._finishing:
             self.finish()
         else:
             self.other.resume()
 
+    def _send_rest(self) -> bool:
+        """Send what waits; tell whether nothing does any more."""
+        pipe = self._pipe
+        if pipe is not None:
+            pipe.drain(self._watch.fd)
+            if not pipe.pending:
+                self._give_pipe_back()
+            return not pipe.pending
+        sent = self._send(self._queue)
+        self._queue = memoryview(self._queue)[sent:] if sent < len(self._queue) else b""
+        return not self._queue
+
+    def _give_pipe_back(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        assert pipe is not None
+        self._relay.pipes.take_back(pipe)
+
     def finish(self) -> None:
         """Send no more when everything is sent; the connection ends if its peer has, too."""
-        if self._queue:
+        if self._queue or self._pipe is not None:
             self._finishing = True
             return
         self._finished = True
@@ -183,7 +231,11 @@ class Link:
         self._watch.close()
         self._descriptor.close()
         self._queue = b""
+        if self._pipe is not None:
+            self._give_pipe_back()
         self._relay.sides.discard(self)
+        if not self._relay.sides:
+            self._relay.pipes.close()
         other, self.other = self.other, None
         session, self.session = self.session, None
         if session is not None:
@@ -206,6 +258,8 @@ class TLSLink(Link):
     OpenSSL may want to write to go on reading, and the other way round, keep
     bytes that the poller cannot see, and a piece of what it was given.
     """
+
+    spliceable = False
 
     def __init__(
         self, relay: Relay, established: Established, session: Session | None = None
@@ -273,11 +327,11 @@ class TLSLink(Link):
     def pass_on(self, data: memoryview) -> None:
         """Send *data*; what OpenSSL does not take is copied, and pauses the other one."""
         self._queue = data
-        self._send_rest()
+        self._go_on_sending()
         if self._queue:
             self._queue = memoryview(bytes(self._queue))
 
-    def _send_rest(self) -> None:
+    def _go_on_sending(self) -> None:
         """Send what waits, and go on with what waited for that."""
         descriptor = self._descriptor
         queue = self._queue
@@ -320,7 +374,7 @@ class TLSLink(Link):
 
     def _write_on(self) -> None:
         if self._stalled:
-            self._send_rest()
+            self._go_on_sending()
         elif self._finishing:
             self.finish()
 

@@ -34,6 +34,7 @@ from .accounting import Ledger, Session, TLSAccount
 from .dialing import Client, Relay
 from .limits import Gatekeeper, Limits
 from .linking import EARLY_LIMIT, serve_client
+from .pipes import Pipes
 from .routing import Routes, as_routes
 from .serving import end_stream
 
@@ -204,6 +205,7 @@ class RelayFactory(Factory):
         ledger: The accounts of the connections.
         gatekeeper: Counts them.
         sides: The connections of both kinds.
+        pipes: What bulk passes through.
         takes_connections: All backends can do without a transport, and clients' connections
             with them.
     """
@@ -237,6 +239,7 @@ class RelayFactory(Factory):
         self.ledger = Ledger(reactor, limits)
         self.gatekeeper = Gatekeeper(reactor, limits)
         self.sides: set[Any] = set()
+        self.pipes = Pipes()
         self.takes_connections = all(_is_bare(target.endpoint) for target in self.routes)
 
     def __repr__(self) -> str:
