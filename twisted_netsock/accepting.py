@@ -81,8 +81,12 @@ class Acceptor:
         self._reactor = reactor
         self._watch = watch
         self._sock = sock
-        # Looked at once: of a socket it is an enumeration's member, made anew each time.
-        self._family = sock.family
+        # Looked at once: of a socket they are enumerations' members, made anew each time,
+        # for which its own accept takes as long as for the system call.
+        self._family, self._kind, self._protocol = int(sock.family), int(sock.type), sock.proto
+        self._quick_accept = (
+            getattr(sock, "_accept", None) if type(sock) is _socket.socket else None
+        )
         self._deliver = deliver
         self._lost = lost
         self._running = False
@@ -117,7 +121,7 @@ class Acceptor:
         # What comes after so many errors in a row waits for the reactor's next turn.
         for _ in range(_BATCH):
             try:
-                connection, peer = self._sock.accept()
+                connection, peer = self._accept()
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -130,6 +134,12 @@ class Acceptor:
             self._complained = False
             return self._prepare(connection), SocketAddress.named(peer)
         return None
+
+    def _accept(self) -> tuple[_socket.socket, Any]:
+        if self._quick_accept is None:
+            return self._sock.accept()
+        number, peer = self._quick_accept()
+        return _socket.socket(self._family, self._kind, self._protocol, number), peer
 
     def _listens(self) -> bool:
         """Tell whether an error may be a connection's: without listening it is the socket's."""
