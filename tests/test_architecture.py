@@ -43,6 +43,7 @@ ORDER = [
     "arrivals",
     "resuming",
     "operations",
+    "file_sources",
     "ports",
     "socket_facts",
     "base_sockets",

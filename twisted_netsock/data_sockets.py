@@ -6,7 +6,7 @@ import errno
 import socket as _socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Final, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -23,6 +23,7 @@ from .descriptors import (
     writable_view,
 )
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
+from .file_sources import FileSource
 from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Receiving
 from .ports import InputPort, OutputPort
 from .resuming import Done
@@ -326,6 +327,43 @@ class DataSocket(BaseSocket):
             return want
 
         return attempt
+
+    def sendfile(
+        self, file: IO[bytes], offset: int = 0, count: int | None = None
+    ) -> Deferred[int]:
+        """
+        Send a file, as `socket.socket.sendfile`: on a plain socket the kernel does it alone.
+
+        Args:
+            file: Open for reading in binary mode; its owner's, who leaves it alone until
+                the Deferred fires. Reading holds the reactor up, for as long as its disk
+                or its ``read`` takes. Its position ends up behind what was sent.
+            offset: Where to begin, in bytes.
+            count: The most bytes to send; up to the end of the file if `None`.
+
+        Returns:
+            How many bytes were sent, when the kernel has taken them all.
+
+        Raises:
+            TypeError: *file* is none, or *offset* or *count* no number.
+            ValueError: *file* is open for text or for writing alone, *offset* or *count*
+                is negative, or this is no stream.
+
+        Errors:
+            SocketError: The file cannot be read. A part may have been sent.
+            SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError: As `sendall`.
+
+        Cancelling:
+            As `sendall`; the position of *file* tells how much was sent.
+        """
+        source = FileSource(file, offset, count, self._descriptor)
+
+        def conclude(result: int | Failure) -> int | Failure:
+            source.conclude()
+            return result
+
+        return self._write(lambda: source.attempt(self._sent_some)).addBoth(conclude)
 
     def sendto(self, data: Buffer, address: Address, flags: int = 0) -> Deferred[int]:
         """

@@ -240,6 +240,15 @@ class PlainDescriptor:
         except OSError as error:
             raise self._send_error(error) from None
 
+    def try_sendfile(self, file: int, offset: int, n: int) -> int | Want:
+        """Send up to *n* bytes of the regular *file* from *offset* on; 0 is its end."""
+        try:
+            return os.sendfile(self.sock.fileno(), file, offset, n)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
     def try_flush(self) -> None:
         """Return at once: the kernel has everything."""
 

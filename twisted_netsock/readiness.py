@@ -281,7 +281,7 @@ class EpollPoller(Poller):
                     # It was closed behind our back: the kernel has forgotten it already.
                     pass
         if not self._registered and not self.reporting:
-            self._leave()
+            self._come_or_go()
 
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
@@ -303,22 +303,18 @@ class EpollPoller(Poller):
                     _log.failure("a socket's handler failed")
         finally:
             self.reporting = False
-            if not registered:
-                self._leave()
-            elif self.parked:
-                self._stay()
-            self.parked = False
+            if self.parked or not registered:
+                self.parked = False
+                self._come_or_go()
 
-    def _stay(self) -> None:
-        """Be one of the reactor's readers, also if somebody has just removed them all."""
+    def _come_or_go(self) -> None:
+        """Be one of the reactor's readers, whoever has just removed them all, or no more."""
         reactor = self._reactor_ref()
-        if reactor is not None and self._dead is None:
+        if reactor is None or self._dead is not None:
+            return
+        if self._registered:
             reactor.addReader(self)
-
-    def _leave(self) -> None:
-        """Be none of the reactor's readers, now that nothing is watched."""
-        reactor = self._reactor_ref()
-        if reactor is not None and self._dead is None:
+        else:
             reactor.removeReader(self)
 
     def _report(self, watch: Watch, events: int) -> None:

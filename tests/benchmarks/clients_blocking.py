@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .task import CHUNK, HOST, MESSAGE, NAME, Task, measurements
+from .task import CHUNK, HOST, MESSAGE, NAME, Task, file_to_send, measurements
 
 Maker = Callable[[], Any]
 
@@ -53,6 +53,9 @@ def steps(job: str, sock: Any) -> Callable[[], int]:
         return round_trip
     if job == "receive":
         return lambda: sock.recv_into(buffer)
+    if job == "send-file":
+        file = file_to_send()
+        return lambda: sock.sendfile(file)
     if job == "send":
         return send
     if job == "port-reads":

@@ -5,7 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .task import CHUNK, HOST, MESSAGE, NAME, Task, install_reactor, measurements
+from .task import (
+    CHUNK,
+    HOST,
+    MESSAGE,
+    NAME,
+    Task,
+    file_to_send,
+    install_reactor,
+    measurements,
+)
 
 
 def client(task: Task) -> None:
@@ -66,6 +75,13 @@ async def send(sock: Any) -> None:
             watch.count += len(CHUNK)
 
 
+async def send_file(sock: Any) -> None:
+    with file_to_send() as file:
+        for watch in measurements():
+            while time.perf_counter() < watch.end:
+                watch.count += await sock.sendfile(file)
+
+
 async def port_reads(sock: Any) -> None:
     port = sock.input_port
     for watch in measurements():
@@ -85,6 +101,7 @@ LOOPS = {
     "round-trips": round_trips,
     "receive": receive,
     "send": send,
+    "send-file": send_file,
     "port-reads": port_reads,
     "port-writes": port_writes,
 }

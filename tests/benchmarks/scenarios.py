@@ -50,13 +50,13 @@ class Scenario:
     @property
     def in_bytes(self) -> bool:
         """Whether the operations that are counted are bytes."""
-        return self.load in {"send", "receive", "port-reads", "port-writes"}
+        return self.load in {"send", "send-file", "receive", "port-reads", "port-writes"}
 
 
 def client(name: str, title: str, load: str, *, tls: bool = False, **more: object) -> Scenario:
     """Return the scenario of clients against the neutral peer."""
     contenders: tuple[str, ...] = TLS_CLIENTS if tls else PLAIN_CLIENTS
-    if load.startswith("port-"):
+    if load.startswith("port-") or load == "send-file":
         contenders = BLOCKING
     more.setdefault("apart", load not in {"round-trips", "connects"})
     return Scenario(name, title, "client", load, contenders, "blocking", tls=tls, **more)  # type: ignore[arg-type]
@@ -87,6 +87,7 @@ _SCENARIOS = (
     client("connects", "connect, 64 bytes there and back, close", "connects"),
     client("receive", "receive in bulk, 64 KiB at a time", "receive"),
     client("send", "send in bulk, 64 KiB at a time", "send"),
+    client("send-file", "send a file of 1 MiB, again and again", "send-file"),
     client("port-reads", "read in bulk from a buffered port, 64 KiB at a time", "port-reads"),
     client("port-writes", "write in bulk to a buffered port, 16 KiB at a time", "port-writes"),
     client("tls-round-trips", "64 bytes there and back over TLS", "round-trips", tls=True),

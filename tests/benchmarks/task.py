@@ -5,9 +5,11 @@ from __future__ import annotations
 import cProfile
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import IO
 
 HOST = "127.0.0.1"
 NAME = "localhost"
@@ -18,6 +20,8 @@ PROFILES: list[cProfile.Profile] = []
 
 MESSAGE = b"x" * 64
 CHUNK = bytes(65536)
+FILE_SIZE = 1 << 20
+"""Bytes of the file that is sent."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ JOBS = {
     "connects": "echo",
     "receive": "source",
     "send": "sink",
+    "send-file": "sink",
     "port-reads": "source",
     "port-writes": "sink",
 }
@@ -98,6 +103,14 @@ def say(what: object) -> None:
     """Print a line of JSON, at once."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
+
+
+def file_to_send() -> IO[bytes]:
+    """Return a file of `FILE_SIZE`, which is in the memory of the kernel."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - its receiver closes it, or the end does
+    file.write(bytes(FILE_SIZE))
+    file.flush()
+    return file
 
 
 def install_reactor(name: str) -> None:

@@ -6,12 +6,13 @@ import errno
 import io
 import socket as _socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..data_sockets import _FLUSH_LIMIT, _check_size
 from ..descriptors import PlainDescriptor, Want, byte_view, writable_view
 from ..errors import SocketError, SocketPortError
+from ..file_sources import FileSource
 from ._base import BlockingBase
 from ._ports import RawPort, close_quietly, has_failed, held_by, open_input_port, open_output_port
 from ._waiting import Deadline, Expired, current_waiter
@@ -274,6 +275,27 @@ class BlockingData(BlockingBase):
             return want
 
         self._write(attempt, deadline=deadline)
+
+    def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
+        """
+        Send a file, as `socket.socket.sendfile`, after what `output_port` holds.
+
+        The arguments are those of `Socket.sendfile`.
+
+        Returns:
+            How many bytes were sent; all of them are with the kernel on return.
+
+        Raises:
+            SocketError: The file cannot be read. A part may have been sent.
+            SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError: As `sendall`; the position of *file* tells how much was sent.
+        """
+        source = FileSource(file, offset, count, self._descriptor)
+        deadline = Deadline(self._write_seconds)
+        try:
+            return self._write(lambda: source.attempt(deadline.renew), deadline=deadline)
+        finally:
+            source.conclude()
 
     def sendto(self, data: Buffer, address: Address, flags: int = 0) -> int:
         """
