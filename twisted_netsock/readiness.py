@@ -16,7 +16,7 @@ import os
 import select
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from twisted.internet.interfaces import (
@@ -192,7 +192,7 @@ class Poller:
 
     def lose_all(self) -> None:
         """Tell every owner that its connection is lost: the reactor shuts down."""
-        self._tell_lost(SocketConnectionLostError(strerror="The reactor was shut down"))
+        self.lose(SocketConnectionLostError(strerror="The reactor was shut down"))
 
     def forked(self) -> None:
         """Give everything up in a forked child, which must not disturb its parent."""
@@ -200,31 +200,23 @@ class Poller:
             strerror="This socket was opened before the process forked; "
             "open another one in the child"
         )
-        self._tell_lost(self._dead())
+        self.lose(self._dead())
 
-    def _drop_registrations(self) -> None:
-        watches = list(self._registered.values())
-        for watch in watches:
+    def _lose_registered(self) -> None:
+        reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")
+        self.lose(reason, self._registered.values())
+
+    def lose(self, reason: Exception, watches: Iterable[Watch] | None = None) -> None:
+        """Forget *watches*, all that there are if `None`, and tell their owners then."""
+        lost = list(self.kept.union(self._registered.values()) if watches is None else watches)
+        for watch in lost:
             self.forget(watch)
             self.kept.discard(watch)
-        for watch in watches:
-            reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")
-            _report_loss(watch, reason)
-
-    def _tell_lost(self, reason: Exception) -> None:
-        watches = list(self.kept.union(self._registered.values()))
-        for watch in watches:
-            self.forget(watch)
-        self.kept.clear()
-        for watch in watches:
-            _report_loss(watch, reason)
-
-
-def _report_loss(watch: Watch, reason: Exception) -> None:
-    watch.reading = watch.writing = False
-    owner, watch.owner = watch.owner, None
-    if owner is not None:
-        _call(owner.on_poller_lost, reason)
+        for watch in lost:
+            watch.reading = watch.writing = False
+            owner, watch.owner = watch.owner, None
+            if owner is not None:
+                _call(owner.on_poller_lost, reason)
 
 
 def _call(method: Callable[..., None], *args: object) -> None:
@@ -252,7 +244,7 @@ class EpollPoller(Poller):
         if not mask:
             if reactor is not None and self._registered and self not in reactor.getReaders():
                 # Somebody, trial's clean-up say, called reactor.removeAll().
-                self._drop_registrations()
+                self._lose_registered()
             try:
                 self._epoll.register(watch.fd, event)
             except FileExistsError:
@@ -394,10 +386,11 @@ class _Adapter:
 
     def connectionLost(self, reason: Failure) -> None:
         watch = self._watch
-        self._poller.forget(watch)
         if not has_event(self._fd, select.POLLIN):
-            self._poller.lose(watch)
+            lost = SocketConnectionLostError(strerror="The reactor disconnects all")
+            self._poller.lose(lost, [watch])
             return
+        self._poller.forget(watch)
         # This is how some reactors tell of a hang-up: the owner finds out by trying.
         if watch.owner is not None and watch.reading:
             _call(watch.owner.on_readable)
@@ -416,7 +409,7 @@ class ReactorPoller(Poller):
             raise self._dead()
         if watch._adapter is None:
             if self._was_dropped():
-                self._drop_registrations()
+                self._lose_registered()
             watch._adapter = _Adapter(self, watch)
             self._registered[watch.fd] = watch
         watch._mask |= event
@@ -444,11 +437,6 @@ class ReactorPoller(Poller):
             self._reactor.removeReader(watch._adapter)
         if not watch.writing:
             self._reactor.removeWriter(watch._adapter)
-
-    def lose(self, watch: Watch) -> None:
-        """Tell one owner that the reactor disconnects it."""
-        self.kept.discard(watch)
-        _report_loss(watch, SocketConnectionLostError(strerror="The reactor disconnects all"))
 
     def _was_dropped(self) -> bool:
         """Tell whether somebody called ``reactor.removeAll()``: one that waits is not there."""
