@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import socket as _socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ._validation import duration_text, shortened
 from .options import (
@@ -28,6 +28,7 @@ __all__ = [
     "RELOAD_EVERY",
     "SYSTEMD",
     "TWISTED_KEYS",
+    "EndpointKind",
     "bad_value",
     "camel_case",
     "check_keys",
@@ -60,6 +61,16 @@ RELOAD_EVERY: Final = "reloadEvery"
 ENDPOINT: Final = "endpoint"
 SYSTEMD: Final = "systemd"
 _PASSWORD_LIMIT: Final = 4096
+
+_OTHER_KEYS: Final = {
+    "node": (False, False),
+    "service": (False, False),
+    ENDPOINT: (True, False),
+    PASSWORD_FILE: (True, False),
+    RELOAD_EVERY: (True, True),
+    SYSTEMD: (False, True),
+}
+"""Keys that stand for no field: whether they are for TLS alone, and for servers alone."""
 
 TWISTED_KEYS: Final = {
     "interface": "node",
@@ -208,6 +219,41 @@ def keys_of(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, 
     }
 
 
+class EndpointKind(NamedTuple):
+    """
+    Which endpoints a string may describe, by its prefix and by who asks.
+
+    Attributes:
+        tls: Those of ``netsock-tls``.
+        server: Those that listen.
+    """
+
+    tls: bool
+    server: bool
+
+    @property
+    def prefix(self) -> str:
+        """What the string begins with."""
+        return "netsock-tls" if self.tls else "netsock"
+
+    @property
+    def record(self) -> type[SocketOptions]:
+        """The class of the options."""
+        if not self.tls:
+            return SocketOptions
+        return ServerTLSSocketOptions if self.server else TLSSocketOptions
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key that there is, beside the names of socket options."""
+        others = (
+            key
+            for key, (for_tls, for_servers) in _OTHER_KEYS.items()
+            if (self.tls or not for_tls) and (self.server or not for_servers)
+        )
+        return (*keys_of(self.record), *others)
+
+
 _ALL_FIELDS: Final = {
     field.name: camel_case(field.name) for field in record_fields(ServerTLSSocketOptions)
 }
@@ -234,24 +280,20 @@ def _in_keys(message: str) -> str:
     )
 
 
-def _unknown(
-    key: str, value: str, record: type[SocketOptions], others: Iterable[str]
-) -> ValueError:
+def _unknown(kind: EndpointKind, key: str, value: str) -> ValueError:
     """Say that there is no such key, and which was probably meant."""
-    servers_only = {SYSTEMD}
-    tls_only = {*keys_of(ServerTLSSocketOptions), PASSWORD_FILE, RELOAD_EVERY, ENDPOINT}
     if key in TWISTED_KEYS:
         meant = f"here it is called {TWISTED_KEYS[key]}"
     elif key in _NO_KEYS:
         meant = _NO_KEYS[key]
-    elif key in tls_only and not issubclass(record, TLSSocketOptions):
-        meant = "it is for netsock-tls"
-    elif key in tls_only or key in servers_only:
+    elif key in kind._replace(server=True).keys:
         meant = "it is for servers"
+    elif key in EndpointKind(tls=True, server=True).keys:
+        meant = "it is for netsock-tls"
     elif _OPTION_NAME.fullmatch(key):
         meant = "this system has no such socket option"
     else:
-        known = {name.lower(): name for name in others}
+        known = {name.lower(): name for name in kind.keys}
         near = get_close_matches(key.lower(), known, n=1, cutoff=0.7)
         if near:
             meant = f"did you mean {known[near[0]]}?"
@@ -292,6 +334,14 @@ def _read_password(key: str, path: str) -> bytes:
     return password
 
 
+def check_keys(kind: EndpointKind, given: dict[str, str]) -> None:
+    """Refuse keys that there are not."""
+    known = kind.keys
+    for key, value in given.items():
+        if key not in known and _socket_option(key, value) is None:
+            raise _unknown(kind, key, value)
+
+
 def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptions:
     """Build a record from keys and values."""
     keys = keys_of(record)
@@ -305,18 +355,9 @@ def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptio
             fields["private_key_password"] = _read_password(key, value)
         else:
             option = _socket_option(key, value)
-            assert option is not None
+            assert option is not None  # `check_keys` has seen to that.
             socket_options.append(option)
     return in_terms_of_keys(lambda: record(**fields, socket_options=socket_options))
-
-
-def check_keys(record: type[SocketOptions], given: dict[str, str], extra: Sequence[str]) -> None:
-    """Refuse keys that there are not."""
-    password = (PASSWORD_FILE,) if issubclass(record, TLSSocketOptions) else ()
-    known = (*keys_of(record), *extra, *password)
-    for key, value in given.items():
-        if key not in known and _socket_option(key, value) is None:
-            raise _unknown(key, value, record, known)
 
 
 def in_terms_of_keys(make: Callable[[], T]) -> T:

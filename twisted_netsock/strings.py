@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from twisted.internet.endpoints import clientFromString, serverFromString
 
@@ -17,12 +17,13 @@ from ._validation import duration_text
 from .activation import activated_sockets
 from .client_endpoints import ClientEndpoint, client_endpoint
 from .names import is_ip_address
-from .options import OF_SOCKETS, ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
+from .options import OF_SOCKETS
 from .server_endpoints import ServerEndpoint, server_endpoint
 from .string_keys import (
     ENDPOINT,
     RELOAD_EVERY,
     SYSTEMD,
+    EndpointKind,
     bad_value,
     camel_case,
     check_keys,
@@ -106,13 +107,59 @@ def _is_unix(kwargs: dict[str, str]) -> bool:
     return kwargs.get("aiFamily", "").lower().removeprefix("af_") == "unix"
 
 
-def _inner(text: str, parse: Callable[[str], T]) -> T:
+class _Parts(NamedTuple):
     """
-    Make the endpoint that a string in a string describes.
+    A string, taken apart; of its keys each is one that there is.
+
+    Attributes:
+        names: What has no key in a string like this, in order.
+        form: How one is written, for errors.
+        place: Node and service, those that are given.
+        given: All other keys, with their values.
+    """
+
+    names: tuple[str, ...]
+    form: str
+    place: dict[str, str]
+    given: dict[str, str]
+
+    def check_place(self) -> None:
+        """Refuse a string that lacks one of the *names*."""
+        for name in self.names:
+            if not self.place.get(name):
+                raise ValueError(f"{name} is missing: {self.form}")
+
+
+def _take_apart(kind: EndpointKind, args: Sequence[str], kwargs: dict[str, str]) -> _Parts:
+    given = dict(kwargs)
+    names: tuple[str, ...]
+    if kind.tls and ENDPOINT in given:
+        if kind.server:
+            names, form = (), "endpoint=ENDPOINT:KEY=…"
+        else:
+            names, form = ("node",), "NODE:endpoint=ENDPOINT:KEY=…, with NODE to verify"
+    elif _is_unix(given):
+        names, form = ("node",), "PATH:aiFamily=unix"
+    elif kind.server:
+        names, form = ("service",), "SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
+    else:
+        names, form = ("node", "service"), "NODE:SERVICE:KEY=…"
+    form = f"write {kind.prefix}:{form}"
+    place = _place(args, given, names, form)
+    check_keys(kind, given)
+    return _Parts(names, form, place, given)
+
+
+def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
+    """
+    Take the string in the string, if there is one, off *given*, and make its endpoint.
 
     What is wrong with it is told, and of the string itself only the type: the rest
     may hold what nobody should read.
     """
+    text = given.pop(ENDPOINT, None)
+    if text is None:
+        return None
     if not text:
         raise bad_value(ENDPOINT, text, "an endpoint string, with its colons escaped")
     try:
@@ -138,30 +185,15 @@ def parse_client(
     Raises:
         ValueError: Something is wrong; one line that says what.
     """
-    given = dict(kwargs)
-    prefix = "netsock-tls" if tls else "netsock"
-    unix = _is_unix(given)
-    layered = tls and ENDPOINT in given
-    names = ("node",) if unix or layered else ("node", "service")
-    if layered:
-        form = f"write {prefix}:NODE:endpoint=ENDPOINT:KEY=…, with NODE to verify"
-    elif unix:
-        form = f"write {prefix}:PATH:aiFamily=unix"
-    else:
-        form = f"write {prefix}:NODE:SERVICE:KEY=…"
-    record = TLSSocketOptions if tls else SocketOptions
-    place = _place(args, given, names, form)
-    check_keys(record, given, ("node", "service", *((ENDPOINT,) if tls else ())))
-    for name in names:
-        if not place.get(name):
-            raise ValueError(f"{name} is missing: {form}")
-    endpoint = None
-    if layered:
-        endpoint = _inner(given.pop(ENDPOINT), lambda text: clientFromString(reactor, text))
-    options = record_of(record, given)
+    kind = EndpointKind(tls, server=False)
+    parts = _take_apart(kind, args, kwargs)
+    parts.check_place()
+    place, given = parts.place, parts.given
+    inner = _inner(given, partial(clientFromString, reactor))
+    options = record_of(kind.record, given)
     return in_terms_of_keys(
         lambda: client_endpoint(
-            reactor, place["node"], place.get("service"), options, endpoint=endpoint
+            reactor, place["node"], place.get("service"), options, endpoint=inner
         )
     )
 
@@ -181,37 +213,21 @@ def parse_server(
     Raises:
         ValueError: Something is wrong; one line that says what.
     """
-    given = dict(kwargs)
-    prefix = "netsock-tls" if tls else "netsock"
-    unix = _is_unix(given)
-    layered = tls and ENDPOINT in given
-    names: tuple[str, ...] = ("node",) if unix else ("service",)
-    if layered:
-        names, form = (), f"write {prefix}:endpoint=ENDPOINT:KEY=…"
-    elif unix:
-        form = f"write {prefix}:PATH:aiFamily=unix"
-    else:
-        form = f"write {prefix}:SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
-    record = ServerTLSSocketOptions if tls else SocketOptions
-    place = _place(args, given, names, form)
-    extra = ("node", "service", SYSTEMD, *((RELOAD_EVERY, ENDPOINT) if tls else ()))
-    check_keys(record, given, extra)
-    if not unix and not layered and args and args[0].startswith("["):
-        raise ValueError(f"{place['service']!r} is no service: {form}")
+    kind = EndpointKind(tls, server=True)
+    parts = _take_apart(kind, args, kwargs)
+    place, given = parts.place, parts.given
+    if parts.names == ("service",) and args and args[0].startswith("["):
+        raise ValueError(f"{place['service']!r} is no service: {parts.form}")
     activated = given.pop(SYSTEMD, None)
-    if activated is not None:
-        _check_activated(activated, place, given, layered=layered)
-        names = ()
-    for name in names:
-        if not place.get(name):
-            raise ValueError(f"{name} is missing: {form}")
-    inner = None
-    if layered:
-        inner = _inner(given.pop(ENDPOINT), lambda text: serverFromString(reactor, text))
+    if activated is None:
+        parts.check_place()
+    else:
+        _check_activated(activated, place, given)
+    inner = _inner(given, partial(serverFromString, reactor))
     reload_every = None
-    if tls and RELOAD_EVERY in given:
+    if RELOAD_EVERY in given:
         reload_every = duration_text(RELOAD_EVERY, given.pop(RELOAD_EVERY))
-    options = record_of(record, given)
+    options = record_of(kind.record, given)
     endpoint = in_terms_of_keys(
         lambda: server_endpoint(
             reactor,
@@ -228,15 +244,13 @@ def parse_server(
     return endpoint.adopting(partial(activated_sockets, activated))
 
 
-def _check_activated(
-    name: str, place: dict[str, str], given: dict[str, str], *, layered: bool
-) -> None:
+def _check_activated(name: str, place: dict[str, str], given: dict[str, str]) -> None:
     """Refuse what would bind a socket beside one that is bound already."""
     if not name:
         raise ValueError(f"{SYSTEMD}={name!r} must be the name or the number of a socket")
     for key, value in place.items():
         raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")
-    if layered:
+    if ENDPOINT in given:
         raise ValueError(f"{ENDPOINT}: with {SYSTEMD}= there is a socket to listen on already")
     for key, value in given.items():
         if key in _OF_BOUND_SOCKETS:
