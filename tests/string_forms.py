@@ -51,6 +51,7 @@ _TEXTS: dict[str, Any] = {
     "names": _items,
     "path": str,
     "paths": _items,
+    "protocols": _items,
     "proxy_protocol": str,
     "socktype": lambda value: value.name.removeprefix("SOCK_").lower(),
     "verifier": lambda value: "no" if value is False else None,

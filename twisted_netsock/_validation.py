@@ -19,8 +19,8 @@ from typing import Any
 
 from .names import is_host_name
 
-_FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
-_PROXY_PROTOCOLS = ("v1", "v2", "any")
+FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
+PROXY_PROTOCOLS = ("v1", "v2", "any")
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 _SHORTEST_MICROSECONDS = 100_000
@@ -85,8 +85,8 @@ def positive(value: Any, name: str) -> int:
 def family(value: Any, name: str) -> AddressFamily:
     """Take one of the four families that this package knows."""
     number = _integer(value, name, "an address family (AF_INET, …)")
-    if number not in _FAMILIES:
-        allowed = ", ".join(known.name for known in _FAMILIES)
+    if number not in FAMILIES:
+        allowed = ", ".join(known.name for known in FAMILIES)
         raise ValueError(f"{name}={value!r} must be one of {allowed}")
     return AddressFamily(number)
 
@@ -171,9 +171,9 @@ def connection_timeout(value: Any, name: str) -> timedelta | None:
 def proxy_protocol(value: Any, name: str) -> str | None:
     """Take a version of the PROXY protocol, ``"any"`` of them, or `None`."""
     if not isinstance(value, str | None):
-        raise _wrong_type(value, name, f"one of {', '.join(_PROXY_PROTOCOLS)}, or None")
-    if value is not None and value not in _PROXY_PROTOCOLS:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(_PROXY_PROTOCOLS)}")
+        raise _wrong_type(value, name, f"one of {', '.join(PROXY_PROTOCOLS)}, or None")
+    if value is not None and value not in PROXY_PROTOCOLS:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(PROXY_PROTOCOLS)}")
     return value
 
 

@@ -65,9 +65,9 @@ def _field(
     """
     Declare one option: its default, its check, and the kind of its text form.
 
-    *kind* is what endpoint strings go by (`twisted_netsock.strings`); `None`
-    keeps the option out of them. *secret* keeps its value out of every text,
-    *hashed* is `False` for values that need not be hashable, *of_sockets* is `True`
+    *kind* is what endpoint strings go by: `twisted_netsock.string_keys` has a parser
+    for each; `None` keeps the option out of them. *secret* keeps its value out of every
+    text, *hashed* is `False` for values that need not be hashable, *of_sockets* is `True`
     for what says how a socket is made, and *of_names* for what may differ between the
     records of one server.
     """
@@ -282,7 +282,7 @@ class TLSSocketOptions(SocketOptions):
         None, check.certificate_sources, "paths", secret=True, of_names=True
     )
     sni: tuple[str, ...] | None = _field(None, check.server_names, "names", of_names=True)
-    alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "names", of_names=True)
+    alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "protocols", of_names=True)
     minimum_version: _ssl.TLSVersion = _field(
         _ssl.TLSVersion.TLSv1_2, check.tls_version, "version", of_names=True
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ._validation import duration_text, shortened
+from ._validation import FAMILIES, PROXY_PROTOCOLS, duration_text, shortened
 from .options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -41,14 +41,8 @@ T = TypeVar("T")
 
 _TRUE: Final = frozenset({"yes", "true", "on", "1"})
 _FALSE: Final = frozenset({"no", "false", "off", "0"})
-_FAMILIES: Final = {
-    "unspec": _socket.AF_UNSPEC,
-    "inet": _socket.AF_INET,
-    "inet6": _socket.AF_INET6,
-    "unix": _socket.AF_UNIX,
-}
+_FAMILIES: Final = {family.name.removeprefix("AF_").lower(): family for family in FAMILIES}
 _SOCKET_TYPES: Final = {"stream": _socket.SOCK_STREAM}
-_OPTION_NAME: Final = re.compile(r"(SO|TCP|IP|IPV6|UDP)_[A-Z0-9_]+")
 _LEVELS: Final = {
     "SO": _socket.SOL_SOCKET,
     "TCP": _socket.IPPROTO_TCP,
@@ -56,6 +50,7 @@ _LEVELS: Final = {
     "IPV6": _socket.IPPROTO_IPV6,
     "UDP": _socket.IPPROTO_UDP,
 }
+_OPTION_NAME: Final = re.compile(rf"({'|'.join(_LEVELS)})_[A-Z0-9_]+")
 PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105 - a key's name
 RELOAD_EVERY: Final = "reloadEvery"
 ENDPOINT: Final = "endpoint"
@@ -136,6 +131,18 @@ def _items(key: str, value: str) -> tuple[str, ...]:
     return tuple(items)
 
 
+def _some_items(one: str) -> Callable[[str, str], tuple[str, ...]]:
+    """Return a parser of at least one item; *one* says what an item is."""
+
+    def parse(key: str, value: str) -> tuple[str, ...]:
+        items = _items(key, value)
+        if not items:
+            raise bad_value(key, value, f"{one}, or several separated by commas")
+        return items
+
+    return parse
+
+
 def _flags(key: str, value: str) -> int:
     flags = 0
     for item in _items(key, value):
@@ -153,24 +160,10 @@ def _verifier(key: str, value: str) -> bool:
     return False
 
 
-def _names(key: str, value: str) -> tuple[str, ...]:
-    names = _items(key, value)
-    if not names and key == "alpn":
-        raise bad_value(key, value, "a protocol, or several separated by commas")
-    return names
-
-
 def _path(key: str, value: str) -> str:
     if not value:
         raise bad_value(key, value, "a path")
     return value
-
-
-def _paths(key: str, value: str) -> tuple[str, ...]:
-    paths = _items(key, value)
-    if not paths:
-        raise bad_value(key, value, "a path, or several separated by commas")
-    return paths
 
 
 def _local_address(key: str, value: str) -> tuple[str, int]:
@@ -193,10 +186,11 @@ _PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "flags": _flags,
     "integer": _integer,
     "local_address": _local_address,
-    "names": _names,
+    "names": _items,
     "path": _path,
-    "paths": _paths,
-    "proxy_protocol": _choice({"v1": "v1", "v2": "v2", "any": "any"}, ""),
+    "paths": _some_items("a path"),
+    "protocols": _some_items("a protocol"),
+    "proxy_protocol": _choice({name: name for name in PROXY_PROTOCOLS}, ""),
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "verifier": _verifier,
     "version": lambda _key, value: value,
