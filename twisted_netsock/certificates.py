@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-if TYPE_CHECKING:
-    from .options import TLSSocketOptions
+from .options import OF_FILES, TLSSocketOptions
 
-__all__ = ["Identity", "file_paths", "load_identity", "load_trusted"]
+__all__ = ["Identity", "file_paths", "file_signature", "load_identity", "load_trusted"]
 
 _PEM_MARK = b"-----BEGIN"
 _PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
@@ -51,14 +51,16 @@ class _Material(NamedTuple):
     key: Any
 
 
-def file_paths(options: TLSSocketOptions) -> tuple[str, ...]:
+def file_paths(options: TLSSocketOptions) -> list[str]:
     """Return the path of every file that *options* takes certificates or keys from."""
-    sources = (
-        options.private_key,
-        *(options.certificates or ()),
-        *(options.trusted_certificates or ()),
-    )
-    return tuple(source for source in sources if isinstance(source, str))
+    paths: list[str] = []
+    for field in OF_FILES:
+        given = getattr(options, field)
+        if isinstance(given, str):
+            paths.append(given)
+        elif isinstance(given, tuple):
+            paths += [source for source in given if isinstance(source, str)]
+    return paths
 
 
 def _label(field: str, source: object) -> str:
@@ -225,7 +227,7 @@ def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | No
     return tuple(trusted)
 
 
-def file_signature(paths: tuple[str, ...]) -> tuple[object, ...]:
+def file_signature(paths: Iterable[str]) -> tuple[object, ...]:
     """Return what changes when one of the files at *paths* does."""
     signature: list[object] = []
     for path in paths:

@@ -49,7 +49,9 @@ class ConnectionState:
 
     Attributes:
         verification: Judges the peer's certificate.
-        protocols: What a server speaks, for ALPN, the preferred first.
+        extra_protocols: Of what this side speaks, for ALPN, what the record does not say:
+            the factory's.
+        protocols: All that it speaks, the preferred first: the factory's, then the record's.
         resumption: What sessions have to do with it, on a client that may resume one.
     """
 
@@ -67,7 +69,7 @@ class ConnectionState:
         self.set_protocols(protocols)
 
     def set_protocols(self, protocols: Sequence[bytes]) -> None:
-        """Speak the factory's protocols, then these, each once."""
+        """Speak the factory's protocols, then these, a record's, each once."""
         self.protocols = tuple(dict.fromkeys((*self.extra_protocols, *protocols)))
 
 

@@ -51,6 +51,9 @@ __all__ = [
 
 AnyOptions = TypeVar("AnyOptions", bound="SocketOptions")
 
+_SOURCES: Final = (check.key_source, check.certificate_sources)
+"""Checks of what may be a path, whose file is read for a TLS context."""
+
 
 def _field(
     default: Any,
@@ -82,6 +85,7 @@ def _field(
             "secret": secret,
             "of_sockets": of_sockets,
             "of_names": of_names,
+            "of_files": converter in _SOURCES,
         },
     )
 
@@ -378,6 +382,11 @@ OF_SOCKETS: Final = frozenset(
     field.name for field in record_fields(SocketOptions) if field.metadata["of_sockets"]
 )
 """Options that say how a socket is made: where it is not ours to make, they say nothing."""
+
+OF_FILES: Final = tuple(
+    field.name for field in record_fields(ServerTLSSocketOptions) if field.metadata["of_files"]
+)
+"""Options that may name files which a TLS context is read from: it changes as they do."""
 
 OF_SERVERS: Final = tuple(
     field.name for field in record_fields(ServerTLSSocketOptions) if not field.metadata["of_names"]

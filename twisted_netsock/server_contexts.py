@@ -94,7 +94,7 @@ def _refusing_context() -> SSL.Context:
 
 def _server_signature(records: tuple[ServerTLSSocketOptions, ...]) -> tuple[object, ...]:
     """Return what changes when a file does that the contexts for *records* are read from."""
-    return file_signature(tuple(path for record in records for path in file_paths(record)))
+    return file_signature(path for record in records for path in file_paths(record))
 
 
 class _Sites:
