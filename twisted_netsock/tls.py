@@ -112,16 +112,23 @@ class TLSDescriptor(Negotiated):
         self.handshaken = False
         self.unflushed = False
         self._kept = b""
+        """The taken piece that the kernel has not: OpenSSL is to be given it again."""
         self._lost = False
+        """It was dropped when the connection failed, and whoever flushes is to hear of that."""
         self._failure: SocketError | None = None
         self._ended = False
+        """The peer has sent its close_notify."""
+        self._untold = False
+        """It, or an error, came with data, and the next receive is to tell of it."""
         self._read_shut = False
         self._write_shut = False
         self._close_sent = False
         self._discarded = 0
-        self._untold = False
+        """Bytes that were read and dropped in the goodbye."""
         self._maybe_refused = False
+        """The server may have refused our certificate; see `_look_for_refusal`."""
         self._hang_up: Any = None
+        """What the kernel is asked with whether the server has ended."""
 
     # The handshake
 
@@ -170,18 +177,11 @@ class TLSDescriptor(Negotiated):
         if verification.failure is not None:
             failure: SocketError = verification.failure
             return failure
-        if isinstance(error, SocketError):
-            return error
-        if isinstance(error, SSL.SysCallError):
-            if error.args[0] == -1:
-                return SocketConnectionLostError(
-                    strerror="The peer closed the connection during the TLS handshake"
-                )
-            return from_os_error(OSError(error.args[0], os.strerror(error.args[0])))
-        if isinstance(error, OSError):
-            return from_os_error(error)
-        alert, reason = _explain(error)
-        return TLSHandshakeError(alert, reason)
+        if _is_unexpected_end(error):
+            return SocketConnectionLostError(
+                strerror="The peer closed the connection during the TLS handshake"
+            )
+        return _from_system(error) or TLSHandshakeError(*_explain(error))
 
     def _fail(self, error: SocketError) -> SocketError:
         self._failure = error
@@ -375,16 +375,11 @@ class TLSDescriptor(Negotiated):
         return None
 
     def _data_error(self, error: Exception) -> SocketError:
-        if isinstance(error, SSL.SysCallError):
-            if error.args[0] == -1:
-                return TLSTruncatedError()
-            return from_os_error(OSError(error.args[0], os.strerror(error.args[0])))
+        if _is_unexpected_end(error):
+            return TLSTruncatedError()
         if isinstance(error, SSL.ZeroReturnError):
             return SocketConnectionLostError(strerror="The peer has finished the connection")
-        if isinstance(error, OSError):
-            return from_os_error(error)
-        alert, reason = _explain(error)
-        return TLSError(alert, reason)
+        return _from_system(error) or TLSError(*_explain(error))
 
     # The end
 
@@ -450,6 +445,19 @@ class TLSDescriptor(Negotiated):
                 resumption.keep(self.connection)
             self._failure = SocketClosedError()
         self.sock.close()
+
+
+def _is_unexpected_end(error: Exception) -> bool:
+    """Tell whether the stream ended without close_notify: an error of no number to pyOpenSSL."""
+    return isinstance(error, SSL.SysCallError) and error.args[0] == -1
+
+
+def _from_system(error: Exception) -> SocketError | None:
+    """Return what the operating system says through OpenSSL, or `None` if it is not that."""
+    if isinstance(error, SSL.SysCallError):
+        number = error.args[0]
+        error = OSError(number, os.strerror(number))
+    return from_os_error(error) if isinstance(error, OSError) else None
 
 
 def _explain(error: Exception) -> tuple[str | None, str]:
