@@ -15,8 +15,10 @@ from twisted_netsock import (
     SocketBindError,
     SocketConnectionError,
     SocketConnectionRefusedError,
+    SocketError,
     SocketOptions,
 )
+from twisted_netsock.opening import apply_options
 
 
 @pytest.fixture
@@ -71,6 +73,22 @@ async def test_an_option_that_the_kernel_refuses_is_named(start, listener):
     with pytest.raises(SocketConnectionError, match=rf"socket_options=\({IPPROTO_TCP:d}, 9999, 1"):
         await start(the_reactor(), port_of(listener), options, "127.0.0.1")
     assert open_sockets() == before
+
+
+class Refusing(socket.socket):
+    """A socket of a kernel that shares nothing: some do so with UNIX sockets."""
+
+    def setsockopt(self, *_):
+        raise OSError(errno.EOPNOTSUPP, "No")
+
+
+def test_a_port_that_cannot_be_shared_is_told_by_the_option_that_asked_for_it():
+    options = SocketOptions(ai_family=AF_UNIX, reuse_port=True)
+    with (
+        Refusing(AF_UNIX) as sock,
+        pytest.raises(SocketError, match=r"^\[Errno \d+\] reuse_port=True: No$"),
+    ):
+        apply_options(sock, AF_UNIX, socket.SOCK_STREAM, options)
 
 
 # The local address

@@ -33,24 +33,25 @@ def apply_options(sock: _socket.socket, family: int, kind: int, options: SocketO
     Set what *options* asks for on *sock*, of *family* and *kind*, before connect or bind.
 
     Raises:
-        SocketError: The kernel refuses an option; it names level, name and value.
+        SocketError: The kernel refuses an option; it is named as it was given.
     """
     if kind == SOCK_STREAM and family in (AF_INET, AF_INET6):
         _set_option(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
     for level, name, value in options.socket_options:
         _set_option(sock, level, name, value)
     if options.reuse_port:
-        _set_option(sock, SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        _set_option(sock, SOL_SOCKET, _socket.SO_REUSEPORT, 1, "reuse_port=True")
 
 
-def _set_option(sock: _socket.socket, level: int, name: int, value: int | bytes) -> None:
+def _set_option(
+    sock: _socket.socket, level: int, name: int, value: int | bytes, given: str | None = None
+) -> None:
+    """Set one option, *given* as that, or among `socket_options` if `None`."""
     try:
         sock.setsockopt(level, name, value)
     except OSError as error:
-        raise SocketError(
-            errno=error.errno,
-            strerror=f"socket_options=({level}, {name}, {value!r}): {error.strerror}",
-        ) from None
+        given = given or f"socket_options=({level}, {name}, {value!r})"
+        raise SocketError(errno=error.errno, strerror=f"{given}: {error.strerror}") from None
 
 
 def open_socket(family: int, kind: int, protocol: int) -> _socket.socket:
