@@ -294,7 +294,8 @@ class DataSocket(BaseSocket):
         if self._closed or self._writer is not None:
             return self._refuse()
         if not self._may_go_on():
-            return self._park_write(self._send_everything(byte_view(view), 0), WANT_WRITE)
+            everything = self._send_everything(byte_view(view), 0)
+            return self._park_write(everything, WANT_WRITE, self._write_timeout)
         try:
             sent = self._descriptor.try_send(view)
         except SocketError as error:

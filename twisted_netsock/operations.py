@@ -162,16 +162,18 @@ class Operating:
             # By whom the attempt itself called.
             return self._refuse()
         if isinstance(result, Want):
-            return self._park_write(attempt, result)
+            return self._park_write(attempt, result, self._write_timeout)
         if result.__class__ is int:
             self._in_a_row += cast(int, result) // BYTES_OF_ONE
         return Done(result)
 
-    def _park_write(self, attempt: Callable[[], T | Want], want: Want) -> Deferred[T]:
+    def _park_write(
+        self, attempt: Callable[[], T | Want], want: Want, timeout: timedelta | None
+    ) -> Deferred[T]:
         operation: Operation[T]
         operation = self._writer = Operation(self._drop, attempt, want)
         operation.timed_out = SocketWriteTimeoutError
-        return self._park(operation, self._write_timeout)
+        return self._park(operation, timeout)
 
     def _until_readable(self, timeout: timedelta | None = None) -> Deferred[None]:
         """Wait in the receiving direction, and receive nothing."""
@@ -191,10 +193,7 @@ class Operating:
         want = self._try_writable()
         if want is None:
             return Done(None)
-        operation: Operation[None]
-        operation = self._writer = Operation(self._drop, self._try_writable, want)
-        operation.timed_out = SocketWriteTimeoutError
-        return self._park(operation, timeout)
+        return self._park_write(self._try_writable, want, timeout)
 
     def _try_readable(self) -> Want | None:
         """Return `None` if a receive or an accept would not wait; never raises."""
