@@ -41,7 +41,7 @@ from .errors import (
 )
 from .factories import start_factory, stop_factory
 from .layers import Layer, LayerFactory
-from .options import OF_SOCKETS, SocketOptions, TLSSocketOptions, record_fields
+from .options import OF_SOCKETS, SocketOptions, TLSSocketOptions
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 
@@ -61,9 +61,8 @@ def _check_options(options: SocketOptions) -> None:
             "record; without TLS use that endpoint itself"
         )
     defaults = type(options)()
-    for field in record_fields(type(options)):
-        name = field.name
-        if name in OF_SOCKETS and getattr(options, name) != getattr(defaults, name):
+    for name in OF_SOCKETS:
+        if getattr(options, name) != getattr(defaults, name):
             raise ValueError(
                 f"{name}={getattr(options, name)!r} contradicts endpoint: "
                 "that makes the connections"

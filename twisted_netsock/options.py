@@ -378,7 +378,7 @@ class ServerTLSSocketOptions(TLSSocketOptions):
             )
 
 
-OF_SOCKETS: Final = frozenset(
+OF_SOCKETS: Final = tuple(
     field.name for field in record_fields(SocketOptions) if field.metadata["of_sockets"]
 )
 """Options that say how a socket is made: where it is not ours to make, they say nothing."""

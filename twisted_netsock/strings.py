@@ -36,7 +36,7 @@ __all__ = ["parse_client", "parse_server"]
 T = TypeVar("T")
 
 _OF_BOUND_SOCKETS: Final = {
-    camel_case(field) for field in OF_SOCKETS - {"proxy_protocol", "socket_options"}
+    camel_case(field) for field in OF_SOCKETS if field not in ("proxy_protocol", "socket_options")
 }
 """Keys that say how a socket is bound."""
 
