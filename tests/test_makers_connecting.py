@@ -24,6 +24,7 @@ from twisted_netsock import (
     SocketError,
     SocketOptions,
     TLSSocket,
+    TLSSocketOptions,
     make_client_socket,
     make_client_tls_socket,
     make_server_socket,
@@ -258,6 +259,20 @@ class TestFailing:
                 assert (caught.value.node, caught.value.service) == (node, service)
         finally:
             restore(before)
+
+    @pytest.mark.parametrize("maker", [*CLIENTS, make_server_socket])
+    @pytest.mark.parametrize(
+        ("node", "family"), [("::1", socket.AF_INET), ("127.0.0.1", socket.AF_INET6)]
+    )
+    async def test_an_address_of_another_family_is_not_found(
+        self, maker: Maker, node: str, family: int
+    ) -> None:
+        record = TLSSocketOptions if maker is make_client_tls_socket else SocketOptions
+        # Nobody has to be asked, and nevertheless it is the Deferred that tells.
+        making = maker(node, 80, record(ai_family=family))
+        with pytest.raises(HostNotFoundError) as caught:
+            await soon(making)
+        assert (caught.value.node, caught.value.service) == (node, 80)
 
     async def test_a_refusal_names_every_address(self, world: World) -> None:
         with socket.socket() as unheard:

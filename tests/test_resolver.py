@@ -292,3 +292,17 @@ async def test_an_answer_after_cancelling_is_dropped():
     looked_up.cancel()
     stubborn.receiver.resolutionComplete()
     assert [type(result.value) for result in results] == [CancelledError]
+
+
+class EagerResolver(StubbornResolver):
+    """A resolver whose resolutions are complete when they are cancelled, without an answer."""
+
+    def cancel(self):
+        self.receiver.resolutionComplete()
+
+
+async def test_a_resolution_that_cancelling_completes_was_cancelled():
+    looked_up: Deferred = look_up(reactor_with(EagerResolver()), "name.invalid", 80)
+    looked_up.cancel()
+    with pytest.raises(CancelledError):
+        await looked_up

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
 from .client_contexts import ClientContextFactory
-from .errors import SocketConnectionError, SocketConnectionTimeoutError, SocketError
+from .errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
 from .opening import look_up_known_place, look_up_place, unix_info
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
@@ -164,7 +164,7 @@ def begin_connecting(
             if isinstance(begun, Established):
                 return begun
             return Deadline(reactor, options).bound(begun, "connect", race.attempts)
-    except SocketError:
+    except NetsockError:
         return fail(Failure())
     deadline = Deadline(reactor, options)
     return Deferred.fromCoroutine(

@@ -27,7 +27,7 @@ from typing import Any
 import attrs
 from twisted.internet._resolver import GAIResolver
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
@@ -443,6 +443,8 @@ def _look_up_installed(
             result.errback(Failure(not_found))
 
     def cancel(_: object) -> None:
+        # Told first: a resolver may well call complete what is cancelled.
+        result.errback(Failure(CancelledError()))
         resolution = getattr(receiver, "resolution", None)
         if resolution is not None:
             try:
