@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from processes import LOOPBACK, free_port, needs, run, started, write_certificates
@@ -25,8 +26,12 @@ from relay_helpers import (
     status,
     wait_for,
 )
+from twisted.application.service import Service
+from twisted.internet.defer import succeed
 
 from twisted_netsock.commands.notifying import Notifier
+from twisted_netsock.commands.operating import Operation
+from twisted_netsock.commands.relay_options import Settings
 from twisted_netsock.commands.status import metrics
 
 pytestmark = pytest.mark.long
@@ -221,6 +226,32 @@ def test_a_supervisor_is_told_how_it_is(kind, workers, tmp_path, echo, files):
         assert "reload failed" in failed["STATUS"]
         assert child.end() == 0
         assert supervisor.told()["STOPPING"] == "1"
+
+
+def test_a_reload_before_it_listens_does_not_tell_that_it_does(tmp_path, monkeypatch):
+    class Starting(Service):
+        def reload(self):
+            return succeed([])
+
+    running = SimpleNamespace(callWhenRunning=lambda function, *args: function(*args))
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setattr(Operation, "_make_main", lambda *_: Starting())
+    settings = Settings(
+        listen=(None,), routes=None, access=None, limits=None, reload_every=None, workers=1,
+        status=None, worker=None,
+    )  # fmt: skip
+    with Supervisor(address) as supervisor:
+        operation = Operation(running, settings, failed=None)
+        operation._reload()
+        supervisor.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            supervisor.told()
+        operation._on_ready()
+        assert supervisor.told() == {"READY": "1", "STATUS": "relaying from 1 endpoint"}
+        operation._reload()
+        assert supervisor.told()["RELOADING"] == "1"
+        assert supervisor.told()["READY"] == "1"
 
 
 def test_a_supervisor_that_is_gone_harms_nobody(tmp_path, log_lines):

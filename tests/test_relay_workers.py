@@ -257,6 +257,16 @@ def test_what_dies_at_once_is_replaced_ever_more_slowly(log_lines, monkeypatch):
     assert len(log_lines) == len(pauses)
 
 
+def test_a_worker_that_cannot_be_replaced_is_given_up_once_all_are_to_end(log_lines):
+    clock = Clock()
+    supervisor = Supervisor(clock, None, failed=None, ready=None)
+    supervisor.running, supervisor.state = True, "draining"
+    supervisor._pauses[7] = 1
+    supervisor._not_replaced(Failure(OSError("no socket for it")), 7)
+    assert clock.getDelayedCalls() == []
+    assert len(log_lines) == 0
+
+
 # What is between parent and worker
 
 

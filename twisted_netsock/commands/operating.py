@@ -42,6 +42,7 @@ class Operation(MultiService):
         super().__init__()
         self._reactor = reactor
         self._settings = settings
+        self._listening = False
         self._ending = False
         self._reloading: Deferred[Any] | None = None
         self._again = False
@@ -115,10 +116,12 @@ class Operation(MultiService):
         return f"relaying from {count} endpoint{'' if count == 1 else 's'}"
 
     def _on_ready(self) -> None:
+        self._listening = True
         self._reactor.callWhenRunning(self._tell_ready, "")
 
     def _tell_ready(self, wrong: str) -> None:
-        if self._ending:
+        if self._ending or not self._listening:
+            # What is read again before there are connections makes none welcome.
             return
         if isinstance(self._herald, Channel):
             # The parent makes one of what its workers tell.
@@ -133,7 +136,8 @@ class Operation(MultiService):
             # What is being read may be older than this signal.
             self._again = True
             return
-        self._herald.reloading()
+        if self._listening:
+            self._herald.reloading()
         _log.info("SIGHUP: reading certificates and keys again")
 
         def done(result: Any) -> None:

@@ -198,6 +198,11 @@ class Supervisor(Service):
         self._failed()
         self.reactor.stop()
 
+    @property
+    def _wants_workers(self) -> bool:
+        """Whether one that ends is replaced: nobody has told all of them to end."""
+        return self.state in {"starting", "running"}
+
     async def _spawn(self, number: int) -> None:
         """Start a worker on sockets of its own."""
         groups: list[list[socket.socket]] = []
@@ -209,7 +214,7 @@ class Supervisor(Service):
                     sockets = await endpoint.bind(self._ports[endpoint], shared=True)
                     own += sockets
                 groups.append(sockets)
-            if self.state in {"starting", "running"} and self.running:
+            if self._wants_workers:
                 self._run(number, groups)
         finally:
             for sock in own:
@@ -254,7 +259,7 @@ class Supervisor(Service):
         number = worker.number
         if self._workers.get(number) is worker:
             del self._workers[number]
-        if self.state not in {"starting", "running"}:
+        if not self._wants_workers:
             return
         lived = self.reactor.seconds() - worker.began
         pause = self._pauses.get(number, 0.0) if lived < _SHORTEST_LIFE_SECONDS else 0.0
@@ -276,14 +281,14 @@ class Supervisor(Service):
         starting.addErrback(self._not_replaced, number)
 
     def _not_replaced(self, failure: Failure, number: int) -> None:
-        pause = self._pauses[number]
+        if not self._wants_workers:
+            return
         _log.error(
             "worker {number} cannot be replaced yet: {error}",
             number=number,
             error=str(failure.value),
         )
-        if self.running:
-            self._waiting[number] = self.reactor.callLater(pause, self._replace, number)
+        self._waiting[number] = self.reactor.callLater(self._pauses[number], self._replace, number)
 
     # While it runs
 
@@ -304,7 +309,8 @@ class Supervisor(Service):
             return answer.addErrback(lambda _: f"worker {worker.number} does not answer")
 
         for worker in self._workers.values():
-            # Who is not ready yet would not survive the signal.
+            # Who is not ready yet says so for the first time, which would pass for an answer:
+            # it gets the signal then.
             worker.stale = not worker.ready
         ready = [worker for worker in self._workers.values() if worker.ready]
         return gatherResults([waiting_for(worker) for worker in ready]).addCallback(
