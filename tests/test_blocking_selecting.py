@@ -20,6 +20,7 @@ from twisted_netsock import (
     TLSError,
     blocking,
 )
+from twisted_netsock.blocking._waiting import MultiWaiter
 
 NONE = timedelta(0)
 SHORT = timedelta(milliseconds=30)
@@ -136,6 +137,25 @@ def test_a_selector_calls_once_for_each_add_and_again_when_asked():
 
 
 @threaded
+def test_a_selector_keeps_nothing_of_waits_that_are_over():
+    calls = Calls()
+    hour = timedelta(hours=1)
+    with (
+        plain_pair() as (idle, _),
+        plain_pair() as (one, other),
+        blocking.SocketSelector(hour) as selector,
+    ):
+        selector.add(idle, calls)
+        selector.add(one, calls)
+        for count in range(1, 201):
+            other.sendall(b"x")
+            calls.wait(count)
+            assert one.recv(1) == b"x"
+            calls.again()
+        assert len(selector._ends) < 100
+
+
+@threaded
 def test_the_selectors_own_time_holds_where_add_says_nothing():
     calls = Calls()
     with plain_pair() as (one, _), blocking.SocketSelector(SHORT) as selector:
@@ -182,6 +202,23 @@ def test_closing_a_socket_tells_its_handler_and_frees_the_number():
         eventually(lambda: one._gone)
         assert len(selector) == 0
         assert other.recv(1) == b""
+
+
+@threaded
+def test_a_socket_that_is_closed_before_the_selector_looks_at_it_is_told_once(monkeypatch):
+    calls = Calls()
+    with blocking.SocketSelector() as selector:
+        # The steps of its thread, in the order in which they meet these calls.
+        monkeypatch.setattr(selector, "_start", lambda: None)
+        waiter = MultiWaiter()
+        selector._take_added(waiter)
+        with plain_pair() as (one, _):
+            selector.add(one, calls)
+        selector._drop_closed(waiter)
+        selector._take_added(waiter)
+        assert waiter.registered == {}
+        [(_, error)] = calls.wait(1)
+        assert isinstance(error, SocketClosedError)
 
 
 @threaded

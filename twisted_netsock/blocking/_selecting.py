@@ -44,6 +44,9 @@ _MOST_THREADS: Final = 128
 _IDLE_SECONDS: Final = 0.2
 """How long a thread waits for the next call, with the descriptor that wakes it."""
 
+_MOST_OVER: Final = 64
+"""How many ends are kept of waits that are over, beyond as many as there are waits."""
+
 OnRead = Callable[[BlockingSocket, NetsockError | None, Callable[..., None]], object]
 
 S = TypeVar("S", bound=BlockingSocket)
@@ -318,6 +321,9 @@ class SocketSelector:
     def _take_added(self, waiter: MultiWaiter) -> None:
         while self._added:
             registration = self._added.popleft()
+            if id(registration) not in self._waiting:
+                # Its socket was closed, and its function called, before this came to it.
+                continue
             if registration.socket._has_input():
                 self._end(waiter, registration, None)
                 continue
@@ -333,6 +339,10 @@ class SocketSelector:
                 self._end(waiter, registration, SocketClosedError(registration.socket))
 
     def _seconds_to_next(self) -> float | None:
+        if len(self._ends) > 2 * len(self._waiting) + _MOST_OVER:
+            # They keep their sockets, and behind an end that is still to come there may be many.
+            self._ends = [each for each in self._ends if id(each[2]) in self._waiting]
+            heapq.heapify(self._ends)
         while self._ends and id(self._ends[0][2]) not in self._waiting:
             heapq.heappop(self._ends)
         return max(0.0, self._ends[0][0] - time.monotonic()) if self._ends else None
