@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
+import threading
 import time
 
 import pytest
@@ -20,6 +22,7 @@ from twisted_netsock import (
     TLSTruncatedError,
     blocking,
 )
+from twisted_netsock.blocking._bridge import in_reactor
 
 # Fixtures.
 assert pair
@@ -137,6 +140,19 @@ def test_abort_resets_the_connection():
         one.abort()
         with pytest.raises(SocketConnectionLostError):
             other.recv(1)
+
+
+@threaded
+def test_abort_resets_the_connection_before_its_goodbye_has_begun_on_the_reactor(authority):
+    with tls_pair(authority) as (one, other):
+        held = threading.Event()
+        in_reactor(lambda _: held.wait(10))
+        one.close()
+        one.abort()
+        held.set()
+        reset = select.poll()
+        reset.register(other.fileno(), 0)
+        assert reset.poll(10_000) == [(other.fileno(), select.POLLERR | select.POLLHUP)]
 
 
 @threaded

@@ -244,7 +244,7 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
             return
         self._farewell = say_goodbye(reactor, watch, self._descriptor)
         if self._aborted:
-            self._farewell.cancel()
+            self._cut_goodbye()
 
     def abort(self) -> None:
         """Close at once and reset the connection; may be called again, and after `close`."""
