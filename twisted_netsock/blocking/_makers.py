@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.python.failure import Failure
 
 from .. import makers
 from .._validation import optional_duration
@@ -21,16 +20,14 @@ from ..options import (
     require_record,
 )
 from ..proxy_headers import ProxyHeader
-from ..readiness import poller_for
 from ..server_contexts import ServerContextFactory, server_records
 from ..sockets import Socket
 from ..tls import TLSDescriptor
-from ..tls_sockets import TLSSocket
-from ..tls_stages import handshake
 from ..upgrading import tls_factory
 from ._bridge import Call, run
+from ._facts import in_seconds
 from ._sockets import BlockingSocket, Taken, take
-from ._tls_sockets import BlockingTLSSocket
+from ._tls_sockets import BlockingTLSSocket, shake_hands
 
 __all__ = [
     "make_client_socket",
@@ -182,24 +179,20 @@ def make_server_tls_socket(
     """
     interval = optional_duration(reload_every, "reload_every")
     records = [_for_reactor(record) for record in server_records(options)]
-    factories: list[ServerContextFactory | None] = []
-
-    def listen(there: Any) -> Deferred[Socket]:
-        def note(made: TLSSocket) -> Socket:
-            factories.append(made._factory)
-            return made
-
-        making = makers.make_server_tls_socket(node, service, records, reactor=there)
-        return making.addCallback(note)
-
-    taken = _made(listen, reactor)
+    taken, factory = run(
+        lambda there: makers.make_server_tls_socket(
+            node, service, records, reactor=there
+        ).addCallback(lambda made: (take(made), made._factory)),
+        discard=lambda made: made[0].close(),
+        reactor=reactor,
+    )
     return BlockingTLSSocket(
         taken.descriptor,
         node=taken.node,
         service=taken.service,
         options=taken.options,
-        factory=factories[0],
-        reload_seconds=None if interval is None else interval.total_seconds(),
+        factory=factory,
+        reload_seconds=in_seconds(interval),
     )
 
 
@@ -304,22 +297,16 @@ class _Beginning:
 
     def shake(self, reactor: Any) -> Deferred[TLSDescriptor]:
         """Shake hands, if the options say so, in the reactor's thread."""
-        sock = self._plain.sock
-        tls = TLSDescriptor(sock, self._factory, (), self._service)
+        tls = TLSDescriptor(self._plain.sock, self._factory, (), self._service)
         if not self._factory.options.handshake:
             self._succeeded = True
             return succeed(tls)
-        watch = poller_for(reactor).watch(sock.fileno())
-        timeout = self._factory.options.handshake_timeout
-        seconds = None if timeout is None else timeout.total_seconds()
 
-        def done(result: Any) -> Any:
-            watch.close()
-            self._succeeded = not isinstance(result, Failure)
-            return result if isinstance(result, Failure) else tls
+        def done(_: None) -> TLSDescriptor:
+            self._succeeded = True
+            return tls
 
-        shaking: Deferred[Any] = handshake(reactor, watch, tls, seconds)
-        return shaking.addBoth(done)
+        return shake_hands(reactor, tls).addCallback(done)
 
     def released(self) -> None:
         """Close what nobody gets; the reactor has let go of it."""

@@ -20,11 +20,24 @@ from ..tls_facts import TLSFacts
 from ..tls_sockets import TLSSocket
 from ..tls_stages import handshake, say_goodbye
 from ._bridge import in_reactor, run, use
+from ._facts import in_seconds
 from ._sockets import BlockingSocket
 
-__all__ = ["BlockingTLSSocket"]
+__all__ = ["BlockingTLSSocket", "shake_hands"]
 
 T = TypeVar("T")
+
+
+def shake_hands(reactor: Any, descriptor: TLSDescriptor) -> Deferred[None]:
+    """Shake hands on *descriptor*, within its `handshake_timeout`, in the reactor's thread."""
+    watch = poller_for(reactor).watch(descriptor.sock.fileno())
+    seconds = in_seconds(descriptor.options.handshake_timeout)
+
+    def leave(result: Any) -> Any:
+        watch.close()
+        return result
+
+    return handshake(reactor, watch, descriptor, seconds).addBoth(leave)
 
 
 class BlockingTLSSocket(TLSFacts, BlockingSocket):
@@ -166,19 +179,7 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
             SocketClosedError: The socket is closed, or was while this waited.
         """
         descriptor = self._tls()
-
-        def shake(reactor: Any) -> Deferred[None]:
-            watch = poller_for(reactor).watch(self._number)
-            timeout = descriptor.options.handshake_timeout
-            seconds = None if timeout is None else timeout.total_seconds()
-
-            def leave(result: Any) -> Any:
-                watch.close()
-                return result
-
-            return handshake(reactor, watch, descriptor, seconds).addBoth(leave)
-
-        self._bridge(shake, writing=True)
+        self._bridge(lambda reactor: shake_hands(reactor, descriptor), writing=True)
 
     def shutdown(self, how: int) -> None:
         """
