@@ -436,3 +436,10 @@ class TLSTruncatedError(TLSError, _error.ConnectionLost):
 
     default_errno = _errno.ECONNRESET
     default_strerror = "The peer closed the connection without close_notify"
+
+
+def opened_before_fork() -> SocketError:
+    """Return the error of a socket that a forked child must not use."""
+    return SocketError(
+        strerror="This socket was opened before the process forked; open another one in the child"
+    )

@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .errors import SocketConnectionLostError, SocketError
+from .errors import SocketConnectionLostError, SocketError, opened_before_fork
 
 __all__ = ["Poller", "Watch", "has_event", "poller_for"]
 
@@ -196,11 +196,8 @@ class Poller:
 
     def forked(self) -> None:
         """Give everything up in a forked child, which must not disturb its parent."""
-        self._dead = lambda: SocketError(
-            strerror="This socket was opened before the process forked; "
-            "open another one in the child"
-        )
-        self.lose(self._dead())
+        self._dead = opened_before_fork
+        self.lose(opened_before_fork())
 
     def _lose_registered(self) -> None:
         reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")

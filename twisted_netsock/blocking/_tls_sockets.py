@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
 from ..descriptors import Descriptor, Want, set_linger_reset
-from ..errors import SocketError
+from ..errors import SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
 from ..readiness import poller_for
 from ..server_contexts import ServerContextFactory
@@ -263,12 +263,7 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
     def _after_fork(self) -> None:
         if isinstance(self._descriptor, TLSDescriptor):
             # Two processes must never send records with the same keys and numbers.
-            self._descriptor.give_up(
-                SocketError(
-                    strerror="This socket was opened before the process forked; "
-                    "open another one in the child"
-                )
-            )
+            self._descriptor.give_up(opened_before_fork())
         super()._after_fork()
 
     # What was negotiated
