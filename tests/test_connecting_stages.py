@@ -18,6 +18,8 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_netsock import (
     HostNotFoundError,
+    SocketConnectionError,
+    SocketConnectionLostError,
     SocketConnectionRefusedError,
     SocketConnectionTimeoutError,
     SocketOptions,
@@ -29,6 +31,7 @@ from twisted_netsock import (
 )
 from twisted_netsock.client_contexts import ClientContextFactory
 from twisted_netsock.connecting import connect
+from twisted_netsock.readiness import poller_for
 from twisted_netsock.testing import ScriptedResolver
 
 STAGES = ["look-up", "connect", "handshake"]
@@ -238,6 +241,26 @@ async def test_cancelling_with_several_attempts_under_way_closes_all_of_them():
         with pytest.raises(CancelledError):
             await connecting
         assert (open_sockets(), reactor.clock.getDelayedCalls()) == (before, [])
+
+
+@pytest.mark.parametrize("begun", [1, 2])
+async def test_no_further_address_is_tried_when_the_reactor_stops(begun):
+    hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    with one_port(*hosts) as socks, ExitStack() as stack:
+        for sock in socks:
+            stack.enter_context(full(sock))
+        reactor = reactor_for(*hosts)
+        before = open_sockets()
+        connecting = connect(reactor, NAME, port_of(socks[0]), SocketOptions())
+        await until(reactor.clock.getDelayedCalls)
+        reactor.clock.advance(0.25 * (begun - 1))
+        poller_for(reactor).lose_all()
+        assert (open_sockets(), reactor.clock.getDelayedCalls()) == (before, [])
+        with pytest.raises(SocketConnectionError, match="shut down") as caught:
+            await connecting
+        assert [type(why) for _, why in caught.value.attempts] == (
+            [SocketConnectionLostError] * begun
+        )
 
 
 @pytest.mark.parametrize("limit", [None, timedelta(seconds=10)])

@@ -17,6 +17,7 @@ from .descriptors import Connect, Descriptor, PlainDescriptor, Want
 from .errors import (
     SocketBindError,
     SocketConnectionError,
+    SocketConnectionLostError,
     SocketConnectionRefusedError,
     SocketConnectionTimeoutError,
     SocketError,
@@ -175,6 +176,9 @@ class Race:
             if self._over:
                 # Cancelled, or another attempt has won.
                 return
+            if isinstance(result.value, SocketConnectionLostError):
+                # No kernel says so of a connect: the reactor stops, and would report no other.
+                self._waiting.clear()
             if isinstance(result.value, Exception):
                 self._failures.append((address, result.value))
             if not beginning:
