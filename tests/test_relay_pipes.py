@@ -353,6 +353,28 @@ async def test_after_bulk_small_messages_are_copied_again():
         assert relay.pipes.count == before
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_byte_out_of_band_holds_up_nothing_and_ends_nothing(ends):
+    """The kernel splices nothing from there on; to receive skips it."""
+    with joined() as (relay, first, _, client, server):
+        found, sent = bytearray(), b""
+        while not first._in_bulk:
+            sent += put(client, 4 * BULK)
+            await turns(1)
+            take_into(found, server)
+        await until(lambda: take_into(found, server) == len(sent))
+        first._in_bulk = True
+        before = relay.pipes.count
+        client.send(b"!", socket.MSG_OOB)
+        client.send(b"behind it")
+        if ends:
+            client.shutdown(socket.SHUT_WR)
+        await until(lambda: take_into(found, server) >= len(sent) + 9)
+        assert found == sent + b"behind it"
+        assert relay.pipes.count <= before + 2
+        await until(lambda: first.ended == ends)
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
 async def test_where_sockets_cannot_be_spliced_bulk_is_copied(number, monkeypatch):
     def refuse(*_, **__):

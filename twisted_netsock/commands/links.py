@@ -94,18 +94,22 @@ class Link:
         self._in_bulk = count >= BULK and self.other.spliceable
         self.count += count
         if pipe is not None:
+            # None is no sure sign of the end: in front of a byte out of band there is none
+            # either. The next report tells, which finds what is there by receiving it.
             self.other.pass_pipe_on(pipe)
         elif count:
             self.other.pass_on(SCRATCH[:count])
-        if not count:
+        else:
             self._end()
 
     def _receiving_failed(self, error: OSError, pipe: Pipe | None) -> None:
         pipes = self._relay.pipes
         if pipe is not None:
             pipes.take_back(pipe)
+            # The next report finds what is still there, and copies it: also where the kernel
+            # never gets past a byte out of band in this way.
+            self._in_bulk = False
             if pipes.blame(error):
-                # The next report finds what is still there, and copies it.
                 return
         if not isinstance(error, BlockingIOError):
             self.lose(from_os_error(error))
