@@ -101,6 +101,21 @@ class TestAwaiting:
             sock.close()
             assert isinstance(await done, SocketClosedError)
 
+    async def test_who_awaits_hears_of_the_error_before_a_deferred_that_was_chained_later(
+        self,
+    ) -> None:
+        peer, own = socket.socketpair()
+        got: list[object] = []
+        with peer:
+            sock = Socket.from_socket(own)
+            receiving = sock.recv(10)
+            done = Deferred.fromCoroutine(failure_of_awaited(receiving))
+            outer: Deferred[Any] = succeed(None)
+            outer.addCallback(lambda _: receiving).addBoth(got.append)
+            sock.close()
+            assert isinstance(await done, SocketClosedError)
+            assert got == [None]
+
     async def test_a_wait_that_is_paused_goes_on_when_it_is_no_more(self) -> None:
         peer, own = socket.socketpair()
         with peer:

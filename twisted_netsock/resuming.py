@@ -160,10 +160,13 @@ class Resumable(Deferred[T]):
         super().errback(fail)
 
     def _chain(self) -> None:
-        """Put the coroutine into the chain, before who is added now."""
+        """Put the coroutine into the chain, before who is added now or is there."""
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
+            # Twisted chains a Deferred that a callback returns without asking it.
+            chained = self.__dict__.pop("_callbacks", ())
             super().addBoth(_RESUME, *coroutine)
+            self._callbacks.extend(chained)
 
 
 def _go_on(coroutine: tuple[Any, ...], result: object) -> None:
