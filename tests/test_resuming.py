@@ -14,6 +14,7 @@ from clocks import the_reactor, turns
 from stream_helpers import failure_of
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from twisted_netsock import Socket, SocketClosedError, resuming
 
@@ -256,6 +257,27 @@ class TestCoroutines:
             send(b"b")
             assert await done == [b"a", "a request", b"b"]
 
+    async def test_a_coroutine_that_is_yielded_is_run(self) -> None:
+        async def later_result() -> str:
+            return await later("its result")
+
+        class Yielding:
+            def __await__(self) -> Generator[object, object, object]:
+                return (yield later_result())
+
+        async with pair() as (sock, send):
+
+            async def dialogue() -> list[object]:
+                first = await sock.recv(1)
+                return [first, await Yielding(), await sock.recv(1)]
+
+            done = Deferred.fromCoroutine(dialogue())
+            await turns(1)
+            send(b"a")
+            await turns()
+            send(b"b")
+            assert await done == [b"a", "its result", b"b"]
+
     async def test_a_generator_based_coroutine_works_too(self) -> None:
         async with pair() as (sock, send):
 
@@ -329,6 +351,17 @@ class TestDone:
             send(b"data")
             receiving = sock.recv(10)
             receiving.addCallback(lambda _: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                await receiving
+
+    async def test_a_failure_of_somebody_elses_class_fails_it_too(self) -> None:
+        class CopiedFailure(Failure):
+            """As that of ``twisted.spread.pb``."""
+
+        async with pair() as (sock, send):
+            send(b"data")
+            receiving = sock.recv(10)
+            receiving.addCallback(lambda _: CopiedFailure(ZeroDivisionError()))
             with pytest.raises(ZeroDivisionError):
                 await receiving
 

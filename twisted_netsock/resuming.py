@@ -13,6 +13,7 @@ for when it is imported; where one is missing, everything goes along the chain.
 from __future__ import annotations
 
 from collections.abc import Generator
+from inspect import iscoroutine, isgenerator
 from types import CoroutineType
 from typing import Any, Final, TypeVar
 
@@ -67,7 +68,7 @@ class Done(Deferred[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         """Return the result, at once unless callbacks that were added have changed it."""
         result = self.result
-        if self.paused or result.__class__ is Failure:
+        if self.paused or isinstance(result, Failure):
             result = yield from super().__await__()
         return result  # type: ignore[no-any-return]
 
@@ -196,8 +197,12 @@ def _wait_for(awaited: Any, coroutine: tuple[Any, ...]) -> None:
         status.waitingOn = awaited
         return
     if not isinstance(awaited, Deferred):
-        # Something of another library, which Twisted sends back.
-        _RESUME(awaited, [False, None], generator, status, context)
-        return
+        if not (iscoroutine(awaited) or isgenerator(awaited)):
+            # Something of another library, which Twisted sends back.
+            _RESUME(awaited, [False, None], generator, status, context)
+            return
+        # One that was yielded instead of awaited, which Twisted runs.
+        yielded: Any = awaited
+        awaited = Deferred.fromCoroutine(yielded)
     status.waitingOn = awaited
     awaited.addBoth(_RESUME, [False, None], generator, status, context)
