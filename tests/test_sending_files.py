@@ -104,6 +104,18 @@ async def test_what_is_no_regular_file_is_read(streams: Any, data: bytes) -> Non
         assert file.tell() == 3_000_010
 
 
+async def test_it_begins_at_the_offset_wherever_the_file_stands(
+    streams: Any, path: Path, data: bytes
+) -> None:
+    for file in (path.open("rb"), io.BytesIO(data)):
+        with file:
+            file.seek(5)
+            async with streams.pair() as (one, other):
+                assert await one.sendfile(file, 0, 10) == 10
+                assert await read_exactly(other, 10) == data[:10]
+                assert file.tell() == 10
+
+
 async def test_a_pipe_is_read_to_its_end(streams: Any) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"out of a pipe")

@@ -67,7 +67,7 @@ class FileSource:
         self._number = _regular(file)
         self._moves = self._number is not None and hasattr(descriptor, "try_sendfile")
         self._piece = memoryview(b"")
-        if self._number is None and offset:
+        if self._number is None and (offset or self._seekable()):
             file.seek(offset)
 
     def attempt(self, moved: Callable[[], None]) -> int | Want:
@@ -132,8 +132,11 @@ class FileSource:
 
     def conclude(self) -> None:
         """Leave the position of the file behind what was sent, as the standard library does."""
-        if getattr(self._file, "seekable", bool)():
+        if self._seekable():
             self._file.seek(self._offset + self.sent)
+
+    def _seekable(self) -> bool:
+        return bool(getattr(self._file, "seekable", bool)())
 
 
 def _check_number(value: Any, name: str) -> None:
