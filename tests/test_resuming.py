@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import socket
 import types
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -327,6 +329,30 @@ class TestCoroutines:
             assert failure_of(sock.recv(1)) is SocketClosedError
 
 
+class TestReferences:
+    @pytest.mark.parametrize("end", ["received", "cancelled", "closed"])
+    @pytest.mark.parametrize("awaits", [False, True])
+    async def test_who_keeps_the_deferred_keeps_no_socket(self, end: str, awaits: bool) -> None:
+        peer, own = socket.socketpair()
+        with peer:
+            sock = Socket.from_socket(own)
+            receiving: Deferred[int] = sock.recv_into(bytearray(10))
+            if awaits:
+                Deferred.fromCoroutine(ended(receiving))
+            await turns(1)
+            if end == "received":
+                peer.send(b"x")
+                await turns()
+            elif end == "cancelled":
+                receiving.cancel()
+            sock.close()
+            receiving.addErrback(lambda _: None)
+            freed = weakref.ref(sock)
+            del sock
+            gc.collect()
+            assert freed() is None
+
+
 class TestDone:
     """What is done at once is a Deferred as any."""
 
@@ -387,6 +413,11 @@ class TestDone:
 
 async def awaited(deferred: Deferred[bytes]) -> bytes:
     return await deferred
+
+
+async def ended(deferred: Deferred[Any]) -> None:
+    with suppress(SocketClosedError, CancelledError):
+        await deferred
 
 
 async def failure_of_awaited(deferred: Deferred[bytes]) -> BaseException | None:

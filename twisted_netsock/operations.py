@@ -84,6 +84,12 @@ class Operation(Resumable[T]):
             self.trying = None
         super().finish(result)
 
+    def errback(self, fail: Failure | BaseException | None = None) -> None:
+        """Fail, which cancelling does without `finish`."""
+        if self.trying is not None:
+            self.trying = None
+        super().errback(fail)
+
 
 class Receiving(Operation[bytes]):
     """A `recv` that waits: without a closure, for there is one for each idle connection."""
