@@ -24,7 +24,7 @@ from stream_helpers import (
     read_exactly,
     soon,
 )
-from threads import Background, plain_pair, threaded, tls_pair
+from threads import Background, plain_pair, threaded, tls_pair, waiting
 from twisted.internet.defer import CancelledError
 
 from twisted_netsock import (
@@ -301,6 +301,23 @@ def test_a_thread_sends_it_after_what_its_port_holds(pair: Any, path: Path, data
         one.output_port.write(b"before it")
         assert one.sendfile(file, 0, 100) == 100
         assert read_in_thread(other, 109) == b"before it" + data[:100]
+
+
+@threaded
+def test_a_file_that_takes_its_time_holds_up_no_other_thread(pair: Any) -> None:
+    """As the output of a process whose input is what the other thread receives."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as file, pair() as (one, other):
+        sending = waiting(lambda: one.sendfile(file), one, "_writer")
+        try:
+            other.sendall(b"for the process")
+            receiving = Background(lambda: one.recv(100))
+            assert receiving.result() == b"for the process"
+            os.write(writing, b"from the process")
+        finally:
+            os.close(writing)
+        assert sending.result() == 16
+        assert other.recv(100) == b"from the process"
 
 
 @threaded

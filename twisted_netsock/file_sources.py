@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from socket import SOCK_STREAM
 from typing import IO, Any, Final
 
@@ -38,10 +39,15 @@ class FileSource:
     """
 
     def __init__(
-        self, file: IO[bytes], offset: int, count: int | None, descriptor: Descriptor
+        self,
+        file: IO[bytes],
+        offset: int,
+        count: int | None,
+        descriptor: Descriptor,
+        reading: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """
-        Begin at *offset*; *file* stays its caller's.
+        Begin at *offset*; *file* stays its caller's, and is read within *reading*.
 
         Raises:
             TypeError: *file* is none, or *offset* or *count* no number.
@@ -63,6 +69,7 @@ class FileSource:
         self._descriptor = descriptor
         self._file = file
         self._offset = offset
+        self._reading = reading
         self._left = count
         self._number = _regular(file)
         self._moves = self._number is not None and hasattr(descriptor, "try_sendfile")
@@ -122,9 +129,10 @@ class FileSource:
     def _read(self) -> bytes:
         size = _PIECE if self._left is None else min(self._left, _PIECE)
         try:
-            if self._number is None:
-                return self._file.read(size)
-            return os.pread(self._number, size, self._offset + self.sent)
+            with self._reading():
+                if self._number is None:
+                    return self._file.read(size)
+                return os.pread(self._number, size, self._offset + self.sent)
         except OSError as error:
             raise SocketError(
                 errno=error.errno, strerror=f"the file cannot be read: {error.strerror}"

@@ -6,6 +6,7 @@ import errno
 import io
 import socket as _socket
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..addresses import Address, SocketAddress, as_socket_address
@@ -290,12 +291,16 @@ class BlockingData(BlockingBase):
             SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError: As `sendall`; the position of *file* tells how much was sent.
         """
-        source = FileSource(file, offset, count, self._descriptor)
+        source = FileSource(file, offset, count, self._descriptor, self._others_turn)
         deadline = Deadline(self._write_seconds)
         try:
             return self._write(lambda: source.attempt(deadline.renew), deadline=deadline)
         finally:
             source.conclude()
+
+    def _others_turn(self) -> AbstractContextManager[object]:
+        """Return a time within an attempt in which other threads may go on with theirs."""
+        return nullcontext()
 
     def sendto(self, data: Buffer, address: Address, flags: int = 0) -> int:
         """

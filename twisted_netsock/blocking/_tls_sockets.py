@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket as _socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -102,6 +103,16 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
                     # The kernel would not tell who waits in the other direction.
                     self._wake_users()
                 raise
+
+    @contextmanager
+    def _others_turn(self) -> Iterator[None]:
+        # To read a file takes as long as it takes: a pipe may even wait for what another
+        # thread is to receive here.
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
 
     def _is_drained(self, count: int, wanted: int) -> bool:
         return count > 0 and not self._descriptor.buffered
