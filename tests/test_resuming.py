@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 from clocks import the_reactor, turns
 from stream_helpers import failure_of
-from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import (
+    AlreadyCalledError,
+    CancelledError,
+    Deferred,
+    inlineCallbacks,
+    succeed,
+)
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -168,6 +174,17 @@ class TestCoroutines:
             send(b"x")
             await turns()
             assert failure_of(done) is ZeroDivisionError
+
+    async def test_one_whose_end_somebody_else_told_is_a_failure_of_what_it_awaited(self) -> None:
+        async with pair() as (sock, send):
+            receiving = sock.recv(1)
+            done = Deferred.fromCoroutine(awaited(receiving))
+            done.callback(b"not its own")
+            send(b"x")
+            await turns()
+            assert failure_of(receiving) is AlreadyCalledError
+            receiving.addCallback(lambda _: "and goes on")
+            assert await receiving == "and goes on"
 
     @pytest.mark.parametrize("before", [0, 1, 2])
     async def test_to_cancel_it_cancels_what_it_awaits(self, before: int) -> None:

@@ -112,11 +112,15 @@ class Resumable(Deferred[T]):
         # Who is added by what goes on now comes after it.
         self.called = self._runningCallbacks = True
         self.result = result
-        _go_on(coroutine, result)
         # What the coroutine's callback leaves for the next one.
-        self.result = None
+        try:
+            _go_on(coroutine, result)
+            self.result = None
+        except BaseException:  # noqa: BLE001 - as of any callback
+            # Whoever waits for the coroutine was told something already, say.
+            self.result = Failure()
         self._runningCallbacks = False
-        if "_callbacks" in self.__dict__:
+        if self.result is not None or "_callbacks" in self.__dict__:
             self.pause()
             self.unpause()
 
