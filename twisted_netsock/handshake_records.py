@@ -137,8 +137,8 @@ class HandshakeRecords:
         self._left -= count
         if self._left < 0:
             raise TLSHandshakeError(reason=f"the peer sent more than {_IN_ALL} bytes")
-        while count > 0:
-            count -= len(self._sock.recv(count))
+        while count > 0 and (taken := len(self._sock.recv(count))):
+            count -= taken
 
 
 def _whole_records(data: bytes) -> int:
