@@ -259,3 +259,11 @@ def test_no_function_is_long():
     lengths = [each for paths in MODULES.values() for path in paths for each in functions_of(path)]
     assert max(count for _, count in lengths) > LINES_OF_A_FUNCTION / 2
     assert not [name for name, count in lengths if count > LINES_OF_A_FUNCTION]
+
+
+def test_no_module_imports_what_is_anothers_own():
+    """A name with an underscore is its module's; modules with one are a package's."""
+    files = {path.stem for paths in MODULES.values() for path in paths}
+    names = [(use.where, use.imported.target.rpartition(".")[2]) for use in internal_imports()]
+    own = [(where, name) for where, name in names if name.startswith("_") and name not in files]
+    assert {name for _, name in own} <= {"__version__"}, own

@@ -82,6 +82,14 @@ def positive(value: Any, name: str) -> int:
     return int(number)
 
 
+def byte_count(value: Any, name: str) -> None:
+    """Refuse what is no number of bytes."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a number of bytes, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{name}={value} must not be negative")
+
+
 def family(value: Any, name: str) -> AddressFamily:
     """Take one of the four families that this package knows."""
     number = _integer(value, name, "an address family (AF_INET, …)")

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Final, TypeVar, cast
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ._validation import byte_count
 from .addresses import Address, SocketAddress, as_socket_address
 from .base_sockets import BaseSocket
 from .descriptors import (
@@ -42,7 +43,7 @@ _SKIPPED: Final = 8
 _UNIX_DATAGRAM_PACE: Final = 0.01
 """Seconds between two tries to send to a UNIX socket whose queue is full."""
 
-_FLUSH_LIMIT: Final = timedelta(seconds=5)
+FLUSH_LIMIT: Final = timedelta(seconds=5)
 """How long `Socket.close` goes on sending what the output port holds."""
 
 
@@ -79,7 +80,7 @@ class DataSocket(BaseSocket):
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
         if n.__class__ is not int or n < 0:
-            _check_size(n)
+            byte_count(n, "n")
         if flags:
             self._check_flags(flags)
             return self._receive(lambda: self._descriptor.try_recv(n, flags))
@@ -151,7 +152,7 @@ class DataSocket(BaseSocket):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        _check_size(n)
+        byte_count(n, "n")
         self._check_flags(flags)
         return self._receive(lambda: self._datagrams().try_recvfrom(n, flags))
 
@@ -201,8 +202,8 @@ class DataSocket(BaseSocket):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        _check_size(n)
-        _check_size(ancillary_size)
+        byte_count(n, "n")
+        byte_count(ancillary_size, "ancillary_size")
         return self._receive(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
 
     def _receive(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
@@ -471,7 +472,7 @@ class DataSocket(BaseSocket):
 
     def _flush_then_dispose(self, port: OutputPort) -> None:
         """Send what the port holds, within a limit, and close then."""
-        limit = self._write_timeout or _FLUSH_LIMIT
+        limit = self._write_timeout or FLUSH_LIMIT
         flushing = self._ending = drive(
             self._reactor,
             self._watch,
@@ -491,10 +492,3 @@ class DataSocket(BaseSocket):
     def _let_go(self, *, abort: bool) -> None:
         """Close the descriptor, now that nothing waits to be sent."""
         super()._dispose(abort=abort)
-
-
-def _check_size(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n must be a number of bytes, not {n!r}")
-    if n < 0:
-        raise ValueError(f"n={n} must not be negative")

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from socket import SOCK_STREAM
 from typing import IO, Any, Final
 
+from ._validation import byte_count
 from .descriptors import WANT_WRITE, Descriptor, Want
 from .errors import SocketError
 
@@ -62,9 +63,9 @@ class FileSource:
             raise ValueError(f"file={file!r} must be open in binary mode")
         if hasattr(file, "readable") and not file.readable():
             raise ValueError(f"file={file!r} must be open for reading")
-        _check_number(offset, "offset")
+        byte_count(offset, "offset")
         if count is not None:
-            _check_number(count, "count")
+            byte_count(count, "count")
         self.sent = 0
         self._descriptor = descriptor
         self._file = file
@@ -145,13 +146,6 @@ class FileSource:
 
     def _seekable(self) -> bool:
         return bool(getattr(self._file, "seekable", bool)())
-
-
-def _check_number(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a number of bytes, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{name}={value} must not be negative")
 
 
 def _regular(file: IO[bytes]) -> int | None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from .._validation import byte_count
 from ..addresses import Address, SocketAddress, as_socket_address
-from ..data_sockets import _FLUSH_LIMIT, _check_size
+from ..data_sockets import FLUSH_LIMIT
 from ..descriptors import PlainDescriptor, Want, byte_view, writable_view
 from ..errors import SocketError, SocketPortError
 from ..file_sources import FileSource
@@ -53,7 +54,7 @@ class BlockingData(BlockingBase):
             SocketClosedError: The socket is closed, or was while this waited.
             SocketPortError: `input_port` holds unread bytes.
         """
-        _check_size(n)
+        byte_count(n, "n")
         if flags:
             self._check_flags(flags)
             self._drained = False
@@ -138,7 +139,7 @@ class BlockingData(BlockingBase):
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        _check_size(n)
+        byte_count(n, "n")
         self._check_flags(flags)
         self._drained = False
         return self._read(lambda: self._datagrams().try_recvfrom(n, flags))
@@ -178,8 +179,8 @@ class BlockingData(BlockingBase):
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        _check_size(n)
-        _check_size(ancillary_size)
+        byte_count(n, "n")
+        byte_count(ancillary_size, "ancillary_size")
         self._drained = False
         return self._read(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
 
@@ -477,7 +478,7 @@ class BlockingData(BlockingBase):
                 return False
             self._writer = waiter
         seconds = self._write_seconds
-        waiter.limit = Deadline(_FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
+        waiter.limit = Deadline(FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
         self._waits = True
         try:
             self._flush_output(port)
