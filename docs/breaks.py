@@ -5,7 +5,7 @@ from typing import Any
 
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 _CODE = re.compile(r'(?<=<span class="pre">)[^<]+(?=</span>)')
-_PLACE = re.compile(r"(?<=[_.(,=:/])(?=\w)|(?<=[a-z])(?=[A-Z])")
+_PLACE = re.compile(r"(?<=\w_)(?=\w)|(?<=[.(,=:/])(?=\w)|(?<=[a-z])(?=[A-Z])")
 
 
 def with_breaks(html: str) -> str:

@@ -12,12 +12,12 @@ from html import escape
 from textwrap import wrap
 from typing import Any, ClassVar, NamedTuple
 
-WIDTH = 400
+WIDTH = 420
 """Of a drawing, in units that are pixels where there is room."""
 
 MARGIN = 8
 LINE = 17
-LETTERS = {"note": 62, "short": 28}
+LETTERS = {"note": 56, "short": 28}
 """How many letters fit into a line across the drawing, and into one of its columns."""
 
 

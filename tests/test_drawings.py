@@ -13,8 +13,8 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[1]
 DESIGN = ROOT / "docs" / "explanation" / "design.md"
 SVG = "{http://www.w3.org/2000/svg}"
-WIDEST_LETTER = 7.0
-"""Units that a letter of a note takes on an average, generously."""
+LETTER = 6.75
+"""Units that a letter of a note takes on an average, in a wide font such as DejaVu Sans."""
 
 
 @pytest.fixture
@@ -59,7 +59,14 @@ def test_no_word_is_drawn_beyond_the_edge(diagrams):
     width = float(drawing.get("viewBox").split()[2])
     for text in drawing.iter(f"{SVG}text"):
         if text.get("text-anchor") == "start":
-            assert float(text.get("x")) + len(text.text) * WIDEST_LETTER <= width + 30, text.text
+            assert float(text.get("x")) + len(text.text) * LETTER <= width, text.text
+
+
+def test_no_note_of_a_layer_is_drawn_beyond_its_box(diagrams):
+    drawing = ET.fromstring(diagrams.draw_layers(diagrams.layers_of(DESIGN.read_text()), "layers"))
+    edge = min(float(box.get("x")) + float(box.get("width")) for box in drawing.iter(f"{SVG}rect"))
+    for text in drawing.iter(f"{SVG}text"):
+        assert float(text.get("x")) + len(text.text) * LETTER <= edge, text.text
 
 
 def test_a_page_without_layers_has_none_to_draw(diagrams):
@@ -69,7 +76,8 @@ def test_a_page_without_layers_has_none_to_draw(diagrams):
 
 def test_code_breaks_in_tables_alone(breaks):
     code = '<span class="pre">{}</span>'
-    paragraph, name = f"<p>{code.format('a_name')}</p>", code.format("make_socketPort(host)")
+    paragraph = f"<p>{code.format('a_name')}</p>"
+    name = code.format("make_socketPort(host)") + code.format("_private")
     html = f"{paragraph}<table><tr><td>a_word {name}</td></tr></table>"
     assert breaks.with_breaks(html) == html.replace(
         "make_socketPort(host)", "make_<wbr>socket<wbr>Port(<wbr>host)"
