@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-from processes import Ran, run
+from processes import Ran, run, started
 
 pytestmark = pytest.mark.once
 
@@ -117,3 +118,21 @@ def test_a_test_that_leaves_a_socket_open_fails_by_the_fixture_of_the_page(tmp_p
     done = run_pytest(tmp_path)
     assert done.code == 1
     assert "the test left behind" in done.output
+
+
+def test_ctrl_c_ends_a_test_that_hangs_with_the_hook_of_the_page(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_hang.py").write_text(
+        "from twisted.internet.defer import Deferred\n\n\n"
+        "async def test_hang():\n"
+        "    print('it hangs', flush=True)\n"
+        "    await Deferred()\n"
+    )
+    with started(
+        sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "test_hang.py",
+        output=tmp_path / "output", cwd=tmp_path, env=QUICK,
+    ) as child:  # fmt: skip
+        child.wait_for_line("it hangs")
+        assert child.end(signal.SIGINT) == pytest.ExitCode.INTERRUPTED
+        assert "KeyboardInterrupt" in child.output
+        assert "left behind" not in child.output
