@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import pytest
-from threads import Background, eventually, threaded
+from threads import Background, eventually, threaded, waiting
 
-from twisted_netsock import blocking
+from twisted_netsock import SocketBusyError, blocking
 from twisted_netsock.blocking._waiting import Waiter
 
 
@@ -33,6 +34,25 @@ def test_connections_are_taken_in_a_loop_until_the_socket_is_closed():
         server.close()
         assert looping.result() is None
         assert seen == [b"a", b"b"]
+
+
+class AlwaysTaken(deque):
+    """Connections that are there when somebody looks, and that another thread takes first."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@threaded
+def test_who_comes_too_late_for_a_connection_that_was_left_over_accepts_as_if_there_were_none():
+    with blocking.make_server_socket("127.0.0.1", 0) as server:
+        accepting = waiting(server.accept, server)
+        server._strays = AlwaysTaken()
+        with pytest.raises(SocketBusyError):
+            server.accept()
+        server._strays = deque()
+        with blocking.make_client_socket("127.0.0.1", server.getsockname().port):
+            accepting.result().close()
 
 
 @threaded

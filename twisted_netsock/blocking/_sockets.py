@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket as _socket
@@ -208,8 +209,10 @@ class BlockingSocket(BlockingData):
 
     def _next_connection(self) -> Taken:
         """Have the reactor accept; what comes too late is for the next call."""
-        if self._strays and not self._closed:
-            return self._strays.popleft()
+        if not self._closed:
+            # Looking before would not do: another thread may take the last one meanwhile.
+            with contextlib.suppress(IndexError):
+                return self._strays.popleft()
         return self._bridge(
             self._accept_there, seconds=self._accept_seconds, discard=self._keep_stray
         )
@@ -293,8 +296,9 @@ class BlockingSocket(BlockingData):
     # Closing
 
     def _dispose(self) -> None:
-        while self._strays:
-            self._strays.popleft().close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._strays.popleft().close()
         twin = self._twin
         if twin is None:
             super()._dispose()
