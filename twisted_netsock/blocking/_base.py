@@ -242,19 +242,27 @@ class BlockingBase(BlockingFacts):
     ) -> T:
         """Run *function* on the reactor, which has the receiving or both directions meanwhile."""
         call = Call(function, discard=discard, released=lambda: self._leave(call))
-        with self._lock:
-            if self._closed or self._reader is not None or (writing and self._writer is not None):
-                self._refuse(self._reader or self._writer, DIRECT)
-            self._reader = call
-            if writing:
-                self._writer = call
         try:
+            with self._lock:
+                if (
+                    self._closed
+                    or self._reader is not None
+                    or (writing and self._writer is not None)
+                ):
+                    self._refuse(self._reader or self._writer, DIRECT)
+                self._reader = call
+                if writing:
+                    self._writer = call
             return call.result(seconds, timed_out)
         except CancelledError:
             raise SocketClosedError(self) from None
         except SocketError as error:
             error.socket = self
             raise
+        finally:
+            if not call.begun:
+                # Refused, or cut short in between.
+                self._leave(call)
 
     def _enter_reading(self, user: User) -> None:
         """Make *user* the one that receives, until it leaves."""

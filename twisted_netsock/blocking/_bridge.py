@@ -292,7 +292,7 @@ class Call(Generic[T]):
         Args:
             function: Returns a Deferred, which is cancelled if nobody waits any more.
             discard: Called, in any thread, with a result that came nevertheless.
-            released: Called once, in any thread, when nothing of this goes on in the
+            released: Called at least once, in any thread, when nothing of this goes on in the
                 reactor any more.
         """
         self._function = function
@@ -302,7 +302,8 @@ class Call(Generic[T]):
         self._link: _Link | None = None
         self._answer: _Answer | None = None
         self._deferred: Deferred[Any] | None = None
-        self._submitted = False
+        self.begun = False
+        """From then on this sees to it that *released* is called."""
         self._abandoned = False
         self._woken = False
         self._outcome: _Box | None = None
@@ -329,9 +330,9 @@ class Call(Generic[T]):
         """
         try:
             box = self._run(seconds, reactor)
+            self._release()
             if box.failure is None:
                 value: T = box.value
-                self._release()
                 return value
         except crochet.TimeoutError:
             self._abandon()
@@ -342,7 +343,6 @@ class Call(Generic[T]):
         except BaseException:
             self._abandon()
             raise
-        self._release()
         error = box.failure.value
         assert error is not None
         raise error.with_traceback(None) from error.__cause__
@@ -351,8 +351,7 @@ class Call(Generic[T]):
         check_thread()
         link = self._link = link_for(reactor)
         answer = self._answer = _Answer(link.reactor)
-        with self._lock:
-            self._submitted = True
+        self.begun = True
         link.submit(answer, self._begin)
         box: _Box = answer.wait(seconds)
         return box
@@ -383,35 +382,39 @@ class Call(Generic[T]):
         self._release()
 
     def _release(self) -> None:
-        released, self._released = self._released, None
-        if released is not None:
-            released()
+        if self._released is not None:
+            self._released()
+            self._released = None
         self._let_go.set()
 
     def wake(self) -> None:
         """Cancel it, from any thread; `result` then fails with ``CancelledError``."""
         self._woken = True
-        self._cancel_soon()
+        self._have_called(self._cancel)
 
     def _abandon(self) -> None:
         """Wait no more: cancel it, and dispose of what it still brings."""
         with self._lock:
             self._abandoned = True
             outcome = self._outcome
-            submitted = self._submitted
         if outcome is not None:
             self._dispose(outcome)
-        elif submitted:
-            self._cancel_soon()
+        elif self.begun:
+            self._have_called(self._give_up)
             # The socket is this thread's again when this call is over.
             self._let_go.wait(_LET_GO_SECONDS)
         else:
             self._release()
 
-    def _cancel_soon(self) -> None:
-        link = self._link
-        if link is not None:
-            link.reactor.callFromThread(self._cancel)
+    def _have_called(self, function: Callable[[], None]) -> None:
+        if self._link is not None:
+            self._link.reactor.callFromThread(function)
+
+    def _give_up(self) -> None:
+        if self._deferred is None:
+            # It was cut short before the reactor got it: `_begin` would have come before this.
+            self._release()
+        self._cancel()
 
     def _cancel(self) -> None:
         if self._outcome is None and self._deferred is not None:

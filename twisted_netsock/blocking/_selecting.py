@@ -30,6 +30,7 @@ from ._waiting import (
     WRITE,
     Deadline,
     MultiWaiter,
+    Waiter,
     check_thread,
     current_waiter,
     has_stopped,
@@ -123,8 +124,13 @@ def _wait_any(sockets: tuple[S, ...], timeout: timedelta | None, events: int) ->
     try:
         for socket in dict.fromkeys(sockets):
             enter = socket._enter_reading if events == READ else socket._enter_writing
-            enter(waiter)
+            # First, for Ctrl-C: `_leave` gives nothing back that is not this thread's.
             taken.append(socket)
+            try:
+                enter(waiter)
+            except SocketError:
+                taken.pop()
+                raise
         ready = [each for each in taken if events == READ and each._has_input()]
         numbers = [(socket._number, events) for socket in taken]
         while not ready:
@@ -142,8 +148,18 @@ def _wait_any(sockets: tuple[S, ...], timeout: timedelta | None, events: int) ->
                 break
         return ready
     finally:
-        for socket in taken:
-            socket._leave(waiter, reading=events == READ, writing=events == WRITE)
+        try:
+            _give_back(taken, waiter, events)
+        except BaseException:
+            # Ctrl-C in the middle of it.
+            _give_back(taken, waiter, events)
+            raise
+
+
+def _give_back(taken: list[S], waiter: Waiter, events: int) -> None:
+    """Leave the direction of those that *waiter* has taken it of."""
+    for socket in taken:
+        socket._leave(waiter, reading=events == READ, writing=events == WRITE)
 
 
 class _Registration:
@@ -256,13 +272,13 @@ class SocketSelector:
         with self._lock:
             if self._closed:
                 raise SocketClosedError(strerror="The selector is closed")
-            socket._enter_reading(registration)
             try:
+                socket._enter_reading(registration)
                 self._start()
+                self._waiting[id(registration)] = registration
             except BaseException:
                 socket._leave(registration)
                 raise
-            self._waiting[id(registration)] = registration
             self._added.append(registration)
         self._wake()
 

@@ -383,10 +383,9 @@ class _Service:
             return
         try:
             listener._enter_reading(self._waiter)
-        except SocketClosedError:
-            return
-        try:
             while not ready() and not listener._closed and not has_stopped():
                 self._waiter.pause(None)
+        except SocketClosedError:
+            return
         finally:
             listener._leave(self._waiter)
