@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from socket import AF_INET, AI_CANONNAME, EAI_NONAME, SOCK_STREAM
+from socket import AF_INET, AI_CANONNAME, EAI_AGAIN, EAI_NONAME, SOCK_STREAM
 
 import pytest
 from clocks import the_reactor, until
@@ -239,11 +239,45 @@ async def test_a_thread_that_could_not_be_started_is_not_counted(library, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
-        with pytest.raises(RuntimeError):
-            await look_up_system(the_reactor(), "name.invalid", 80)
+        looking_up = look_up_system(the_reactor(), "name.invalid", 80)
+        with pytest.raises(HostNotFoundError, match="can't start new thread") as caught:
+            await looking_up
+        assert caught.value.errno == EAI_AGAIN
     later = look_up_system(the_reactor(), "name.invalid", 80)
     later.addTimeout(2, the_reactor())
     assert addresses(await later) == [("127.0.0.1", 80)]
+
+
+async def test_a_job_that_raises_is_logged_and_costs_no_thread(logged_errors):
+    done = threading.Event()
+    threads = resolver.DaemonThreads(most=1, idle_seconds=0.01)
+    for kind in (ValueError, SystemExit):
+
+        def job(kind=kind):
+            raise kind
+
+        threads.submit(job)
+    threads.submit(done.set)
+    await until(done.is_set)
+    assert [event["log_failure"].type for event in logged_errors] == [ValueError, SystemExit]
+    logged_errors.clear()
+    await until(lambda: threads._threads == 0)
+
+
+async def test_an_answer_for_a_reactor_whose_event_loop_is_closed_is_dropped(library):
+    class Closed:
+        """A reactor as asyncio's is at the end."""
+
+        asked = threading.Event()
+
+        def callFromThread(self, *_):  # noqa: N802
+            self.asked.set()
+            raise RuntimeError("Event loop is closed")
+
+    library(lambda _: found("127.0.0.1"), most=1)
+    look_up_system(Closed(), "name.invalid", 80)
+    await until(Closed.asked.is_set)
+    assert await look_up_system(the_reactor(), "name.invalid", 80)
 
 
 def test_a_forked_child_looks_up_with_threads_of_its_own():

@@ -35,6 +35,7 @@ from twisted.internet.interfaces import (
     IReactorFromThreads,
     IResolutionReceiver,
 )
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -54,6 +55,8 @@ _ADDRCONFIG = int(_socket.AI_ADDRCONFIG)
 
 # Of <linux/in.h>; the socket module has it where the C library does.
 _IPPROTO_MPTCP = 262
+
+_log = Logger()
 
 Job = Callable[[], None]
 
@@ -81,7 +84,12 @@ class DaemonThreads:
         self._idle = 0
 
     def submit(self, job: Job) -> None:
-        """Run *job*, which must not raise, as soon as a thread is free."""
+        """
+        Run *job* as soon as a thread is free; what it raises is logged.
+
+        Raises:
+            RuntimeError: There is no thread, and none can be started.
+        """
         with self._condition:
             self._jobs.append(job)
             if self._idle >= len(self._jobs):
@@ -95,7 +103,7 @@ class DaemonThreads:
         except RuntimeError:
             with self._condition:
                 self._threads -= 1
-                if self._threads == 0:
+                if self._threads == 0 and job in self._jobs:
                     # Nobody is left to do it, so nobody may wait for it.
                     self._jobs.remove(job)
                     raise
@@ -117,7 +125,12 @@ class DaemonThreads:
                         self._threads -= 1
                         return
                 job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except BaseException:  # noqa: BLE001 - a thread that ended so would count for ever
+                _log.failure("a job of the thread {name} failed", name=self._name)
+            # It holds whoever waited for it, and the next one may be long in coming.
+            del job
 
 
 _threads = DaemonThreads()
@@ -322,7 +335,7 @@ def look_up_system(
         ValueError: *node* is no host name, or *service* no port.
 
     Errors:
-        HostNotFoundError: There is no such name or service.
+        HostNotFoundError: There is no such name or service, or no thread to ask in.
 
     Cancelling:
         Fails with `CancelledError` at once; the thread's result is dropped.
@@ -337,9 +350,14 @@ def look_up_system(
         return fail(Failure())
     if known is not None:
         return succeed(list(known))
-    return _in_thread(
-        reactor, lambda: _ask_system(node, name, service, family, kind, protocol, flags)
-    )
+    try:
+        return _in_thread(
+            reactor, lambda: _ask_system(node, name, service, family, kind, protocol, flags)
+        )
+    except RuntimeError as error:
+        # The system has no thread left: it may have one later.
+        again = HostNotFoundError(node, service, errno=_socket.EAI_AGAIN, strerror=str(error))
+        return fail(Failure(again))
 
 
 def _in_thread(
@@ -353,7 +371,11 @@ def _in_thread(
             outcome = ask()
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             outcome = error
-        reactor.callFromThread(deliver, outcome)
+        try:
+            reactor.callFromThread(deliver, outcome)
+        except RuntimeError:
+            # The event loop beneath the reactor is closed: nobody waits any more.
+            pass
 
     def deliver(outcome: Any) -> None:
         if not result.called:
