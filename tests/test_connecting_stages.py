@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from socket import EAI_AGAIN
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from clocks import ClockedReactor, the_reactor, turns, until
-from loopback import NAME, full, one_port, open_sockets, port_of, reactor_for
+from loopback import NAME, full, one_port, open_sockets, port_of, reactor_for, run_script
 from twisted.internet.defer import CancelledError, Deferred
 
 from twisted_netsock import (
@@ -291,6 +292,61 @@ async def test_a_look_up_of_the_system_that_hangs_can_be_given_up(monkeypatch, l
         assert reactor.clock.getDelayedCalls() == []
     finally:
         gate.set()
+
+
+@pytest.mark.once
+def test_a_look_up_under_way_fails_when_the_reactor_stops():
+    lines = run_script(
+        """
+        import threading
+        import time
+
+        from twisted_netsock import (
+            SocketOptions, chibi, client_endpoint, make_client_socket, make_server_socket, resolver
+        )
+        from twisted_netsock.testing import ScriptedResolver
+        from twisted.internet.protocol import Factory
+
+        asked = threading.Semaphore(0)
+
+        def hang(*_):
+            asked.release()
+            time.sleep(60)
+
+        resolver._socket.getaddrinfo = hang
+
+        def told(name):
+            return lambda failure: print(name, type(failure.value).__name__, failure.value.errno)
+
+        def begin(name):
+            make_client_socket("name.invalid", 80).addErrback(told(f"maker {name}"))
+            endpoint = client_endpoint(reactor, "name.invalid", 80)
+            endpoint.connect(Factory()).addErrback(told(f"endpoint {name}"))
+
+        async def main():
+            begin("system")
+            make_server_socket("name.invalid", 80).addErrback(told("server"))
+            chibi.get_address_info("name.invalid", 80).addErrback(told("chibi"))
+            make_client_socket("given.up.invalid", 80).addErrback(lambda _: None).cancel()
+            for _ in range(5):
+                asked.acquire()
+            ScriptedResolver({}, delay=None).install()
+            begin("installed")
+
+        run(main)
+        """
+    )
+    assert set(lines) == {
+        f"{name} HostNotFoundError {EAI_AGAIN}"
+        for name in (
+            "maker system",
+            "endpoint system",
+            "server",
+            "chibi",
+            "maker installed",
+            "endpoint installed",
+        )
+    }
 
 
 # The handshake

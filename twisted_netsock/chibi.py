@@ -41,7 +41,7 @@ from .chibi_data import (
 from .chibi_io import NetIO, open_net_io, with_net_io
 from .descriptors import PlainDescriptor
 from .errors import SocketBindError, SocketError
-from .opening import apply_options, open_socket
+from .opening import apply_options, open_socket, until_shutdown
 from .options import SocketOptions
 from .readiness import poller_for
 from .resolver import look_up_system
@@ -199,7 +199,7 @@ def get_address_info(
         ValueError: *host* is no host name, or *service* no port.
 
     Errors:
-        HostNotFoundError: There is no such host or service.
+        HostNotFoundError: There is no such host or service, or the reactor was shut down.
 
     Cancelling:
         Fails with `CancelledError` at once; the answer, if it comes, is dropped.
@@ -209,15 +209,17 @@ def get_address_info(
         hints = make_address_info(_socket.AF_UNSPEC, _socket.SOCK_STREAM, _socket.IPPROTO_TCP)
     if not isinstance(hints, AddressInfo):
         raise TypeError(f"addrinfo must be an AddressInfo, not {addrinfo!r}")
-    return look_up_system(
-        current_reactor(reactor),
+    reactor = current_reactor(reactor)
+    looking = look_up_system(
+        reactor,
         host,
         service,
         family=hints.family,
         kind=hints.socket_type,
         protocol=hints.protocol,
         flags=hints.flags,
-    ).addCallback(_first)
+    )
+    return until_shutdown(reactor, looking, host, service).addCallback(_first)
 
 
 def _first(infos: list[AddressInfo]) -> AddressInfo:

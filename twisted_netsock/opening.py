@@ -6,11 +6,14 @@ import socket as _socket
 from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOL_SOCKET
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorCore
+from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress
-from .errors import SocketError
+from .errors import HostNotFoundError, SocketError
 from .options import SocketOptions
 from .resolver import look_up, look_up_numeric, numeric_service
 
@@ -22,10 +25,14 @@ __all__ = [
     "look_up_place",
     "open_socket",
     "unix_info",
+    "until_shutdown",
 ]
 
 _NON_BLOCKING: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
 """Makes the new descriptor non-blocking, where the kernel does that in the same call."""
+
+_under_way: WeakKeyDictionary[Any, set[Deferred[Any]]] = WeakKeyDictionary()
+"""The look-ups of each reactor that are to end when it stops."""
 
 
 def apply_options(sock: _socket.socket, family: int, kind: int, options: SocketOptions) -> None:
@@ -127,7 +134,7 @@ def look_up_place(
     flags: int = 0,
 ) -> Deferred[list[AddressInfo]]:
     """Look *node* and *service* up as *options* say, with *flags* beside theirs; see `look_up`."""
-    return look_up(
+    looking = look_up(
         reactor,
         node,
         service,
@@ -136,6 +143,42 @@ def look_up_place(
         protocol=options.ai_protocol,
         flags=options.ai_flags | flags,
     )
+    return until_shutdown(reactor, looking, node, service)
+
+
+def until_shutdown(
+    reactor: Any,
+    looking: Deferred[list[AddressInfo]],
+    node: str | None,
+    service: str | int | None,
+) -> Deferred[list[AddressInfo]]:
+    """
+    Have a look-up of *node* and *service* end when the reactor stops.
+
+    Nobody would deliver its answer any more: it fails with `HostNotFoundError` then.
+    """
+    if looking.called or not IReactorCore.providedBy(reactor):
+        return looking
+    under_way = _under_way.get(reactor)
+    if under_way is None:
+        # One trigger for all: there are reactors for tests that cannot take one back.
+        under_way = _under_way[reactor] = set()
+        reactor.addSystemEventTrigger("during", "shutdown", _end_look_ups, under_way)
+    under_way.add(looking)
+
+    def ended(result: Any) -> Any:
+        if looking in under_way:
+            under_way.remove(looking)
+            return result
+        stopped = "The reactor was shut down"
+        return Failure(HostNotFoundError(node, service, errno=_socket.EAI_AGAIN, strerror=stopped))
+
+    return looking.addBoth(ended)
+
+
+def _end_look_ups(under_way: set[Deferred[Any]]) -> None:
+    while under_way:
+        under_way.pop().cancel()
 
 
 def look_up_known_place(
