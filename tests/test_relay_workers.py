@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import LOOPBACK, free_port, needs, run, started, write_certificates
@@ -28,6 +29,7 @@ from relay_helpers import (
     status,
     wait_for,
 )
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -268,6 +270,73 @@ def test_a_worker_that_cannot_be_replaced_is_given_up_once_all_are_to_end(log_li
 
 
 # What is between parent and worker
+
+
+class Pipe:
+    """What a parent has of a worker's process."""
+
+    def __init__(self):
+        self.told = []
+        self.signals = []
+
+    def writeToChild(self, number, data):
+        Lines(self.told.append).feed(data)
+
+    def signalProcess(self, name):  # noqa: N802
+        self.signals.append(name)
+
+
+@pytest.fixture
+def parted():
+    """A supervisor with a clock, and with one worker that is ready and a pipe to it."""
+    settings = SimpleNamespace(workers=1)
+    supervisor = Supervisor(Clock(), settings, failed=None, ready=lambda: None)
+    worker = supervisor._workers[1] = _Worker(supervisor, 1)
+    worker.transport = Pipe()
+    hear(worker, {"ready": ""})
+    return supervisor, worker
+
+
+def hear(worker, message):
+    worker.childDataReceived(4, Lines.encode(message))
+
+
+def snapshots(supervisor, count):
+    return [Deferred.fromCoroutine(supervisor.snapshot()) for _ in range(count)]
+
+
+def test_a_worker_that_does_not_answer_is_asked_once(parted):
+    supervisor, worker = parted
+    for _ in range(3):
+        for asking in snapshots(supervisor, 2):
+            assert not asking.called
+        supervisor.reactor.advance(2)
+        assert worker._askers == []
+        assert supervisor.reactor.getDelayedCalls() == []
+    assert worker.transport.told == [{"ask": "status"}]
+
+
+def test_all_who_ask_meanwhile_get_the_answer_and_the_next_asks_anew(parted):
+    supervisor, worker = parted
+    for _ in range(2):
+        first, second = snapshots(supervisor, 2)
+        hear(worker, {"answer": "status", "status": {"state": "running", "bytes": 7}})
+        for asking in (first, second):
+            assert asking.result["bytes"] == 7
+            assert asking.result["workers"]["answering"] == 1
+    assert worker.transport.told == [{"ask": "status"}] * 2
+
+
+def test_a_worker_that_has_just_gone_does_not_answer(parted, log_lines):
+    supervisor, worker = parted
+
+    def gone(number, data):
+        raise KeyError(number)
+
+    worker.transport.writeToChild = gone
+    (asking,) = snapshots(supervisor, 1)
+    worker.processEnded(Failure(ProcessTerminated(1)))
+    assert asking.result["workers"]["answering"] == 0
 
 
 def test_messages_are_put_together_again():

@@ -54,7 +54,9 @@ class _Worker(ProcessProtocol):
         self.began = supervisor.reactor.seconds()
         self.ready = False
         self.stale = False
-        self.asked: dict[int, Deferred[dict[str, Any]]] = {}
+        self._askers: list[Deferred[dict[str, Any]]] = []
+        self._asked = False
+        """A question is on its way, or its answer."""
         self.reloads: list[Deferred[str]] = []
         self._supervisor = supervisor
         self._lines = Lines(self._on_message)
@@ -65,9 +67,10 @@ class _Worker(ProcessProtocol):
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if "answer" in message:
-            waiting = self.asked.pop(message["answer"], None)
-            if waiting is not None:
-                waiting.callback(message["status"])
+            self._asked = False
+            askers, self._askers = self._askers, []
+            for asker in askers:
+                asker.callback(message["status"])
             return
         self.ready = True
         if self.stale:
@@ -79,13 +82,26 @@ class _Worker(ProcessProtocol):
             each.callback(message["ready"])
         self._supervisor.on_ready(self)
 
-    def ask(self, number: int) -> Deferred[dict[str, Any]]:
-        """Ask for a snapshot; the question has this number."""
-        answer: Deferred[dict[str, Any]] = Deferred()
-        self.asked[number] = answer
-        transport: Any = self.transport
-        transport.writeToChild(FROM_PARENT, Lines.encode({"ask": number}))
+    def ask(self) -> Deferred[dict[str, Any]]:
+        """Ask for a snapshot; who asks before there is an answer gets the same one."""
+        answer: Deferred[dict[str, Any]] = Deferred(self._forget)
+        self._askers.append(answer)
+        if not self._asked:
+            # One that hangs must not find thousands when it goes on.
+            self._asked = True
+            self._tell({"ask": "status"})
         return answer
+
+    def _forget(self, answer: Deferred[dict[str, Any]]) -> None:
+        self._askers.remove(answer)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        transport: Any = self.transport
+        try:
+            transport.writeToChild(FROM_PARENT, Lines.encode(message))
+        except KeyError:
+            # The pipe is gone, and `processEnded` about to come.
+            pass
 
     def signal(self, name: str) -> None:
         """Send a signal, if there is still somebody to take it."""
@@ -97,11 +113,9 @@ class _Worker(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802 - Twisted's name
         """Let those who wait go on, and have the worker replaced."""
-        asked, reloads = list(self.asked.values()), self.reloads
-        self.asked.clear()
-        self.reloads = []
-        for question in asked:
-            question.cancel()
+        reloads, self.reloads = self.reloads, []
+        for asker in list(self._askers):
+            asker.cancel()
         for reload in reloads:
             reload.cancel()
         self._supervisor.on_ended(self, reason)
@@ -146,7 +160,6 @@ class Supervisor(Service):
         self._shared: dict[ServerEndpoint, list[socket.socket]] = {}
         self._ports: dict[ServerEndpoint, int] = {}
         self._hosts: list[str] = []
-        self._questions = 0
         self._restarts = 0
         self._told_ready = False
         self._starting: Deferred[None] | None = None
@@ -319,12 +332,9 @@ class Supervisor(Service):
 
     async def snapshot(self) -> dict[str, Any]:
         """Return the sums over all workers, as values of JSON."""
-        self._questions += 1
         ready = [worker for worker in self._workers.values() if worker.ready]
         asked = [
-            worker.ask(self._questions)
-            .addTimeout(_ANSWER_SECONDS, self.reactor)
-            .addErrback(lambda _: None)
+            worker.ask().addTimeout(_ANSWER_SECONDS, self.reactor).addErrback(lambda _: None)
             for worker in ready
         ]
         told = [each for each in await gatherResults(asked) if each is not None]
