@@ -32,10 +32,11 @@ from relay_helpers import (
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from twisted_netsock.commands.supervising import Supervisor, _added, _Worker
-from twisted_netsock.commands.workers import Lines, WorkerPlace
+from twisted_netsock.commands.workers import Channel, Lines, WorkerPlace
 
 pytestmark = pytest.mark.long
 
@@ -293,7 +294,7 @@ def parted():
     supervisor = Supervisor(Clock(), settings, failed=None, ready=lambda: None)
     worker = supervisor._workers[1] = _Worker(supervisor, 1)
     worker.transport = Pipe()
-    hear(worker, {"ready": ""})
+    hear(worker, {"ready": "", "reload": 0})
     return supervisor, worker
 
 
@@ -327,6 +328,74 @@ def test_all_who_ask_meanwhile_get_the_answer_and_the_next_asks_anew(parted):
     assert worker.transport.told == [{"ask": "status"}] * 2
 
 
+def test_what_answers_one_reload_does_not_answer_the_next(parted):
+    supervisor, worker = parted
+    results = []
+    for _ in range(3):
+        supervisor.reload().addCallback(results.append)
+        supervisor.reactor.advance(9)
+    hear(worker, {"ready": "", "reload": 0})
+    assert results == []
+    # It had begun with the first when it was told of the others, which it makes one.
+    hear(worker, {"ready": "no key", "reload": 1})
+    assert results == [["no key"]]
+    hear(worker, {"ready": "", "reload": 3})
+    assert results == [["no key"], [], []]
+    assert worker.transport.told == [{"reload": number} for number in (1, 2, 3)]
+    assert supervisor.reactor.getDelayedCalls() == []
+
+
+def test_a_worker_that_was_starting_reads_again_and_keeps_no_later_reload_short(parted):
+    supervisor, worker = parted
+    worker.ready = False
+    assert supervisor.reload().result == []
+    hear(worker, {"ready": "", "reload": 0})
+    assert worker.transport.told == [{"reload": 1}]
+    second = supervisor.reload()
+    hear(worker, {"ready": "", "reload": 1})
+    assert not second.called
+    hear(worker, {"ready": "no key", "reload": 2})
+    assert second.result == ["no key"]
+    assert supervisor.reactor.getDelayedCalls() == []
+
+
+def test_a_reload_that_is_not_answered_is_forgotten(parted):
+    supervisor, worker = parted
+    hanging = supervisor.reload()
+    supervisor.reactor.advance(30)
+    assert hanging.result == ["worker 1 does not answer"]
+    gone = supervisor.reload()
+    worker.processEnded(Failure(ProcessTerminated(1)))
+    assert gone.result == ["worker 1 does not answer"]
+    assert worker._reloads == {}
+
+
+def test_a_worker_tells_which_reload_it_has_begun_with():
+    begun = []
+    channel = Channel(dict, lambda: begun.append(True), lambda: None)
+    channel.makeConnection(StringTransport())
+
+    def told():
+        answers = []
+        Lines(answers.append).feed(channel.transport.value())
+        channel.transport.clear()
+        return answers
+
+    channel.ready("")
+    channel.dataReceived(Lines.encode({"reload": 1}))
+    channel.reloading()
+    channel.dataReceived(Lines.encode({"reload": 2}))
+    channel.ready("no key")
+    channel.reloading()
+    channel.ready("")
+    assert [(each["reload"], each["ready"]) for each in told()] == [
+        (0, ""),
+        (1, "no key"),
+        (2, ""),
+    ]
+    assert begun == [True, True]
+
+
 def test_a_worker_that_has_just_gone_does_not_answer(parted, log_lines):
     supervisor, worker = parted
 
@@ -335,7 +404,9 @@ def test_a_worker_that_has_just_gone_does_not_answer(parted, log_lines):
 
     worker.transport.writeToChild = gone
     (asking,) = snapshots(supervisor, 1)
+    reloading = supervisor.reload()
     worker.processEnded(Failure(ProcessTerminated(1)))
+    assert reloading.result == ["worker 1 does not answer"]
     assert asking.result["workers"]["answering"] == 0
 
 

@@ -83,7 +83,7 @@ class Operation(MultiService):
         if connections is not None:
             raise_descriptor_limit(connections)
         if self._settings.worker is not None:
-            self._herald = Channel(self._main.snapshot, self._orphaned)
+            self._herald = Channel(self._main.snapshot, self._reload, self._orphaned)
             # mypy looks at the one of Windows.
             connect: Any = StandardIO
             connect(self._herald, stdin=FROM_PARENT, stdout=TO_PARENT, reactor=self._reactor)

@@ -57,7 +57,7 @@ class _Worker(ProcessProtocol):
         self._askers: list[Deferred[dict[str, Any]]] = []
         self._asked = False
         """A question is on its way, or its answer."""
-        self.reloads: list[Deferred[str]] = []
+        self._reloads: dict[int, Deferred[str]] = {}
         self._supervisor = supervisor
         self._lines = Lines(self._on_message)
 
@@ -76,10 +76,10 @@ class _Worker(ProcessProtocol):
         if self.stale:
             # It may have read its files before they changed.
             self.stale = False
-            self.signal("HUP")
-        reloads, self.reloads = self.reloads, []
-        for each in reloads:
-            each.callback(message["ready"])
+            self.reload(self._supervisor.reloads)
+        # It may have begun with this one before it was told of the next.
+        for number in [each for each in self._reloads if each <= message["reload"]]:
+            self._reloads.pop(number).callback(message["ready"])
         self._supervisor.on_ready(self)
 
     def ask(self) -> Deferred[dict[str, Any]]:
@@ -94,6 +94,15 @@ class _Worker(ProcessProtocol):
 
     def _forget(self, answer: Deferred[dict[str, Any]]) -> None:
         self._askers.remove(answer)
+
+    def reload(self, number: int) -> Deferred[str]:
+        """Have files read again, for the reload with this number; gives what went wrong."""
+        answer: Deferred[str] = Deferred(lambda _: self._reloads.__delitem__(number))
+        self._reloads[number] = answer
+        self._tell({"reload": number})
+        return answer.addTimeout(_RELOAD_SECONDS, self._supervisor.reactor).addErrback(
+            lambda _: f"worker {self.number} does not answer"
+        )
 
     def _tell(self, message: dict[str, Any]) -> None:
         transport: Any = self.transport
@@ -113,11 +122,9 @@ class _Worker(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802 - Twisted's name
         """Let those who wait go on, and have the worker replaced."""
-        reloads, self.reloads = self.reloads, []
-        for asker in list(self._askers):
-            asker.cancel()
-        for reload in reloads:
-            reload.cancel()
+        waiting: list[Deferred[Any]] = [*self._askers, *self._reloads.values()]
+        for each in waiting:
+            each.cancel()
         self._supervisor.on_ended(self, reason)
 
 
@@ -128,6 +135,7 @@ class Supervisor(Service):
     Attributes:
         reactor: Where it happens.
         state: As that of `RelayService`.
+        reloads: How many there have been.
     """
 
     def __init__(
@@ -149,6 +157,7 @@ class Supervisor(Service):
         """
         self.reactor = reactor
         self.state = "starting"
+        self.reloads = 0
         self._settings = settings
         self._failed = failed
         self._ready = ready
@@ -313,20 +322,12 @@ class Supervisor(Service):
             What went wrong, a line for each worker that keeps something, or does
             not answer.
         """
-
-        def waiting_for(worker: _Worker) -> Deferred[str]:
-            answer: Deferred[str] = Deferred()
-            worker.reloads.append(answer)
-            answer.addTimeout(_RELOAD_SECONDS, self.reactor)
-            worker.signal("HUP")
-            return answer.addErrback(lambda _: f"worker {worker.number} does not answer")
-
+        self.reloads += 1
         for worker in self._workers.values():
-            # Who is not ready yet says so for the first time, which would pass for an answer:
-            # it gets the signal then.
+            # Who is not ready yet may be reading its files just now: it is told then.
             worker.stale = not worker.ready
         ready = [worker for worker in self._workers.values() if worker.ready]
-        return gatherResults([waiting_for(worker) for worker in ready]).addCallback(
+        return gatherResults([worker.reload(self.reloads) for worker in ready]).addCallback(
             lambda told: list(dict.fromkeys(each for each in told if each))
         )
 

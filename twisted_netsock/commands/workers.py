@@ -99,17 +99,25 @@ class Channel(Protocol):
     """A worker's end of the pipes; speaks for `Notifier` to the parent."""
 
     def __init__(
-        self, snapshot: Callable[[], dict[str, Any]], orphaned: Callable[[], None]
+        self,
+        snapshot: Callable[[], dict[str, Any]],
+        reload: Callable[[], None],
+        orphaned: Callable[[], None],
     ) -> None:
         """
         Answer the parent.
 
         Args:
             snapshot: How the relay is.
+            reload: Reads files again; `reloading` and `ready` are called then.
             orphaned: Called when the parent is gone.
         """
         self._snapshot = snapshot
+        self._reload = reload
         self._orphaned = orphaned
+        self._asked = 0
+        self._begun = 0
+        """The numbers of the last reload that was asked for, and that has begun."""
         self._lines = Lines(self._on_message)
 
     def dataReceived(self, data: bytes) -> None:
@@ -117,6 +125,10 @@ class Channel(Protocol):
         self._lines.feed(data)
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        if "reload" in message:
+            self._asked = message["reload"]
+            self._reload()
+            return
         self._tell({"answer": message["ask"], "status": self._snapshot()})
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -125,10 +137,11 @@ class Channel(Protocol):
 
     def ready(self, status: str) -> None:
         """Tell that connections are taken, after a reload, too."""
-        self._tell({"ready": status})
+        self._tell({"ready": status, "reload": self._begun})
 
     def reloading(self) -> None:
-        """Do nothing: the parent has asked for it."""
+        """Note that what was asked for until now is being done."""
+        self._begun = self._asked
 
     def stopping(self, status: str) -> None:
         """Do nothing: the parent has asked for it, or sees it."""
