@@ -70,6 +70,20 @@ async def test_nothing_is_called_before_add_returns(selector, calls, pairs):
     await until(lambda: calls.seen)
 
 
+async def test_what_is_added_twice_in_a_turn_is_refused_and_not_forgotten(selector, calls, pairs):
+    ((one, other),) = pairs(1)
+    await other.sendall(b"x")
+    await turns()
+    selector.add(one, calls)
+    with pytest.raises(SocketBusyError):
+        selector.add(one, calls)
+    await until(lambda: calls.seen)
+    await turns()
+    assert calls.seen == [(one, None)]
+    selector.add(one, calls)
+    await until(lambda: len(calls.seen) == 2)
+
+
 async def test_again_waits_anew(selector, pairs):
     ((one, other),) = pairs(1)
     received = []

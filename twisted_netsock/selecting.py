@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from . import _validation as check
-from .errors import SocketClosedError, SocketError
+from .errors import SocketBusyError, SocketClosedError, SocketError
 from .sockets import Socket, current_reactor
 
 __all__ = ["Again", "OnRead", "SocketSelector", "wait_readable", "wait_writable"]
@@ -210,6 +210,9 @@ class SocketSelector:
         limit = check.wait(timeout, "timeout")
         if self._closed:
             raise SocketClosedError(strerror="The selector is closed")
+        if socket in self._waiting:
+            # It may be readable already, and nothing waits beneath.
+            raise SocketBusyError(socket)
         waiting = socket._until_readable(self._timeout if limit is None else limit)
         if waiting.called:
             failures: list[Any] = []
