@@ -13,6 +13,7 @@ from clocks import turns, until
 from protocols import (
     LOOPBACK,
     Kind,
+    NegotiatingProtocols,
     Protocols,
     Recorder,
     client_context,
@@ -255,6 +256,51 @@ async def test_a_server_factory_starts_and_stops_with_its_port(kind):
         assert servers.life == ["start"]
         await port.stopListening()
         assert servers.life == ["start", "stop"]
+
+
+class Unwilling(NegotiatingProtocols):
+    """A factory that raises when it is to be used, the first time."""
+
+    def __init__(self, where):
+        super().__init__()
+        self._where = where
+
+    def _raise_in(self, name):
+        if self._where == name:
+            self._where = None
+            raise RuntimeError(f"not today: {name}")
+
+    def startFactory(self):
+        self._raise_in("startFactory")
+        super().startFactory()
+
+    def acceptableProtocols(self):
+        self._raise_in("acceptableProtocols")
+        return []
+
+
+@pytest.mark.parametrize("where", ["startFactory", "acceptableProtocols"])
+async def test_what_a_factory_raises_leaves_the_port_free(where, authority):
+    options = authority.server_options()
+    with socket.create_server((LOOPBACK, 0)) as free:
+        number = free.getsockname()[1]
+    place = server_endpoint(reactor, LOOPBACK, number, options)
+    servers = Unwilling(where)
+    # What holds the traceback holds the sockets.
+    with pytest.raises(RuntimeError, match=where) as caught:
+        await place.listen(servers)
+    port = await place.listen(servers)
+    await port.stopListening()
+    assert servers.life == ["start", "stop"]
+    assert caught
+
+
+async def test_what_a_factory_raises_at_its_start_leaves_no_path(tmp_path):
+    path = str(tmp_path / "socket")
+    unix = SocketOptions(ai_family=socket.AF_UNIX)
+    with pytest.raises(RuntimeError):
+        await server_endpoint(reactor, path, None, unix).listen(Unwilling("startFactory"))
+    assert not is_there(path)
 
 
 async def test_a_factory_that_builds_nothing_drops_the_connection_quietly(kind, log_lines):

@@ -191,8 +191,13 @@ class ListeningPort:
             )
             self._watches.append(watch)
             self._acceptors.append(acceptor)
-        self._listening = self._in_use = True
-        start_factory(self._factory)
+        self._listening = True
+        try:
+            start_factory(self._factory)
+        except BaseException:
+            self.stop_accepting()
+            raise
+        self._in_use = True
         _log.info(
             "{factory} listening on {address}", factory=self._factory, address=str(self._host)
         )

@@ -106,15 +106,21 @@ class ServerEndpoint:
             ).addCallback(self._watched)
 
         def bound(sockets: list[_socket.socket]) -> Any:
-            port = ListeningPort(
-                self._reactor,
-                sockets,
-                protocolFactory,
-                self._options,
-                self._context_factory,
-                adopted=self._adopt is not None,
-            )
-            port.startListening()
+            try:
+                port = ListeningPort(
+                    self._reactor,
+                    sockets,
+                    protocolFactory,
+                    self._options,
+                    self._context_factory,
+                    adopted=self._adopt is not None,
+                )
+                port.startListening()
+            except BaseException:
+                # What the factory raises is the caller's affair, and the port free again.
+                for sock in sockets:
+                    sock.close()
+                raise
             return self._watched(port)
 
         return self.bind().addCallback(bound)
