@@ -415,16 +415,27 @@ async def test_no_keylog_is_written_unless_the_record_asks_for_it(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_keylog_that_cannot_be_written_is_logged_and_costs_no_connection(
-    authority, tmp_path, logged_errors
+async def test_a_keylog_that_cannot_be_written_is_logged_once_and_costs_no_connection(
+    authority, tmp_path, log_lines
 ):
-    options = authority.client_options(keylog_file=tmp_path / "missing" / "keys")
+    path = tmp_path / "missing" / "keys"
+
+    def told():
+        return [line for line in log_lines if "cannot write keylog_file" in line]
+
     async with serving(authority.server_options(), greeting=None) as server:
-        assert (
-            await ask(client_endpoint(the_reactor(), "127.0.0.1", server.port, options)) == ANSWER
-        )
-    assert logged_errors
-    logged_errors.clear()
+        options = authority.client_options(keylog_file=path)
+        endpoint = client_endpoint(the_reactor(), "127.0.0.1", server.port, options)
+        for _ in range(2):
+            assert await ask(endpoint) == ANSWER
+        (line,) = told()
+        assert line.endswith(f"{path}: [Errno 2] No such file or directory: '{path}'")
+        path.parent.mkdir()
+        assert await ask(endpoint) == ANSWER
+        path.unlink()
+        path.parent.rmdir()
+        assert await ask(endpoint) == ANSWER
+    assert told() == [line] * 2
 
 
 # Files that change

@@ -161,6 +161,14 @@ def test_secrets_of_the_session_are_logged_on_demand(good, ca, tmp_path):
     assert "CLIENT_TRAFFIC_SECRET_0" in keylog.read_text()
 
 
+@pytest.mark.parametrize("command", [["probe"], ["connect", "--tls"]])
+def test_secrets_that_cannot_be_kept_are_told_before_anything_is_done(command, tmp_path):
+    keylog = tmp_path / "missing" / "keys"
+    done = netsock(*command, "localhost:1", "--keylog", keylog)
+    assert done.code == 2
+    assert one_line(done) == f"netsock: --keylog {keylog}: No such file or directory"
+
+
 # Servers that cannot be believed
 
 

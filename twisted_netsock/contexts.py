@@ -136,14 +136,21 @@ def _reasons(error: Exception) -> str:
 
 def _keylog_writer(path: str) -> Any:
     """Append what OpenSSL tells to *path*, in the format of ``SSLKEYLOGFILE``."""
+    complained = False
 
     def write(_connection: object, line: bytes) -> None:
+        nonlocal complained
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "ab") as file:
                 file.write(line + b"\n")
-        except OSError:
-            _log.failure("cannot write keylog_file {path}", path=path)
+        except OSError as error:
+            # Each handshake has several secrets, and a server many handshakes.
+            if not complained:
+                complained = True
+                _log.error("cannot write keylog_file {path}: {error}", path=path, error=error)
+        else:
+            complained = False
 
     return write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -124,7 +125,17 @@ def tls_options(given: Any, host: str, **fields: Any) -> TLSSocketOptions:
         client_context_factory(options, host)
     except ValueError as error:
         raise usage.UsageError(_in_options(str(error))) from None
+    if options.keylog_file is not None:
+        _check_writable("keylog", options.keylog_file)
     return options
+
+
+def _check_writable(option: str, path: str) -> None:
+    try:
+        # As it is opened for each secret, which is only for its owner.
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise usage.UsageError(f"--{option} {path}: {error.strerror}") from None
 
 
 def _fields(given: Any) -> dict[str, Any]:
