@@ -84,6 +84,16 @@ async def test_what_is_added_twice_in_a_turn_is_refused_and_not_forgotten(select
     await until(lambda: len(calls.seen) == 2)
 
 
+async def test_what_is_closed_before_its_turn_is_told_as_closed(selector, calls, pairs):
+    ((one, other),) = pairs(1)
+    await other.sendall(b"x")
+    await turns()
+    selector.add(one, calls)
+    await one.close()
+    await until(lambda: calls.seen)
+    assert calls.seen == [(one, SocketClosedError)]
+
+
 async def test_again_waits_anew(selector, pairs):
     ((one, other),) = pairs(1)
     received = []

@@ -240,6 +240,9 @@ class SocketSelector:
             # The selector was closed meanwhile.
             return
         error = result.value if isinstance(result, Failure) else None
+        if error is None and socket.closed:
+            # It was readable, and closed before its turn came.
+            error = SocketClosedError(socket)
 
         def again(timeout: timedelta | None = None) -> None:
             if not self._closed:
