@@ -53,11 +53,20 @@ async def test_an_error_of_whoever_it_is_delivered_to_is_logged(logged_errors):
         descriptor.close()
         raise RuntimeError("not today")
 
-    arrivals = Arrivals(reactor, SocketOptions(), deliver, lambda: None)
+    rooms = []
+    arrivals = Arrivals(
+        reactor, SocketOptions(proxy_protocol="any"), deliver, lambda: rooms.append(arrivals.full)
+    )
+    arrivals.most = 1
     ours, theirs = socket.socketpair()
     with theirs:
+        ours.setblocking(False)
         arrivals.begin(ours, SocketAddress(("",)))
+        assert arrivals.full
+        theirs.send(HEADER)
+        await until(lambda: not arrivals.full)
     assert arrivals.failed == 0
+    assert rooms == [False]
     [logged] = logged_errors
     assert logged["log_failure"].check(RuntimeError)
     logged_errors.clear()

@@ -178,16 +178,19 @@ class Arrivals:
     def _finished(self, result: Descriptor | Failure, arrival: Arrival) -> None:
         was_full = self.full
         self._running.pop(arrival, None)
-        if isinstance(result, Failure):
-            arrival.watch.close()
-            arrival.sock.close()
-            self._report(arrival, result)
-            if self._gone is not None:
-                self._gone()
-        else:
-            self._deliver(arrival, result)
-        if was_full and not self._closed:
-            self._room()
+        try:
+            if isinstance(result, Failure):
+                arrival.watch.close()
+                arrival.sock.close()
+                self._report(arrival, result)
+                if self._gone is not None:
+                    self._gone()
+            else:
+                self._deliver(arrival, result)
+        finally:
+            # Whatever the others raise: nothing would be accepted any more.
+            if was_full and not self._closed:
+                self._room()
 
     def _report(self, arrival: Arrival, failure: Failure) -> None:
         if failure.check(CancelledError) is not None:
