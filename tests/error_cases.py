@@ -159,7 +159,7 @@ CASES = [
             ConnectionError,
             OSError,
         ),
-        f"[Errno {errno.ECONNREFUSED}] Connection refused (tried 127.0.0.1:80: {REFUSED})",
+        f"[Errno {errno.ECONNREFUSED}] Connection refused (tried 127.0.0.1:80)",
         errno.ECONNREFUSED,
         {"attempts": ((HERE, REFUSED),), "osError": REFUSED},
     ),

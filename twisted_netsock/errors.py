@@ -180,11 +180,14 @@ class SocketConnectionError(SocketError, _error.ConnectError):
         SocketError.__init__(self, socket, errno, strerror)
 
     def __str__(self) -> str:
-        tried = "; ".join(f"{address}: {why}" for address, why in self.attempts[:_MOST_TOLD])
-        more = len(self.attempts) - _MOST_TOLD
-        if more > 0:
-            tried += f"; and {more} more"
         head = SocketError.__str__(self)
+        told = self.attempts[:_MOST_TOLD]
+        tried = "; ".join(f"{address}: {why}" for address, why in told)
+        if len(self.attempts) == 1 and str(told[0][1]) == head:
+            # Once is enough.
+            tried = str(told[0][0])
+        elif len(self.attempts) > _MOST_TOLD:
+            tried += f"; and {len(self.attempts) - _MOST_TOLD} more"
         return f"{head} (tried {tried})" if tried else head
 
 
