@@ -56,13 +56,10 @@ class Done(Deferred[T]):
     """A Deferred that has fired already; it is awaited in half the time of Twisted's."""
 
     called = True
-    _callbacks: Any = _NoneYet()
-    _canceller: Any = None
 
     def __init__(self, result: T) -> None:
         """Be what `twisted.internet.defer.succeed` makes of *result*."""
-        if _RESUME is None:
-            super().__init__()
+        super().__init__()
         self.result: Any = result
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -197,7 +194,9 @@ def _go_on(coroutine: tuple[Any, ...], result: object) -> None:
 def _wait_for(awaited: Any, coroutine: tuple[Any, ...]) -> None:
     """Have *coroutine* called with the result of *awaited*, which it has just yielded."""
     _, generator, status, context = coroutine
-    if isinstance(awaited, Resumable) and awaited._take(coroutine):
+    # Not isinstance: of Deferreds, which are of an abstract class, that takes its time.
+    take = getattr(awaited, "_take", None)
+    if take is not None and take(coroutine):
         status.waitingOn = awaited
         return
     if not isinstance(awaited, Deferred):
