@@ -61,7 +61,7 @@ class Operation(Resumable[T]):
         trying: Callable[[], T | Want] | None,
         want: Want,
     ) -> None:
-        super().__init__(canceller)
+        super().__init__(canceller)  # type: ignore[arg-type]
         self.trying = trying
         self.want = want
 
@@ -102,7 +102,7 @@ class Receiving(Operation[bytes]):
         want: Want,
     ) -> None:
         # Past the other one's: there is one of these for most waits.
-        Resumable.__init__(self, canceller)
+        Deferred.__init__(self, canceller)  # type: ignore[arg-type]
         self.want = want
         self.descriptor = descriptor
         self.size = size

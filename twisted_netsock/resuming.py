@@ -31,29 +31,20 @@ def _find_resume() -> Any:
     made: Deferred[None] = Deferred()
     resume = getattr(defer, "_gotResultInlineCallbacks", None)
     status = getattr(defer, "_CancellationStatus", None)
-    if resume is None or status is None or vars(made).keys() != {"_callbacks", "_canceller"}:
+    parts = ("_callbacks", "_canceller", "_runningCallbacks")
+    if resume is None or status is None or not all(hasattr(made, part) for part in parts):
         return None
-    known = hasattr(made, "_runningCallbacks") and hasattr(status(made), "waitingOn")
     takes = resume.__code__.co_varnames[: resume.__code__.co_argcount]
-    return resume if known and takes == ("r", "waiting", "gen", "status", "context") else None
+    known = takes == ("r", "waiting", "gen", "status", "context")
+    return resume if known and hasattr(status(made), "waitingOn") else None
 
 
 _RESUME: Final = _find_resume()
 """`None`, if this Twisted has not the parts that are used here; then all go along the chain."""
 
 
-class _NoneYet:
-    """Stands for the chain of a Deferred until somebody needs it: most have none."""
-
-    def __get__(self, deferred: Deferred[Any] | None, _: object) -> list[Any]:
-        made: list[Any] = []
-        if deferred is not None:
-            deferred.__dict__["_callbacks"] = made
-        return made
-
-
 class Done(Deferred[T]):
-    """A Deferred that has fired already; it is awaited in half the time of Twisted's."""
+    """A Deferred that has fired already; it is awaited in fewer steps than Twisted's."""
 
     called = True
 
@@ -79,16 +70,8 @@ class Done(Deferred[T]):
 class Resumable(Deferred[T]):
     """A Deferred that calls the one coroutine which awaits it; for all others as any."""
 
-    _callbacks: Any = _NoneYet()
     _coroutine: tuple[Any, ...] | None = None
     """The coroutine's arguments for `_RESUME`, beside the result."""
-
-    def __init__(self, canceller: Any) -> None:
-        """Be cancelled by *canceller*, as any Deferred."""
-        if _RESUME is None:
-            super().__init__(canceller)
-        else:
-            self._canceller = canceller
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Wait for the result: whoever resumes a coroutine sends it along."""
@@ -117,13 +100,13 @@ class Resumable(Deferred[T]):
             # Whoever waits for the coroutine was told something already, say.
             self.result = Failure()
         self._runningCallbacks = False
-        if self.result is not None or "_callbacks" in self.__dict__:
+        if self.result is not None or self._callbacks:
             self.pause()
             self.unpause()
 
     def _take(self, coroutine: tuple[Any, ...]) -> bool:
         """Have *coroutine* called, unless somebody else waits already, and say so."""
-        if self.called or self._coroutine or "_callbacks" in self.__dict__:
+        if self.called or self._coroutine or self._callbacks:
             return False
         self._coroutine = coroutine
         return True
@@ -166,7 +149,7 @@ class Resumable(Deferred[T]):
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
             # Twisted chains a Deferred that a callback returns without asking it.
-            chained = self.__dict__.pop("_callbacks", ())
+            chained, self._callbacks = self._callbacks, []
             super().addBoth(_RESUME, *coroutine)
             self._callbacks.extend(chained)
 
