@@ -375,6 +375,17 @@ async def test_a_byte_out_of_band_holds_up_nothing_and_ends_nothing(ends):
         await until(lambda: first.ended == ends)
 
 
+async def check_bulk(client, server):
+    """Send bulk, and check that it arrives."""
+    found, sent = bytearray(), b""
+    while len(sent) < 4_000_000:
+        sent += put(client, 4 * BULK)
+        await turns(1)
+        take_into(found, server)
+    await until(lambda: take_into(found, server) == len(sent))
+    assert found == sent
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
 async def test_where_sockets_cannot_be_spliced_bulk_is_copied(number, monkeypatch):
     def refuse(*_, **__):
@@ -382,25 +393,13 @@ async def test_where_sockets_cannot_be_spliced_bulk_is_copied(number, monkeypatc
 
     monkeypatch.setattr(os, "splice", refuse)
     with joined() as (relay, _, _, client, server):
-        found, sent = bytearray(), b""
-        while len(sent) < 4_000_000:
-            sent += put(client, 4 * BULK)
-            await turns(1)
-            take_into(found, server)
-        await until(lambda: take_into(found, server) == len(sent))
-        assert found == sent
+        await check_bulk(client, server)
         assert relay.pipes.count == 1
 
 
 async def test_when_all_pipes_are_lent_bulk_is_copied():
     with joined() as (relay, _, _, client, server):
         lent = [relay.pipes.lend() for _ in range(pipes_module._MOST)]
-        found, sent = bytearray(), b""
-        while len(sent) < 4_000_000:
-            sent += put(client, 4 * BULK)
-            await turns(1)
-            take_into(found, server)
-        await until(lambda: take_into(found, server) == len(sent))
-        assert found == sent
+        await check_bulk(client, server)
         for pipe in lent:
             relay.pipes.take_back(pipe)
