@@ -241,6 +241,30 @@ async def test_what_cannot_be_sent_is_refused(
             one.sendfile(*arguments)
 
 
+async def test_who_is_refused_leaves_the_file_alone(data: bytes) -> None:
+    file = io.BytesIO(data)
+    async with TCPStreams().pair() as (one, other):
+        sending = one.sendfile(file)
+        await turns(5)
+        assert not sending.called
+        assert failure_of(one.sendfile(file, 7)) is SocketBusyError
+        assert await read_exactly(other, MUCH) == data
+        assert await soon(sending) == MUCH
+        file.seek(3)
+        one.close()
+        assert failure_of(one.sendfile(file, 7)) is SocketClosedError
+        assert file.tell() == 3
+
+
+async def test_a_pipe_has_no_offset() -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    one, other = chibi.open_socket_pair()
+    async with one, other:
+        with os.fdopen(reading, "rb") as file, pytest.raises(ValueError, match="offset=3: "):
+            one.sendfile(file, 3)
+
+
 async def test_text_is_refused(path: Path) -> None:
     one, other = chibi.open_socket_pair()
     async with one, other:

@@ -348,8 +348,8 @@ class DataSocket(BaseSocket):
 
         Raises:
             TypeError: *file* is none, or *offset* or *count* no number.
-            ValueError: *file* is open for text or for writing alone, *offset* or *count*
-                is negative, or this is no stream.
+            ValueError: *file* is open for text or for writing alone, or has no *offset* to
+                begin at; *offset* or *count* is negative; or this is no stream.
 
         Errors:
             SocketError: The file cannot be read. A part may have been sent.

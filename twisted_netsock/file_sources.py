@@ -52,8 +52,8 @@ class FileSource:
 
         Raises:
             TypeError: *file* is none, or *offset* or *count* no number.
-            ValueError: *file* is open for text or for writing alone, *offset* or *count*
-                is negative, or *descriptor* is no stream.
+            ValueError: *file* is open for text or for writing alone, or has no *offset* to
+                begin at; *offset* or *count* is negative; or *descriptor* is no stream.
         """
         if descriptor.sock.type != SOCK_STREAM:
             raise ValueError("a file can be sent on a stream only: use sendto or sendmsg")
@@ -75,8 +75,9 @@ class FileSource:
         self._number = _regular(file)
         self._moves = self._number is not None and hasattr(descriptor, "try_sendfile")
         self._piece = memoryview(b"")
-        if self._number is None and (offset or self._seekable()):
-            file.seek(offset)
+        self._begun = False
+        if offset and self._number is None and not self._seekable():
+            raise ValueError(f"offset={offset}: file={file!r} can only be sent from where it is")
 
     def attempt(self, moved: Callable[[], None]) -> int | Want:
         """
@@ -88,6 +89,11 @@ class FileSource:
         Raises:
             SocketError: The descriptor failed, or the file cannot be read.
         """
+        if not self._begun:
+            # Not before: who is refused leaves a file alone that another may be sending.
+            self._begun = True
+            if self._number is None:
+                self.conclude()
         end = self.sent + _AT_ONCE
         while self._left != 0:
             if self.sent >= end:
@@ -141,7 +147,7 @@ class FileSource:
 
     def conclude(self) -> None:
         """Leave the position of the file behind what was sent, as the standard library does."""
-        if self._seekable():
+        if self._begun and self._seekable():
             self._file.seek(self._offset + self.sent)
 
     def _seekable(self) -> bool:

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 __all__ = ["Gatekeeper", "Limits", "raise_descriptor_limit"]
 
 _DESCRIPTORS_APART: Final = 64
-"""What a process needs beside its connections: files, logs, listeners, look-ups."""
+"""What a process needs beside its connections: files, logs, listeners, look-ups, pipes."""
 
 _MOST: Final = 100_000
 _DESCRIPTORS_EACH: Final = 2
