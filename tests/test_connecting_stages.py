@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from socket import EAI_AGAIN
@@ -226,14 +226,20 @@ async def test_cancelling_at_every_stage_leaves_nothing(stuck, stage, limit):
     await turns(3)
 
 
-async def test_cancelling_with_several_attempts_under_way_closes_all_of_them():
+@contextmanager
+def silent_hosts():
+    """Give a reactor for which a name has three addresses, and a port where none answers."""
     hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
     with one_port(*hosts) as socks, ExitStack() as stack:
         for sock in socks:
             stack.enter_context(full(sock))
-        reactor = reactor_for(*hosts)
+        yield reactor_for(*hosts), port_of(socks[0])
+
+
+async def test_cancelling_with_several_attempts_under_way_closes_all_of_them():
+    with silent_hosts() as (reactor, port):
         before = open_sockets()
-        connecting = connect(reactor, NAME, port_of(socks[0]), SocketOptions())
+        connecting = connect(reactor, NAME, port, SocketOptions())
         await until(reactor.clock.getDelayedCalls)
         reactor.clock.advance(0.25)
         assert open_sockets() == before + 2
@@ -246,13 +252,9 @@ async def test_cancelling_with_several_attempts_under_way_closes_all_of_them():
 
 @pytest.mark.parametrize("begun", [1, 2])
 async def test_no_further_address_is_tried_when_the_reactor_stops(begun):
-    hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
-    with one_port(*hosts) as socks, ExitStack() as stack:
-        for sock in socks:
-            stack.enter_context(full(sock))
-        reactor = reactor_for(*hosts)
+    with silent_hosts() as (reactor, port):
         before = open_sockets()
-        connecting = connect(reactor, NAME, port_of(socks[0]), SocketOptions())
+        connecting = connect(reactor, NAME, port, SocketOptions())
         await until(reactor.clock.getDelayedCalls)
         reactor.clock.advance(0.25 * (begun - 1))
         poller_for(reactor).lose_all()
