@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,23 @@ FILES = sorted(
 
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def code_lines(path: Path) -> set[int]:
+    """Return the numbers of the lines of code: not of docstrings, comments and blank lines."""
+    no_code = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    no_code |= {tokenize.ENCODING, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type not in no_code:
+                lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree_of(path)):
+        # A string that is a statement: a docstring, or what explains the field above it.
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
+                lines.difference_update(range(node.lineno, (node.end_lineno or 0) + 1))
+    return lines
 
 
 def names_type_checking(test: ast.expr) -> bool:
