@@ -128,12 +128,18 @@ class _Sites:
         return self._by_name.get(name) or self._by_name.get(wildcard) or self._default
 
     def _choose(self, connection: Any) -> None:
-        """Switch *connection* to the record for the name it asks for; never raises."""
+        """
+        Switch *connection* to the record for the name it asks for, or refuse it.
+
+        OpenSSL calls this for each ClientHello: once more after a HelloRetryRequest
+        (RFC 8446, section 4.1.2), and the name in the second one is the one that counts.
+        """
         try:
             self._switch(connection)
         except BaseException:  # noqa: BLE001 - pyOpenSSL would go on with the first certificate
-            _log.failure("choosing a certificate by server name failed")
+            # Refused before it is logged, because an observer of the log may raise as well.
             connection.set_context(self._refusing)
+            _log.failure("choosing a certificate by server name failed")
 
     def _switch(self, connection: StatefulConnection) -> None:
         raw = connection.get_servername()
@@ -143,14 +149,17 @@ class _Sites:
         if site is None or connection.get_protocol_version() < site.floor:
             connection.set_context(self._refusing)
             return
-        if site is self.first:
+        if connection.get_context() is site.context:
             return
-        connection.set_context(site.context)
+        # Certificate, authorities and the choice of ALPN are the context's; the verify mode
+        # is not, and stays that of the context which the connection was made with, or of
+        # the record that an earlier ClientHello asked for.
         callback = verify_callback if site.verify_mode != SSL.VERIFY_NONE else _accept_none
         connection.set_verify(site.verify_mode, callback)
         state = connection.state
         state.verification = Verification(None, site.options.certificate_verifier)
         state.set_protocols(site.alpn)
+        connection.set_context(site.context)
 
 
 def _accept_none(*_: object) -> bool:
