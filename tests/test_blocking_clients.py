@@ -270,3 +270,13 @@ def test_redis(authority, tmp_path):
         subscription.close()
         client.close()
         pool.disconnect()
+
+
+@pytest.mark.parametrize("make", [blocking.make_client_socket, blocking.open_net_io])
+@pytest.mark.parametrize(
+    ("node", "service", "named"),
+    [("*", 80, "node"), ("127.1", 80, "node"), ("127.0.0.1", " 80", "service")],
+)
+async def test_what_only_the_c_library_takes_for_an_address_is_refused(make, node, service, named):
+    with pytest.raises(ValueError, match=named):
+        await in_thread(lambda: make(node, service))

@@ -8,20 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import the_reactor
 from stream_helpers import (
     record_for,
 )
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
 from twisted.internet.task import Clock
+from twisted.web.client import URI
 
 from twisted_netsock import (
     ServerTLSSocketOptions,
     SocketOptions,
     TLSSocketOptions,
+    agent_endpoint_factory,
+    chibi,
+    client_endpoint,
     make_client_socket,
     make_client_tls_socket,
     make_server_socket,
     make_server_tls_socket,
+    server_endpoint,
     socket_options_to_client_socket,
 )
 from twisted_netsock.testing import CertificateAuthority
@@ -183,3 +190,65 @@ class TestTargets:
     ) -> None:
         with pytest.raises(error, match=r"node|service"):
             maker(node, service, record_for(authority, maker, ai_family=socket.AF_UNIX))
+
+
+def _string_argument(value: str) -> str:
+    return quoteStringArgument(value) if value else value
+
+
+def _client_string(node: str, service: str) -> Any:
+    text = f"netsock:node={_string_argument(node)}:service={_string_argument(service)}"
+    return clientFromString(the_reactor(), text)
+
+
+def _server_string(node: str, service: str) -> Any:
+    text = f"netsock:{_string_argument(service)}:node={_string_argument(node)}"
+    return serverFromString(the_reactor(), text)
+
+
+CLIENT_WAYS: dict[str, Callable[[str, str], Any]] = {
+    "socket": make_client_socket,
+    "TLS socket": make_client_tls_socket,
+    "endpoint": lambda node, service: client_endpoint(the_reactor(), node, service),
+    "string": _client_string,
+    "chibi": chibi.open_net_io,
+    "look-up": chibi.get_address_info,
+}
+SERVER_WAYS: dict[str, Callable[[str, str], Any]] = {
+    "socket": make_server_socket,
+    "endpoint": lambda node, service: server_endpoint(the_reactor(), node, service),
+    "string": _server_string,
+}
+
+
+class TestNoNames:
+    """What the C library would read as an address or a port, though nobody else does."""
+
+    @pytest.mark.parametrize("node", ["*", "0", "127.1", "0x7f.1", " 127.0.0.1"])
+    @pytest.mark.parametrize("way", CLIENT_WAYS)
+    def test_no_client_connects_there(self, way, node):
+        with pytest.raises(ValueError, match=r"node=.*host name"):
+            CLIENT_WAYS[way](node, "80")
+
+    @pytest.mark.parametrize("node", ["*", "0", "127.1"])
+    @pytest.mark.parametrize("way", SERVER_WAYS)
+    def test_no_server_listens_there(self, way, node):
+        with pytest.raises(ValueError, match=r"node=.*host name"):
+            SERVER_WAYS[way](node, "0")
+
+    def test_no_agent_connects_there(self):
+        factory = agent_endpoint_factory(the_reactor())
+        with pytest.raises(ValueError, match=r"node=.*host name"):
+            factory.endpointForURI(URI.fromBytes(b"http://127.1/"))
+
+    @pytest.mark.parametrize("service", [" 80", "+80", "-1", "*", "80 "])
+    @pytest.mark.parametrize("way", CLIENT_WAYS)
+    def test_no_client_connects_to_such_a_service(self, way, service):
+        with pytest.raises(ValueError, match=r"service=.*port"):
+            CLIENT_WAYS[way]("127.0.0.1", service)
+
+    @pytest.mark.parametrize("service", [" 80", "+80", "-1", "*", "80 "])
+    @pytest.mark.parametrize("way", SERVER_WAYS)
+    def test_no_server_listens_on_such_a_service(self, way, service):
+        with pytest.raises(ValueError, match=r"service=.*port"):
+            SERVER_WAYS[way]("127.0.0.1", service)

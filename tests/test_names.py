@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twisted_netsock.names import host_to_ascii, is_ip_address, reference_identity, strip_zone
+from twisted_netsock.names import (
+    host_to_ascii,
+    host_to_look_up,
+    is_host_name,
+    is_ip_address,
+    reference_identity,
+    strip_zone,
+)
 
 pytestmark = pytest.mark.once
 
@@ -59,6 +66,37 @@ def test_anything_else_is_no_address(host):
 def test_only_ipv6_has_zones_and_they_are_not_empty(host):
     """The system takes any of these for a name and looks it up."""
     assert not is_ip_address(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "*", "0", "1", "127.1", "127.0.0.01", "0x7f.1", "0X7F.1", "0x7f000001", "017700000001",
+     "2130706433", "1.2.3.4.5", "127.0.0.1.", "0x", " ", " 127.0.0.1", "127.0.0.1 ", "\t1", "a b",
+     "a\0b", "*.example.com", "\N{FULLWIDTH ASTERISK}", "\N{FULLWIDTH DIGIT ONE}27.1",
+     "127\N{IDEOGRAPHIC FULL STOP}0\N{IDEOGRAPHIC FULL STOP}0\N{IDEOGRAPHIC FULL STOP}1"],
+)  # fmt: skip
+def test_what_the_c_library_reads_as_an_address_is_no_host_name(host):
+    assert not is_host_name(host)
+    with pytest.raises(ValueError, match="host name"):
+        host_to_look_up(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("Example.COM.", "example.com."),
+        ("web.1", "web.1"),
+        ("1.example", "1.example"),
+        ("0xcafe.org", "0xcafe.org"),
+        ("b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example", "xn--bcher-kva.example"),
+        ("_srv.my_host", "_srv.my_host"),
+    ],
+)
+def test_names_and_addresses_are_looked_up(host, name):
+    assert is_host_name(host)
+    assert host_to_look_up(host) == name
 
 
 @given(address=ADDRESSES)

@@ -24,7 +24,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactor
 
 from twisted_netsock import HostNotFoundError
-from twisted_netsock.resolver import look_up, look_up_system, numeric_service
+from twisted_netsock.names import numeric_service
+from twisted_netsock.resolver import look_up, look_up_system
 from twisted_netsock.testing import ScriptedResolver
 
 BOTH = pytest.mark.parametrize("find", [look_up, look_up_system])
@@ -112,9 +113,19 @@ def test_a_numeric_service_is_a_port(service, port):
     assert numeric_service(service) == port
 
 
-@pytest.mark.parametrize("service", ["http", "-1", "+1", "1.5", " 80", "\N{SUPERSCRIPT TWO}"])
-def test_any_other_text_is_the_name_of_a_service(service):
+@pytest.mark.parametrize("service", ["http", "HTTP", "iso-tsap", "9pfs", "z39.50", "whois++"])
+def test_text_with_a_letter_is_the_name_of_a_service(service):
     assert numeric_service(service) is None
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["", " ", "*", "-1", "+1", "1.5", " 80", "80 ", "\t80", "80\n", "0 80", "- 1", "http ", "a\0b",
+     "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT EIGHT}", "\N{FULLWIDTH LATIN SMALL LETTER H}"],
+)  # fmt: skip
+def test_what_the_c_library_would_read_as_a_port_is_none(service):
+    with pytest.raises(ValueError, match="service"):
+        numeric_service(service)
 
 
 # Arguments that are wrong
@@ -134,7 +145,11 @@ def test_any_other_text_is_the_name_of_a_service(service):
         ("localhost", "65536", ValueError, "service"),
         ("localhost", "", ValueError, "service"),
         ("localhost", "ht\0tp", ValueError, "service"),
+        ("localhost", " 80", ValueError, "service"),
+        ("localhost", "+80", ValueError, "service"),
         ("", 80, ValueError, "node"),
+        ("*", 80, ValueError, "node"),
+        ("127.1", 80, ValueError, "node"),
         ("local\0host", 80, ValueError, "node"),
         ("\N{SNOWMAN}..\N{SNOWMAN}", 80, ValueError, "host name"),
     ],

@@ -31,6 +31,7 @@ from .layered_endpoints import (
     connect_over,
 )
 from .listening_ports import make_transport
+from .names import numeric_service
 from .opening import check_target
 from .options import (
     ServerTLSSocketOptions,
@@ -46,7 +47,6 @@ from .proxying import check_header
 from .racing import Established
 from .readiness import poller_for
 from .reloading import FileWatch, Reloader, watch_files
-from .resolver import numeric_service
 
 __all__ = ["ClientEndpoint", "client_endpoint"]
 

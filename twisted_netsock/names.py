@@ -1,4 +1,4 @@
-"""Host names and addresses as text: what is which, and how it is written on the wire."""
+"""Hosts and services as text: what is a name and what a number, and the form on the wire."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import idna
 __all__ = [
     "distinguished_name",
     "host_to_ascii",
+    "host_to_look_up",
     "is_host_name",
     "is_ip_address",
+    "numeric_service",
     "reference_identity",
     "server_name_pattern",
     "strip_zone",
@@ -22,6 +24,17 @@ __all__ = [
 # RFC 1035, section 2.3.4, without the root's empty label.
 _HOST_LIMIT = 253
 _LABEL_LIMIT = 63
+
+# One part of what inet_aton(3) takes: "127.1", "0x7f.1", "017700000001" and "0" are addresses
+# to the C library, though not to programs that compare them as text.
+_NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+", re.ASCII | re.IGNORECASE)
+
+_PORT_LIMIT = 65536
+
+# Names as RFC 6335 has them (section 5.1), and the odd ones of /etc/services ("whois++",
+# "z39.50"). Whatever has no letter is a port to the C library's strtoul(3), or nothing:
+# it takes " 80" and "+80" for 80, and "*" for 0.
+_SERVICE_NAME = re.compile(r"[0-9._+-]*[a-z][a-z0-9._+-]*", re.ASCII | re.IGNORECASE)
 
 # Each connection asks the same of the same few names.
 _remembered = lru_cache(maxsize=256)
@@ -62,20 +75,81 @@ def host_to_ascii(host: str) -> str:
 
 @_remembered
 def is_host_name(text: str) -> bool:
-    """Tell whether *text* has the form of a host name or an address."""
+    """
+    Return whether *text* has the form of a host name or an address.
+
+    Numbers alone are no host name (RFC 1123, section 2.1), and "*" is none.
+    """
     if is_ip_address(text):
         return True
     try:
         name = host_to_ascii(text).removesuffix(".")
     except ValueError:
         return False
-    return len(name) <= _HOST_LIMIT and all(
-        0 < len(label) <= _LABEL_LIMIT and all(map(_fits, label)) for label in name.split(".")
+    return (
+        len(name) <= _HOST_LIMIT
+        and all(0 < len(label) <= _LABEL_LIMIT for label in name.split("."))
+        and _may_be_looked_up(name)
     )
+
+
+def _may_be_looked_up(name: str) -> bool:
+    """Return whether *name* has only characters of names, and more than numbers."""
+    labels = name.removesuffix(".").split(".")
+    return all(map(_fits, name)) and not all(map(_NUMBER.fullmatch, labels))
 
 
 def _fits(character: str) -> bool:
     return character.isprintable() and not character.isspace() and character != "*"
+
+
+def host_to_look_up(node: str) -> str:
+    """
+    Return *node*, a host name or a numeric address, as resolvers take it.
+
+    The C library takes more for an address than anybody who reads it does: "*" is any,
+    "0" and "127.1" are this machine. A program that chooses hosts by their names could
+    not see that, so no resolver is asked.
+
+    Raises:
+        ValueError: *node* is no host name, nor an address in its usual form.
+    """
+    if is_ip_address(node):
+        return node
+    name = host_to_ascii(node)
+    if not name or not _may_be_looked_up(name):
+        hint = "; write IPv4 addresses in full, as 127.0.0.1" if name[:1].isdigit() else ""
+        hint = "; a server on every interface has node=None" if name == "*" else hint
+        raise ValueError(f"node={node!r} must be a host name or an address{hint}")
+    return name
+
+
+def numeric_service(service: str | int | None) -> int | None:
+    """
+    Return *service* as a port if it is a number, and `None` if it is a name.
+
+    Raises:
+        TypeError: *service* is no str, int or `None`.
+        ValueError: The number is no port.
+    """
+    if service.__class__ is int and 0 <= service < _PORT_LIMIT:
+        # The way of most, first: this is asked several times for each connection.
+        return service
+    if service is None:
+        return 0
+    if isinstance(service, bool) or not isinstance(service, int | str):
+        raise TypeError(f"service must be a name or a port, not {service!r}")
+    if isinstance(service, str):
+        if not (service.isascii() and service.isdigit()):
+            if _SERVICE_NAME.fullmatch(service) is None:
+                raise ValueError(
+                    f"service={service!r} must be a port, or a service's name, such as 'https'"
+                )
+            return None
+        service = int(service)
+    if not 0 <= service < _PORT_LIMIT:
+        raise ValueError(f"service={service} must be a port from 0 to {_PORT_LIMIT - 1}")
+    return service
 
 
 def server_name_pattern(name: str) -> str:

@@ -14,8 +14,9 @@ from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress
 from .errors import HostNotFoundError, SocketError
+from .names import host_to_look_up, numeric_service
 from .options import SocketOptions
-from .resolver import look_up, look_up_numeric, numeric_service
+from .resolver import look_up, look_up_numeric
 
 __all__ = [
     "apply_options",
@@ -122,8 +123,8 @@ def _check_node(node: str | None, service: str | int | None, options: SocketOpti
             raise ValueError(f"service={service!r} must be None with ai_family=AF_UNIX")
         if not node:
             raise ValueError("node='' must be a path")
-    elif not node or "\0" in node:
-        raise ValueError(f"node={node!r} must be a host name or an address")
+    else:
+        host_to_look_up(node)
 
 
 def look_up_place(

@@ -41,13 +41,12 @@ from zope.interface import implementer
 
 from .addresses import AddressInfo, SocketAddress
 from .errors import HostNotFoundError
-from .names import host_to_ascii, is_ip_address, strip_zone
+from .names import host_to_look_up, is_ip_address, numeric_service, strip_zone
 
-__all__ = ["look_up", "look_up_numeric", "look_up_system", "numeric_service"]
+__all__ = ["look_up", "look_up_numeric", "look_up_system"]
 
 _MOST_THREADS = 32
 _IDLE_SECONDS = 10.0
-_PORT_LIMIT = 65536
 _NUMERIC_KEPT = 1024
 
 # A plain number, since arithmetic on flags of an enum takes longer than the look-up.
@@ -145,32 +144,6 @@ def _forget_threads() -> None:
 os.register_at_fork(after_in_child=_forget_threads)
 
 
-def numeric_service(service: str | int | None) -> int | None:
-    """
-    Return *service* as a port if it is a number, and `None` if it is a name.
-
-    Raises:
-        TypeError: *service* is no str, int or `None`.
-        ValueError: The number is no port.
-    """
-    if service.__class__ is int and 0 <= service < _PORT_LIMIT:
-        # The way of most, first: this is asked several times for each connection.
-        return service
-    if service is None:
-        return 0
-    if isinstance(service, bool) or not isinstance(service, int | str):
-        raise TypeError(f"service must be a name or a port, not {service!r}")
-    if isinstance(service, str):
-        if not (service.isascii() and service.isdigit()):
-            if not service or "\0" in service:
-                raise ValueError(f"service={service!r} must be a name or a port")
-            return None
-        service = int(service)
-    if not 0 <= service < _PORT_LIMIT:
-        raise ValueError(f"service={service} must be a port from 0 to {_PORT_LIMIT - 1}")
-    return service
-
-
 def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
     """Turn what `socket.getaddrinfo` gave into values, each address once."""
     infos: dict[tuple[Any, ...], AddressInfo] = {}
@@ -242,10 +215,7 @@ def _wire_name(node: str | None) -> str | None:
         return None
     if not isinstance(node, str):
         raise TypeError(f"node must be a str or None, not {node!r}")
-    name = node if is_ip_address(node) else host_to_ascii(node)
-    if "\0" in name or not name:
-        raise ValueError(f"node={node!r} must be a host name")
-    return name
+    return host_to_look_up(node)
 
 
 def _ask_system(

@@ -11,9 +11,8 @@ from twisted.python import usage
 
 from .._validation import duration_text
 from ..client_contexts import client_context_factory
-from ..names import is_host_name, is_ip_address
+from ..names import is_host_name, is_ip_address, numeric_service
 from ..options import TLSSocketOptions
-from ..resolver import numeric_service
 
 __all__ = ["TLS_FLAGS", "TLS_PARAMETERS", "Target", "parse_target", "parse_time", "tls_options"]
 
