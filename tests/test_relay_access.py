@@ -6,7 +6,9 @@ import base64
 import hashlib
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from processes import needs, run
 
 from twisted_netsock.commands.access import Access, fingerprint, uri_pattern
 from twisted_netsock.commands.routing import Routes, Target, route_name
@@ -106,8 +108,43 @@ def test_one_rule_that_fits_is_enough(issued):
     assert access.allows(issued.certificate)
 
 
-def test_without_a_certificate_nobody_fits_a_rule(issued):
+KEYS = {
+    "P-256, compressed": [
+        "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256",
+        "-pkeyopt", "ec_param_enc:named_curve", "-pkeyopt", "point-format:compressed",
+    ],
+    "explicit curve": [
+        "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256",
+        "-pkeyopt", "ec_param_enc:explicit",
+    ],
+    "RSA-PSS": ["genpkey", "-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048"],
+    "Ed448": ["genpkey", "-algorithm", "ED448"],
+    "X.509 version 1": ["genpkey", "-algorithm", "ED25519"],
+}  # fmt: skip
+
+
+@needs("openssl")
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_public_key_of_any_kind_is_known_by_its_fingerprint(kind, tmp_path):
+    key, request = tmp_path / "key.pem", tmp_path / "request.pem"
+    version_1 = kind == "X.509 version 1"
+    run("openssl", *KEYS[kind], "-out", key)
+    if version_1:
+        run("openssl", "req", "-new", "-key", key, "-subj", "/CN=x", "-out", request)
+        made = run("openssl", "x509", "-req", "-in", request, "-signkey", key)
+    else:
+        made = run("openssl", "req", "-x509", "-new", "-key", key, "-subj", "/CN=x")
+    certificate = x509.load_pem_x509_certificate(made.output.encode())
+    (tmp_path / "certificate.pem").write_text(made.output)
+    told = run("openssl", "x509", "-in", tmp_path / "certificate.pem", "-noout", "-pubkey").output
+    encoded = base64.b64decode("".join(told.splitlines()[1:-1]))
+    rule = "sha256//" + base64.b64encode(hashlib.sha256(encoded).digest()).decode()
+    assert Access().with_rule("spki", rule).allows(certificate)
+
+
+def test_any_rule_needs_a_certificate(issued):
     assert not Access().with_rule("cn", "the web").allows(None)
+    assert not Access(everyone=True).allows(None)
     assert Access(everyone=True).allows(issued.certificate)
     assert Access().allows(None)
 

@@ -56,6 +56,26 @@ def test_certificates_decide_who_is_served(rule, served, tmp_path, files, author
         assert child.end() == 0
 
 
+@needs("openssl", "bash")
+def test_a_client_without_a_certificate_is_denied_by_every_rule(tmp_path, files):
+    listen = tls(files.server, f":trustedCertificates={files.authority}")
+    with (
+        echo_server(b"welcome") as server,
+        running_relay(tmp_path, "--listen", listen, "--to", to(server), "--allow-all") as (
+            child,
+            [port],
+        ),
+    ):
+        said = run(
+            "bash", "-c", f"sleep 0.5 | openssl s_client -connect 127.0.0.1:{port} -quiet "
+            f"-no_ign_eof -CAfile {files.authority}",
+        )  # fmt: skip
+        assert "welcome" not in said.output
+        child.wait_for_line("connection denied")
+        assert not server.connections
+        assert child.end() == 0
+
+
 @needs("curl", "nginx")
 def test_names_lead_to_backends(tmp_path, files, authority):
     both = tmp_path / "both.pem"

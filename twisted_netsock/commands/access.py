@@ -15,7 +15,6 @@ from typing import Final
 
 import attrs
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 __all__ = ["KINDS", "Access", "fingerprint", "uri_pattern"]
@@ -24,6 +23,12 @@ KINDS: Final = ("cn", "ou", "dns", "uri", "spki")
 """What rules look at; ``--allow-`` and this is the option."""
 
 _DIGEST_BYTES: Final = 32
+
+# Of a TBSCertificate (RFC 5280, section 4.1): the tag of the version, which may be missing,
+# and serial number, signature, issuer, validity and subject, which stand before the key.
+_VERSION: Final = 0xA0
+_FIELDS_BEFORE_KEY: Final = 5
+_LONG_FORM: Final = 0x80
 
 
 def uri_pattern(pattern: str) -> re.Pattern[str]:
@@ -133,14 +138,22 @@ class Access:
                 return attrs.evolve(self, keys=self.keys | {fingerprint(text)})
 
     def allows(self, certificate: x509.Certificate | None) -> bool:
-        """Tell whether a client with this certificate may come in; whatever is odd may not."""
-        if not self.restricts:
+        """
+        Return whether a client may connect; any rule needs a certificate.
+
+        Args:
+            certificate: The client's, verified; `None` if it has shown none, or
+                none that was verified.
+        """
+        if not self.given:
             return True
         if certificate is None:
             return False
+        if self.everyone:
+            return True
         try:
             return self._fits(certificate)
-        except ValueError:
+        except Exception:  # noqa: BLE001 - parsers raise what they like about odd certificates
             # Names that cannot be parsed are nobody's.
             return False
 
@@ -190,8 +203,46 @@ def common_name(certificate: x509.Certificate) -> str | None:
 
 
 def public_key_digest(certificate: x509.Certificate) -> bytes:
-    """Return the SHA-256 of a certificate's SubjectPublicKeyInfo."""
-    public = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(public).digest()
+    """
+    Return the SHA-256 of a certificate's SubjectPublicKeyInfo, as it stands there.
+
+    Decoded and encoded again it may be another (RSA-PSS, compressed points), and keys
+    of kinds that the library does not know could not be decoded at all.
+
+    Raises:
+        ValueError: The certificate is cut off.
+    """
+    content = _inside(certificate.tbs_certificate_bytes)
+    if content[0] == _VERSION:
+        content = content[_size(content) :]
+    for _ in range(_FIELDS_BEFORE_KEY):
+        content = content[_size(content) :]
+    return hashlib.sha256(content[: _size(content)]).digest()
+
+
+def _header(element: memoryview) -> tuple[int, int]:
+    """Return the bytes of an element's header and of its content, in DER (X.690, 8.1.3)."""
+    length = element[1]
+    if length < _LONG_FORM:
+        return 2, length
+    end = 2 + length - _LONG_FORM
+    return end, int.from_bytes(element[2:end], "big")
+
+
+def _size(element: memoryview) -> int:
+    """
+    Return the bytes of the element that *element* begins with.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    size = sum(_header(element)) if len(element) > 1 else 0
+    if not 1 < size <= len(element):
+        raise ValueError("the certificate is cut off")
+    return size
+
+
+def _inside(element: bytes) -> memoryview:
+    view = memoryview(element)
+    header, length = _header(view)
+    return view[header : header + length]

@@ -123,7 +123,7 @@ class Client:
         relay = self._relay
         relay.gatekeeper.serve(client)
         session = self.session = relay.ledger.open(self, client, listener, tls)
-        if not relay.access.allows(None if tls is None else tls.certificate):
+        if not relay.access.allows(tls.certificate if tls is not None and tls.verified else None):
             self._turn_away(session, "denied")
             return
         self._targets = relay.routes.choose(None if tls is None else tls.server_name)

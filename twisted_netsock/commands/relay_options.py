@@ -84,7 +84,7 @@ class RelayOptions(usage.Options):
         ["status", None, None, "Where to serve /healthz, /status.json and /metrics."],
     ]
     optFlags: ClassVar[Any] = [
-        ["allow-all", None, "Let in every client whose certificate is verified."],
+        ["allow-all", None, "Let in every client that has a verified certificate."],
         ["unsafe-plain", None, "Allow plain text beyond loopback on the other side of TLS."],
         ["check", None, "Check everything, print what is wrong, and end."],
     ]
