@@ -6,17 +6,26 @@ import contextlib
 import os
 import resource
 import socket
+import ssl
+from datetime import timedelta
 
 import pytest
 from clocks import turns, until
 from protocols import LOOPBACK, Protocols
+from relay_places import Peer
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import Clock
 
-from twisted_netsock import SocketOptions, TLSSocketOptions, client_endpoint, server_endpoint
+from twisted_netsock import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    client_endpoint,
+    server_endpoint,
+)
 from twisted_netsock.commands.limits import Gatekeeper, Limits, raise_descriptor_limit
 from twisted_netsock.commands.relay import RelayService
 from twisted_netsock.commands.routing import Routes, Target
@@ -175,6 +184,29 @@ async def test_when_no_backend_is_left_the_client_is_reset(log_lines):
     assert reasons(log_lines) == ["unreachable"]
 
 
+@pytest.mark.parametrize("kind", ["link", "TLS", "transport", "TLS transport", "Twisted's"])
+async def test_what_is_taken_before_there_is_a_backend_is_bounded(kind, authority, log_lines):
+    options = authority_options(authority) if kind.startswith("TLS") else SocketOptions()
+    if kind.endswith("transport"):
+        options = options.replace(read_timeout=timedelta(minutes=1))
+    listen = server_endpoint(reactor, LOOPBACK, 0, options)
+    if kind == "Twisted's":
+        listen = TCP4ServerEndpoint(reactor, 0, interface=LOOPBACK)
+    with socket.create_server((LOOPBACK, 0)) as mute:
+        slow = client_endpoint(
+            reactor, LOOPBACK, mute.getsockname()[1],
+            TLSSocketOptions(certificate_verifier=False, handshake_timeout=None),
+        )  # fmt: skip
+        async with running(Limits(), listen=listen, to=lambda _: slow) as relay:
+            peer = Peer(relay.connect().sock)
+            if kind.startswith("TLS"):
+                await peer.shake_hands(client_context(authority), "localhost")
+            await peer.send_until_stalled(bytes(16 * 1024 * 1024))
+            taken = relay.service.snapshot()["bytes"]["received"]
+            assert taken == 64 * 1024 if kind != "Twisted's" else 0 < taken <= 64 * 1024
+            peer.sock.close()
+
+
 # Connections
 
 
@@ -212,9 +244,11 @@ async def test_handshakes_count_as_connections(authority):
         assert relay.gatekeeper.entered_now == 1
 
 
-def authority_options(authority):
-    from twisted_netsock import ServerTLSSocketOptions
+def client_context(authority):
+    return ssl.create_default_context(cadata=authority.certificate_pem.decode())
 
+
+def authority_options(authority):
     return ServerTLSSocketOptions(certificates=authority.issue("localhost").pem)
 
 

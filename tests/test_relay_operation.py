@@ -26,13 +26,16 @@ from relay_helpers import (
     status,
     wait_for,
 )
+from relay_places import Peer
 from twisted.application.service import Service
+from twisted.internet import reactor
 from twisted.internet.defer import succeed
 
+from twisted_netsock import server_endpoint
 from twisted_netsock.commands.notifying import Notifier
 from twisted_netsock.commands.operating import Operation
 from twisted_netsock.commands.relay_options import Settings
-from twisted_netsock.commands.status import metrics
+from twisted_netsock.commands.status import StatusService, metrics
 
 pytestmark = pytest.mark.long
 
@@ -338,6 +341,49 @@ def test_the_status_tells_how_it_is(workers, tmp_path, echo):
         wait_for(lambda: not child.running)
         assert child.wait() == 0
         assert TRACEBACK not in child.output
+
+
+@pytest.mark.parametrize(
+    ("request_line", "hosts", "code"),
+    [
+        ("GET /healthz HTTP/1.1", ["localhost"], 200),
+        ("GET /healthz HTTP/1.1", ["LOCALHOST:8007"], 200),
+        ("HEAD /healthz HTTP/1.1", ["127.0.0.1"], 200),
+        ("GET /healthz HTTP/1.1", ["127.0.0.1:9999"], 200),
+        ("GET /healthz HTTP/1.1", ["[::1]"], 200),
+        ("GET /healthz HTTP/1.1", ["[::1]:8007"], 200),
+        ("GET /healthz HTTP/1.0", [], 200),
+        ("GET /healthz HTTP/1.1", [], 400),
+        ("GET /healthz HTTP/1.1", ["localhost", "attacker.example"], 400),
+        ("GET /healthz HTTP/1.1", ["attacker.example"], 421),
+        ("GET /healthz HTTP/1.0", ["attacker.example"], 421),
+        ("GET /status.json HTTP/1.1", ["attacker.example:8007"], 421),
+        ("GET /metrics HTTP/1.1", ["127.0.0.1.attacker.example"], 421),
+        ("GET /elsewhere HTTP/1.1", ["attacker.example"], 421),
+        ("GET /healthz HTTP/1.1", ["localhost.attacker.example"], 421),
+        ("GET /healthz HTTP/1.1", ["x.localhost"], 421),
+        ("GET /healthz HTTP/1.1", ["0.0.0.0"], 421),
+        ("GET /healthz HTTP/1.1", ["192.0.2.1"], 421),
+        ("GET /healthz HTTP/1.1", ["attacker.example:80@localhost"], 421),
+        ("GET /healthz HTTP/1.1", [""], 421),
+    ],
+)
+async def test_the_status_is_for_requests_to_this_machine(request_line, hosts, code):
+    service = StatusService(
+        reactor, server_endpoint(reactor, "127.0.0.1", 0), lambda: {"state": "running"}, list
+    )
+    service.startService()
+    sock = socket.create_connection(("127.0.0.1", service._port.getHost().port))
+    peer = Peer(sock)
+    try:
+        lines = [request_line, *(f"Host: {host}" for host in hosts), "Connection: close", "", ""]
+        await peer.send("\r\n".join(lines).encode())
+        answer = await peer.receive()
+    finally:
+        sock.close()
+        await service.stopService()
+    assert answer.split(b" ")[1] == str(code).encode()
+    assert (b"ok" in answer) == (code == 200 and request_line.startswith("GET"))
 
 
 @needs("curl")

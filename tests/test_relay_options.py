@@ -122,6 +122,10 @@ def test_limits_can_be_lifted():
         ("netsock-tls:8443:certificates={}", "netsock:example.com:80", "--to"),
         ("netsock-tls:8443:certificates={}", "tcp:192.0.2.1:80", "--to"),
         ("netsock-tls:8443:certificates={}", "netsock:localhost.example.com:80", "--to"),
+        ("netsock-tls:8443:certificates={}", "netsock:db.localhost:80", "--to"),
+        ("netsock-tls:8443:certificates={}", "tcp:db.localhost:80", "--to"),
+        ("netsock-tls:8443:certificates={}", "netsock:localhost.:80", "--to"),
+        ("netsock:8000:node=web.localhost", "netsock-tls:example.com:443", "--listen"),
     ],
 )
 def test_plain_text_beyond_loopback_is_refused_unless_it_is_wanted(listen, to, side, files):
@@ -150,6 +154,7 @@ def test_so_is_that_of_a_route(files):
         ("netsock-tls:8443:certificates={}", "netsock:127.0.0.2:80"),
         ("netsock-tls:8443:certificates={}", "netsock:/tmp/x:aiFamily=unix"),
         ("netsock-tls:8443:certificates={}", "tcp:localhost:80"),
+        ("netsock-tls:8443:certificates={}", "netsock:LocalHost:80"),
         ("netsock-tls:8443:certificates={}", "netsock-tls:example.com:443"),
         ("netsock:8000", "netsock:example.com:80"),
     ],

@@ -65,6 +65,9 @@ class IViewProtocol(Interface):
 class Transport(SendingTransport):
     """A connected descriptor for a protocol; see `BaseTransport` for its attributes."""
 
+    _target = SCRATCH[:_READ_LIMIT]
+    """What is received at once fits in there."""
+
     def attach(self, protocol: Any, on_gone: Callable[[], None] | None = None) -> None:
         """
         Begin: connect *protocol* to this transport, and read for it.
@@ -78,6 +81,7 @@ class Transport(SendingTransport):
         self._on_gone = on_gone
         if IViewProtocol.providedBy(protocol):
             self._deliver = protocol.view_received
+        self.read_at_most(None)
         try:
             context.call(self._log_context, self._introduce, protocol)
         except Exception:  # noqa: BLE001 - see _protocol_failed
@@ -120,6 +124,11 @@ class Transport(SendingTransport):
 
     # Reading
 
+    def read_at_most(self, size: int | None) -> None:
+        """Deliver at most *size* bytes, 1 or more, at a time; as usual if `None`."""
+        usual = len(SCRATCH) if self._deliver is not None else _READ_LIMIT
+        self._target = SCRATCH[: usual if size is None else min(size, usual)]
+
     def on_readable(self) -> None:
         """Receive; for the poller."""
         if self._deliver is not None:
@@ -136,7 +145,7 @@ class Transport(SendingTransport):
 
     def _receive(self) -> None:
         deliver = self._deliver
-        target = SCRATCH if deliver is not None else SCRATCH[:_READ_LIMIT]
+        target = self._target
         try:
             count = self._descriptor.try_recv_into(target)
         except SocketError as error:

@@ -13,7 +13,7 @@ from ..client_endpoints import ClientEndpoint
 from ..errors import SocketBindError
 from ..server_endpoints import ServerEndpoint
 
-__all__ = ["is_local", "is_tls", "local_sockets"]
+__all__ = ["is_local", "is_loopback", "is_tls", "local_sockets"]
 
 _TLS_PREFIXES: Final = ("netsock-tls", "ssl", "tls")
 
@@ -23,10 +23,12 @@ def is_tls(text: str) -> bool:
     return text.partition(":")[0] in _TLS_PREFIXES
 
 
-def _is_loopback(host: str) -> bool:
-    name = host.lower().removesuffix(".")
-    # RFC 6761, section 6.3: such names never lead elsewhere.
-    if name == "localhost" or name.endswith(".localhost"):
+def is_loopback(host: str) -> bool:
+    """Return whether *host* is an address of loopback, or the name that stands for it."""
+    # Only that one is in the table of every system. Names below it should never lead
+    # elsewhere (RFC 6761, section 6.3), but the C library asks the DNS for them, and for
+    # the name with a dot at its end.
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
@@ -39,7 +41,7 @@ def is_local(endpoint: Any) -> bool:
     if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
         if endpoint.options.ai_family == socket.AF_UNIX:
             return True
-        return endpoint.node is not None and _is_loopback(endpoint.node)
+        return endpoint.node is not None and is_loopback(endpoint.node)
     if isinstance(endpoint, UNIXServerEndpoint | UNIXClientEndpoint):
         return True
     for attribute in ("_interface", "_host", "_hostText"):
@@ -47,7 +49,7 @@ def is_local(endpoint: Any) -> bool:
         if isinstance(host, bytes):
             host = host.decode("ascii", "replace")
         if isinstance(host, str):
-            return _is_loopback(host)
+            return is_loopback(host)
     return False
 
 
@@ -65,7 +67,7 @@ def local_sockets(
     def checked() -> list[socket.socket]:
         found = sockets()
         for sock in found:
-            if sock.family != socket.AF_UNIX and not _is_loopback(sock.getsockname()[0]):
+            if sock.family != socket.AF_UNIX and not is_loopback(sock.getsockname()[0]):
                 place = str(sock.getsockname()[0])
                 for each in found:
                     each.close()

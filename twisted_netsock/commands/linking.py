@@ -13,6 +13,7 @@ from ..client_endpoints import ClientEndpoint
 from ..proxy_headers import ProxyHeader
 from ..racing import Established
 from ..tls import TLSDescriptor
+from ..transports import SCRATCH
 from .accounting import Session, TLSAccount
 from .dialing import Client, Relay
 from .links import Link, TLSLink, link_for
@@ -32,14 +33,17 @@ class _Early:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._size = 0
+        self._left = EARLY_LIMIT
         self.pieces: list[bytes] = []
+        link.read_at_most(EARLY_LIMIT)
 
     def pass_on(self, data: memoryview) -> None:
         """Keep *data*, within bounds: reading tells when the client goes away."""
         self.pieces.append(bytes(data))
-        self._size += len(data)
-        if self._size >= EARLY_LIMIT:
+        self._left -= len(data)
+        if self._left:
+            self._link.read_at_most(self._left)
+        else:
             self._link.pause()
 
     def finish(self) -> None:
@@ -88,6 +92,7 @@ class _LinkedClient(Link, Client):
         early: _Early = self.other
         self.other = link = link_for(self._relay, back, session)
         link.other = self
+        self.read_at_most(len(SCRATCH))
         session.joined(link, back.peer)
         link.resume()
         self.resume()

@@ -64,6 +64,8 @@ class Link:
         self._descriptor = descriptor
         self._watch = watch
         self._relay = relay
+        self._room = SCRATCH
+        """What is read at once fits in there."""
         self._queue: bytes | memoryview = b""
         self._pipe: Pipe | None = None
         """What holds what waits to be sent, if that is not in the queue."""
@@ -73,6 +75,10 @@ class Link:
         watch.owner = self
         watch.keep()
         relay.sides.add(self)
+
+    def read_at_most(self, size: int) -> None:
+        """Read at most *size* bytes, 1 or more, at once."""
+        self._room = SCRATCH[:size]
 
     def resume(self) -> None:
         """Read, unless the peer has finished."""
@@ -87,7 +93,7 @@ class Link:
         """Receive, and pass it on; for the poller."""
         pipe = self._relay.pipes.lend() if self._in_bulk else None
         try:
-            count = self._receive_into(SCRATCH) if pipe is None else pipe.fill(self._watch.fd)
+            count = self._receive_into(self._room) if pipe is None else pipe.fill(self._watch.fd)
         except OSError as error:
             self._receiving_failed(error, pipe)
             return
@@ -312,7 +318,7 @@ class TLSLink(Link):
 
     def _take(self) -> None:
         try:
-            count = self._descriptor.try_recv_into(SCRATCH)
+            count = self._descriptor.try_recv_into(self._room)
         except SocketError as error:
             self.lose(error)
             return

@@ -130,12 +130,14 @@ class _Front(_Side, Client):
         self.on_gone: Callable[[], None] | None = None
         self._relay = relay
         self._early: list[bytes] = []
-        self._early_size = 0
+        self._early_left = EARLY_LIMIT
 
     def connectionMade(self) -> None:
         super().connectionMade()
         transport = self._own
         self._write = self._keep
+        if isinstance(transport, Transport):
+            transport.read_at_most(EARLY_LIMIT)
         self._header = getattr(transport, "proxy_header", None)
         self.enter(transport.getPeer(), transport.getHost(), TLSAccount.of(transport))
 
@@ -149,11 +151,16 @@ class _Front(_Side, Client):
         return backend.connect(_BackFactory(self._sides, session))
 
     def _keep(self, data: bytes | memoryview) -> None:
-        """Keep what the client says, within bounds: reading tells when it goes away."""
+        """Keep what the client sends, within bounds: reading detects that it goes away."""
         self._early.append(bytes(data))
-        self._early_size += len(data)
-        if self._early_size >= EARLY_LIMIT:
-            self._own.pauseProducing()
+        self._early_left -= len(data)
+        own = self._own
+        # Twisted's own transports deliver as much as the limit at once, and cannot be told
+        # to deliver less: one piece of theirs is all.
+        if self._early_left > 0 and isinstance(own, Transport):
+            own.read_at_most(self._early_left)
+        else:
+            own.pauseProducing()
 
     def reached(self, back: Any, session: Session) -> None:
         """Join this side with *back*, what early words there are first."""
@@ -161,6 +168,8 @@ class _Front(_Side, Client):
         self.join(back)
         back.join(self)
         early, self._early = self._early, []
+        if isinstance(self._own, Transport):
+            self._own.read_at_most(None)
         self._own.resumeProducing()
         if early:
             back.transport.write(b"".join(early))

@@ -2,22 +2,27 @@
 What the relay tells about itself over HTTP, on loopback or a UNIX socket.
 
 ``/healthz`` says whether it takes connections, ``/status.json`` how it is, and
-``/metrics`` the same for Prometheus. None of it holds what a peer has said.
+``/metrics`` the same for Prometheus. None of it holds what a peer has said. Requests
+for other hosts are refused: a page in a browser can have its own name lead to loopback.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from twisted.application.service import Service
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from .exposure import is_loopback
 
 __all__ = ["StatusService", "metrics"]
 
@@ -26,7 +31,12 @@ Snapshot = Callable[[], Any]
 
 _SERVING: Final = ("running", "paused")
 _INSTALL: Final = "install twisted-netsock[metrics] for /metrics: prometheus-client is missing\n"
+_HOST: Final = re.compile(r"(?:\[(?P<v6>[^]]*)\]|(?P<host>[^:]*))(?::[0-9]*)?")
+"""What a request is for (RFC 9110, section 7.2), an IPv6 address in brackets."""
+
 _OK: Final = 200
+_BAD_REQUEST: Final = 400
+_MISDIRECTED: Final = 421
 _UNAVAILABLE: Final = 503
 _NOT_IMPLEMENTED: Final = 501
 _SECONDS: Final = 10
@@ -162,10 +172,49 @@ def metrics(values: Any) -> Iterator[Any]:
         yield counter("worker_restarts", "Workers that were replaced.", workers["restarts"])
 
 
-class _QuietSite(Site):
-    """Logs no requests: probes ask every few seconds."""
+class _Refusal(Resource):
+    """Stands in the place of every page for a request that is for another host."""
+
+    isLeaf = True
+
+    def __init__(self, code: int, phrase: bytes, why: bytes) -> None:
+        super().__init__()
+        self._code = code
+        self._phrase = phrase
+        self._why = why
+
+    def render(self, request: Request) -> bytes:
+        """Answer with the status and why."""
+        request.setResponseCode(self._code, self._phrase)
+        request.setHeader(b"content-type", _TEXT.encode())
+        return self._why + b"\n"
+
+
+def _refusal(request: Request) -> Resource | None:
+    """Return what to answer to a request that is not for this machine; `None` if it is."""
+    if isinstance(request.getHost(), UNIXAddress):
+        # No name of the DNS leads there.
+        return None
+    hosts = request.requestHeaders.getRawHeaders("host", [])
+    if not hosts and request.clientproto == b"HTTP/1.0":
+        return None
+    if len(hosts) != 1:
+        return _Refusal(_BAD_REQUEST, b"Bad Request", b"one Host is needed")
+    matched = _HOST.fullmatch(hosts[0])
+    if matched is None or not is_loopback(matched["v6"] or matched["host"] or ""):
+        why = b"this is for localhost and addresses of loopback alone"
+        return _Refusal(_MISDIRECTED, b"Misdirected Request", why)
+    return None
+
+
+class _LocalSite(Site):
+    """Serves requests for this machine alone, and logs none: probes ask every few seconds."""
 
     noisy = False
+
+    def getResourceFor(self, request: Request) -> Any:
+        """Return the page, or what refuses the request."""
+        return _refusal(request) or super().getResourceFor(request)
 
     def log(self, request: Any) -> None:
         """Leave the request out of the log."""
@@ -199,7 +248,7 @@ class StatusService(Service):
         root.putChild(b"healthz", _Page(snapshot, _health))
         root.putChild(b"status.json", _Page(snapshot, _json))
         root.putChild(b"metrics", _Page(snapshot, _metrics_page))
-        self._site = _QuietSite(root, timeout=_SECONDS)
+        self._site = _LocalSite(root, timeout=_SECONDS)
 
     def startService(self) -> None:
         """Begin to listen."""
