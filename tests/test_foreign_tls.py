@@ -95,6 +95,8 @@ async def test_bytes_go_both_ways_after_a_plain_dialogue(plain, mixed):
         assert await pair.client.receives(12) == b"plain answer"
         start(pair, mixed)
         pair.client.transport.write(BULK)
+        with pytest.raises(TypeError, match="data must be bytes, not str"):
+            pair.server.transport.writeSequence([b"not this", "text"])
         pair.server.transport.writeSequence([b"a", b"b"])
         assert await pair.client.receives(14) == b"plain answerab"
         pair.client.transport.loseConnection()

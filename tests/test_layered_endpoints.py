@@ -59,6 +59,8 @@ def either(request, authority, tmp_path):
 async def test_bytes_go_both_ways_and_the_end_is_in_order(inner, tls):
     async with over(inner, tls) as pair:
         pair.client.transport.write(BULK)
+        with pytest.raises(TypeError, match="data must be bytes, not str"):
+            pair.server.transport.writeSequence([b"not this", "text"])
         pair.server.transport.writeSequence([b"an", b"swer"])
         assert await pair.server.receives(len(BULK)) == BULK
         assert await pair.client.receives(6) == b"answer"

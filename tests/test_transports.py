@@ -123,13 +123,23 @@ async def test_a_view_of_larger_items_is_sent_whole(kind, count):
         assert await pair.server.receives(len(expected)) == expected
 
 
+async def test_a_sequence_may_have_all_that_a_write_takes(kind):
+    pieces = [bytearray(b"ab"), memoryview(array.array("H", [1, 2])), memoryview(b"cd"), b"e"]
+    expected = b"ab" + array.array("H", [1, 2]).tobytes() + b"cde"
+    async with connected(kind) as pair:
+        pair.client.transport.writeSequence(pieces)
+        assert await pair.server.receives(len(expected)) == expected
+
+
 @pytest.mark.parametrize("data", ["text", 17, None, ["a"], {}], ids=repr)
 async def test_only_bytes_can_be_written(kind, data):
     async with connected(kind) as pair:
-        with pytest.raises(TypeError):
-            pair.client.transport.write(data)
-        with pytest.raises(TypeError):
-            pair.client.transport.writeSequence([b"x", data])
+        transport = pair.client.transport
+        said = f"data must be bytes, not {type(data).__name__}"
+        with pytest.raises(TypeError, match=said):
+            transport.write(data)
+        with pytest.raises(TypeError, match=said):
+            transport.writeSequence(iter([b"x", data]))
         pair.client.transport.write(b"still fine")
         assert await pair.server.receives(10) == b"still fine"
 

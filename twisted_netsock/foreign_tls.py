@@ -30,7 +30,7 @@ from .errors import (
     SocketReadTimeoutError,
     SocketWriteTimeoutError,
 )
-from .sending_transports import SendingTransport
+from .sending_transports import SendingTransport, check_bytes, joined
 
 __all__ = ["ForeignTLS", "check_context_factory"]
 
@@ -127,14 +127,13 @@ class ForeignTLS(SendingTransport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send *data*, protected; see `Transport.write`."""
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"data must be bytes, not {type(data).__name__}")
+        check_bytes(data)
         if self.connected and not self._aborting:
             self._layer.write(bytes(data))
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         """Send each of *data*, in order; see `write`."""
-        self.write(b"".join(data))
+        self.write(joined(data))
 
     def loseConnection(self) -> None:
         """Close the connection when all that was written is sent, with a goodbye."""

@@ -21,7 +21,7 @@ from .errors import SocketError, SocketWriteTimeoutError
 from .tls import TLSDescriptor
 from .tls_stages import say_goodbye
 
-__all__ = ["SendingTransport"]
+__all__ = ["SendingTransport", "check_bytes", "joined"]
 
 _BUFFER_FULL: Final = 64 * 1024
 """Queued bytes above which a streaming producer is paused, as in Twisted."""
@@ -33,6 +33,20 @@ _BYTES: Final = (bytes, bytearray, memoryview)
 
 _JOIN_LIMIT: Final = 256 * 1024
 """Queued chunks are sent together up to this many bytes."""
+
+
+def check_bytes(data: object) -> None:
+    """Raise `TypeError` if *data* is nothing that `write` takes."""
+    if not isinstance(data, _BYTES):
+        raise TypeError(f"data must be bytes, not {type(data).__name__}")
+
+
+def joined(data: Iterable[bytes | bytearray | memoryview]) -> bytes:
+    """Return what ``writeSequence`` was given in one piece, of what `check_bytes` lets pass."""
+    parts = tuple(data)
+    for part in parts:
+        check_bytes(part)
+    return b"".join(byte_view(part) if isinstance(part, memoryview) else part for part in parts)
 
 
 class SendingTransport(BaseTransport):
@@ -50,8 +64,7 @@ class SendingTransport(BaseTransport):
         Raises:
             TypeError: *data* is no bytes.
         """
-        if not isinstance(data, _BYTES):
-            raise TypeError(f"data must be bytes, not {type(data).__name__}")
+        check_bytes(data)
         if not self.connected or self._write_closed or self._aborting or self._goodbye is not None:
             return
         data = byte_view(data) if isinstance(data, memoryview) else data
@@ -81,8 +94,13 @@ class SendingTransport(BaseTransport):
             self._want_flush()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Send each of *data*, in order; see `write`."""
-        self.write(b"".join(data))
+        """
+        Send each of *data*, in order; see `write`.
+
+        Raises:
+            TypeError: One of *data* is no bytes; nothing is sent then.
+        """
+        self.write(joined(data))
 
     def _enqueue(self, data: bytes | bytearray | memoryview) -> None:
         if not len(data):
