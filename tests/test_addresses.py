@@ -35,6 +35,7 @@ from twisted_netsock.addresses import (
     make_sockaddr,
     to_twisted_address,
 )
+from twisted_netsock.names import strip_zone
 
 pytestmark = pytest.mark.once
 
@@ -164,7 +165,8 @@ def test_an_ipv4_address_goes_to_the_standard_library_and_back(native):
 def test_an_ipv6_address_goes_to_the_standard_library_and_back(native):
     address = SocketAddress.of(AF_INET6, native)
     assert address.family is AF_INET6
-    assert (address.host, address.port, address.flowinfo, address.scope_id) == native
+    assert strip_zone(address.host) == native[0]
+    assert (address.port, address.flowinfo, address.scope_id) == native[1:]
     assert address.native(AF_INET6) == native
 
 
@@ -308,6 +310,26 @@ def test_a_zone_becomes_the_number_of_its_interface():
 
 def test_a_zone_may_be_a_number():
     assert as_socket_address(("fe80::1%7", 80)) == ("fe80::1", 80, 0, 7)
+
+
+@pytest.mark.parametrize("host", ["fe80::1", "febf::1", "ff02::1"])
+def test_a_link_local_host_has_its_zone(host):
+    index, name = loopback_interface()
+    address = SocketAddress((host, 80, 0, index))
+    assert address[0] == host
+    assert address.host == f"{host}%{name}"
+    assert str(address) == f"[{host}%{name}]:80"
+    assert as_socket_address((address.host, 80)) == address
+    assert to_twisted_address(address) == IPv6Address("TCP", f"{host}%{name}", 80, 0, index)
+
+
+def test_the_zone_of_an_interface_that_is_not_here_is_its_number():
+    assert SocketAddress(("fe80::1", 80, 0, 2**32 - 1)).host == f"fe80::1%{2**32 - 1}"
+
+
+def test_a_host_that_is_not_link_local_has_no_zone():
+    assert SocketAddress(("2001:db8::1", 80, 0, 1)).host == "2001:db8::1"
+    assert SocketAddress(("fe80::1", 80)).host == "fe80::1"
 
 
 def test_a_scope_id_wins_over_a_zone():

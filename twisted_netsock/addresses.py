@@ -101,6 +101,14 @@ def _scope_id(address: tuple[Any, ...], zone: str) -> int:
         raise ValueError(f"address={address!r}: there is no interface {zone!r}") from None
 
 
+def _zone(scope_id: int) -> str:
+    """Return the name of an interface, or its number if it is gone, or elsewhere."""
+    try:
+        return _socket.if_indextoname(scope_id)
+    except (OSError, OverflowError):
+        return str(scope_id)
+
+
 class SocketAddress(tuple[Any, ...]):
     """
     A socket's address: the standard library's tuple, with names.
@@ -138,8 +146,22 @@ class SocketAddress(tuple[Any, ...]):
 
     @property
     def host(self) -> str:
-        """The numeric host, or the path of a UNIX socket (abstract names begin with NUL)."""
-        return str(self[0]) if self else ""
+        """
+        The numeric host, or the path of a UNIX socket (abstract names begin with NUL).
+
+        A link-local IPv6 host has its zone (``fe80::1%eth0``; RFC 4007, section 11), without
+        which nobody can connect to it; in the tuple that is the `scope_id` alone.
+        """
+        if not self:
+            return ""
+        return f"{self[0]}%{_zone(self.scope_id)}" if self._has_zone else str(self[0])
+
+    @property
+    def _has_zone(self) -> bool:
+        if not self.scope_id:
+            return False
+        address = ipaddress.IPv6Address(self[0])
+        return address.is_link_local or address.is_multicast
 
     @property
     def port(self) -> int:
@@ -162,7 +184,7 @@ class SocketAddress(tuple[Any, ...]):
             case 2:
                 return f"{self[0]}:{self[1]}"
             case 4:
-                return f"[{self[0]}]:{self[1]}"
+                return f"[{self.host}]:{self[1]}"
             case 1:
                 return "unix:" + self.host.replace("\0", "@", 1)
             case _:
@@ -388,7 +410,11 @@ def interleave_families(infos: Sequence[AddressInfo]) -> list[AddressInfo]:
 
 
 def to_twisted_address(address: SocketAddress, kind: int = SocketKind.SOCK_STREAM) -> IAddress:
-    """Return *address* as Twisted's ``IPv4Address``, ``IPv6Address`` or ``UNIXAddress``."""
+    """
+    Return *address* as Twisted's ``IPv4Address``, ``IPv6Address`` or ``UNIXAddress``.
+
+    As in Twisted, a link-local host has its zone.
+    """
     protocol: Literal["TCP", "UDP"] = "UDP" if kind == SocketKind.SOCK_DGRAM else "TCP"
     match address.family:
         case _socket.AF_INET:

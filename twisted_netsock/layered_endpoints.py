@@ -30,7 +30,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .addresses import SocketAddress
 from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .errors import (
@@ -364,7 +363,8 @@ class _LayeredPort:
 def _told(address: IAddress) -> str:
     """Return an address as people write it."""
     if isinstance(address, IPv4Address | IPv6Address):
-        return str(SocketAddress((address.host, address.port)))
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{address.port}"
     return str(address)
 
 

@@ -24,6 +24,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from . import _validation as check
 from .addresses import Address, SocketAddress, as_socket_address
 from .errors import ProxyHeaderError
+from .names import strip_zone
 from .proxy_tlvs import (
     CRC_SIZE,
     MOST_BYTES,
@@ -78,7 +79,7 @@ def _address(given: AnyAddress) -> SocketAddress | None:
         case None:
             return None
         case IPv4Address() | IPv6Address():
-            address = SocketAddress((given.host, given.port))
+            address = SocketAddress((strip_zone(given.host), given.port))
         case UNIXAddress():
             address = SocketAddress((os.fsdecode(given.name or b""),))
         case _:
@@ -95,7 +96,7 @@ def _address(given: AnyAddress) -> SocketAddress | None:
 
 def _packed(address: SocketAddress) -> bytes:
     """Return the four or sixteen bytes of a host, without its zone."""
-    return ipaddress.ip_address(address.host.partition("%")[0]).packed
+    return ipaddress.ip_address(strip_zone(address.host)).packed
 
 
 def _inet(packed: bytes, port: int) -> SocketAddress:

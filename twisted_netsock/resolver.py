@@ -41,7 +41,7 @@ from zope.interface import implementer
 
 from .addresses import AddressInfo, SocketAddress
 from .errors import HostNotFoundError
-from .names import host_to_look_up, is_ip_address, numeric_service, strip_zone
+from .names import host_to_look_up, is_ip_address, numeric_service
 
 __all__ = ["look_up", "look_up_numeric", "look_up_system"]
 
@@ -460,7 +460,7 @@ def _from_twisted(port: int) -> Callable[[IAddress], SocketAddress | None]:
         if isinstance(address, IPv4Address):
             return SocketAddress((address.host, port))
         if isinstance(address, IPv6Address):
-            return SocketAddress((strip_zone(address.host), port, 0, address.scopeID or 0))
+            return SocketAddress((address.host, port, 0, address.scopeID or 0))
         return None
 
     return convert

@@ -242,13 +242,10 @@ class _Visit:
 
     async def _connect(self, info: AddressInfo) -> None:
         address = self._report.address
-        zone = f"%{address.scope_id}" if address.scope_id else ""
         options = SocketOptions(ai_family=info.family)
         self._sock = await self._timed(
             "connect",
-            lambda: make_client_socket(
-                address.host + zone, address.port, options, reactor=self._reactor
-            ),
+            lambda: make_client_socket(address.host, address.port, options, reactor=self._reactor),
         )
         self._report.reached = True
 
