@@ -54,8 +54,8 @@ class Web(NamedTuple):
 def ports_of(child: Child) -> list[int]:
     """Return the ports that our endpoints say they listen on, in order."""
     child.wait_for_line("Starting reactor")
-    told = (line for line in child.output.splitlines() if "listening on" in line)
-    return [int(line.rpartition(":")[2]) for line in told]
+    told = (line for line in child.output.splitlines() if " starting on " in line)
+    return [int(line.rpartition(" ")[2]) for line in told]
 
 
 @pytest.fixture(scope="module")

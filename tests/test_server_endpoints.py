@@ -192,6 +192,29 @@ async def test_a_port_tells_its_address_and_state_also_when_stopped():
     assert "stopped" in repr(port)
 
 
+async def test_the_log_has_a_port_as_twisted_has_it(kind, log_lines):
+    port = await server_endpoint(reactor, LOOPBACK, 0, kind.server()).listen(Protocols())
+    number = port.getHost().port
+    begun = "Protocols (TLS)" if kind.tls else "Protocols"
+    assert f"{begun} starting on {number}" in log_lines
+    closed = f"({'TLS' if kind.tls else 'TCP'} Port {number} Closed)"
+    assert closed not in log_lines
+    await port.stopListening()
+    await port.stopListening()
+    assert log_lines.count(closed) == 1
+
+
+async def test_the_log_has_a_unix_port_as_twisted_has_it(tmp_path, log_lines):
+    path = str(tmp_path / "sock")
+    options = SocketOptions(ai_family=socket.AF_UNIX)
+    ours = await server_endpoint(reactor, path, None, options).listen(Protocols())
+    await ours.stopListening()
+    ours_said = list(log_lines)
+    theirs = reactor.listenUNIX(path, Protocols())
+    await theirs.stopListening()
+    assert ours_said == log_lines[len(ours_said) :]
+
+
 async def test_connections_go_on_after_stopping(kind):
     servers, clients = Protocols(), Protocols()
     async with listening(kind.server(), servers) as port:

@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from .client_contexts import ClientContextFactory
 from .descriptors import WANT_READ, Descriptor, Want
+from .factories import log_prefix
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .readiness import Watch
@@ -113,7 +114,7 @@ class BaseTransport:
     def _set_protocol(self, protocol: Any) -> None:
         """Deliver to *protocol* from now on, and mark its log lines as Twisted does."""
         self.protocol = protocol
-        name = _log_prefix(protocol)
+        name = log_prefix(protocol)
         if self._is_client:
             self.logstr = f"{name},client"
         else:
@@ -262,12 +263,6 @@ class BaseTransport:
     def __repr__(self) -> str:
         state = "connected" if self.connected else "lost"
         return f"<{type(self).__name__} {state} {self._host} to {self._peer}>"
-
-
-def _log_prefix(protocol: Any) -> str:
-    if ILoggingContext.providedBy(protocol):
-        return str(protocol.logPrefix())
-    return type(protocol).__name__
 
 
 def seconds(timeout: Any) -> float | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["place_of", "start_factory", "stop_factory"]
+from twisted.internet.interfaces import ILoggingContext
+
+__all__ = ["log_prefix", "place_of", "start_factory", "stop_factory"]
 
 
 def start_factory(factory: Any) -> None:
@@ -27,3 +29,10 @@ def place_of(node: str | None, service: str | int | None, inner: object) -> str:
         return f"over {inner!r}" if node is None else f"{node!r} over {inner!r}"
     host = "*" if node is None else repr(node)
     return host if service is None else f"{host} {service!r}"
+
+
+def log_prefix(logged: Any) -> str:
+    """Return what log lines call a protocol or factory, as Twisted has it."""
+    if ILoggingContext.providedBy(logged):
+        return str(logged.logPrefix())
+    return type(logged).__name__

@@ -17,7 +17,6 @@ from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
     IHandshakeListener,
-    ILoggingContext,
     IProtocolNegotiationFactory,
     IPushProducer,
 )
@@ -29,6 +28,7 @@ from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .contexts import negotiated_protocols
 from .errors import SocketConnectionLostError, SocketConnectionTimeoutError
+from .factories import log_prefix
 from .layered_transports import (
     InnerTransport,
     LayeredDescriptor,
@@ -76,9 +76,7 @@ class LayerFactory(ABC):
 
     def logPrefix(self) -> str:
         """Name the factory behind in log lines."""
-        named = ILoggingContext.providedBy(self.factory)
-        name = self.factory.logPrefix() if named else type(self.factory).__name__
-        return f"{name} (TLS)"
+        return f"{log_prefix(self.factory)} (TLS)"
 
     @abstractmethod
     def doStart(self) -> None:

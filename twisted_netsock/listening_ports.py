@@ -20,7 +20,7 @@ from .arrivals import Arrival, Arrivals
 from .contexts import negotiated_protocols
 from .descriptors import Descriptor, PlainDescriptor
 from .errors import SocketClosedError
-from .factories import start_factory, stop_factory
+from .factories import log_prefix, start_factory, stop_factory
 from .handshakes import shaking_hands
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
@@ -147,6 +147,7 @@ class ListeningPort:
         self._factory = factory
         self._options = options
         self._adopted = adopted
+        self._secured = context_factory is not None
         self._gate: Gate | None = None
         self._paused = False
         self._arrivals: Arrivals | None = None
@@ -192,16 +193,33 @@ class ListeningPort:
             self._watches.append(watch)
             self._acceptors.append(acceptor)
         self._listening = True
+        _log.info("{prefix} starting on {place}", prefix=self._log_prefix, place=self._place)
         try:
             start_factory(self._factory)
         except BaseException:
             self.stop_accepting()
             raise
         self._in_use = True
-        _log.info(
-            "{factory} listening on {address}", factory=self._factory, address=str(self._host)
-        )
         self._accept_or_not()
+
+    # What the log has is as Twisted's ports have it, for those who look for that.
+
+    @property
+    def _log_prefix(self) -> str:
+        prefix = log_prefix(self._factory)
+        return f"{prefix} (TLS)" if self._secured else prefix
+
+    @property
+    def _kind(self) -> str:
+        if self._host.family == _socket.AF_UNIX:
+            return "UNIX"
+        return "TLS" if self._secured else "TCP"
+
+    @property
+    def _place(self) -> str:
+        if self._host.family == _socket.AF_UNIX:
+            return repr(self._host.host)
+        return str(self._host.port)
 
     # Pausing
 
@@ -348,6 +366,8 @@ class ListeningPort:
         if not self._listening:
             return
         self._listening = False
+        # Twisted quotes a path in the first of the two lines only.
+        _log.info("({kind} Port {place} Closed)", kind=self._kind, place=self._place.strip("'\""))
         for acceptor, watch, sock in zip(
             self._acceptors, self._watches, self._sockets, strict=True
         ):
