@@ -118,6 +118,7 @@ def make_entity(
     issuer: Entity | None = None,
     key: Any = None,
     is_authority: bool = False,
+    days: float = 10,
 ) -> Entity:
     """Make a certificate signed by *issuer*, or by itself."""
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -131,7 +132,7 @@ def make_entity(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=10))
+        .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from clocks import the_reactor
-from peers import ClientEnd
+from peers import ClientEnd, make_entity
 from twisted.internet.protocol import Factory
 
 from twisted_netsock import (
@@ -21,7 +21,7 @@ from twisted_netsock import (
     make_client_tls_socket,
     make_server_tls_socket,
 )
-from twisted_netsock.sessions import LIFETIME, SessionStore
+from twisted_netsock.sessions import LIFETIME, SessionStore, Validity
 from twisted_netsock.testing import CertificateAuthority
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -244,10 +244,22 @@ async def test_a_reload_makes_new_keys_for_sessions(client, server):
 
 
 class Time:
-    now = 1000.0
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
 
     def __call__(self) -> float:
         return self.now
+
+
+SOON = Validity(2000.0, 2000.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """The clock of all stores that are made from now on; the time of day goes on as ever."""
+    made = Time()
+    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (made, time.time))
+    return made
 
 
 def session(name: str) -> Any:
@@ -256,7 +268,7 @@ def session(name: str) -> Any:
 
 def test_a_session_is_taken_once():
     store = SessionStore()
-    store.keep("key", session("one"), store.deadline(time.time() + 9 * 86400))
+    store.keep("key", session("one"), store.validity(time.time() + 60))
     assert store.take("other") is None
     kept = store.take("key")
     assert kept is not None
@@ -265,9 +277,9 @@ def test_a_session_is_taken_once():
 
 
 def test_a_newer_session_takes_the_place_of_an_older():
-    store = SessionStore(Time())
-    store.keep("key", session("one"), 2000.0)
-    store.keep("key", session("two"), 2000.0)
+    store = SessionStore(Time(), Time())
+    store.keep("key", session("one"), SOON)
+    store.keep("key", session("two"), SOON)
     kept = store.take("key")
     assert kept is not None
     assert kept.session == session("two")
@@ -275,9 +287,9 @@ def test_a_newer_session_takes_the_place_of_an_older():
 
 
 def test_the_oldest_sessions_go_when_there_are_many():
-    store = SessionStore(Time())
+    store = SessionStore(Time(), Time())
     for number in range(1000):
-        store.keep(number, session("some"), 2000.0)
+        store.keep(number, session("some"), SOON)
     assert len(store) == 256
     assert store.take(0) is None
     assert store.take(999) is not None
@@ -285,28 +297,52 @@ def test_the_oldest_sessions_go_when_there_are_many():
 
 @pytest.mark.parametrize(("later", "there"), [(LIFETIME - 1, True), (LIFETIME + 1, False)])
 def test_a_peer_is_verified_anew_after_a_while(later, there):
-    clock = Time()
-    store = SessionStore(clock)
-    store.keep("key", session("one"), store.deadline(time.time() + 9 * 86400))
+    clock, day = Time(), Time()
+    store = SessionStore(clock, day)
+    store.keep("key", session("one"), store.validity(day.now + 9 * 86400))
     clock.now += later
     assert (store.take("key") is not None) is there
 
 
 @pytest.mark.parametrize(("later", "there"), [(50, True), (70, False)])
 def test_no_session_outlives_its_certificate(later, there):
-    clock = Time()
-    store = SessionStore(clock)
-    until = store.deadline(time.time() + 60)
-    store.keep("key", session("one"), until)
-    clock.now += later
+    """By the time of day, which goes on while the machine sleeps, and may be set."""
+    clock, day = Time(), Time()
+    store = SessionStore(clock, day)
+    store.keep("key", session("one"), store.validity(day.now + 60))
+    day.now += later
     assert (store.take("key") is not None) is there
 
 
-async def test_what_counts_is_the_verification_not_the_end_of_its_connection(
-    client, server, monkeypatch
+@versions
+@pytest.mark.parametrize("first", ["the root", "the intermediate", "the leaf"])
+async def test_the_first_certificate_of_the_chain_to_expire_ends_the_session(
+    first, version, monkeypatch
 ):
-    clock = Time()
-    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (clock,))
+    def days(name: str) -> float:
+        return 1 if name == first else 10
+
+    root = make_entity("the root", is_authority=True, days=days("the root"))
+    middle = make_entity(
+        "the intermediate", issuer=root, is_authority=True, days=days("the intermediate")
+    )
+    leaf = make_entity("the leaf", "one.example", issuer=middle, days=days("the leaf"))
+    day = Time(time.time())
+    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (time.monotonic, day))
+    client = TLSSocketOptions(trusted_certificates=root.certificate, sni="one.example")
+    server = ServerTLSSocketOptions(certificates=leaf.pem, maximum_version=version)
+    async with serving(server) as place:
+        outcomes = [await place.visit(client) for _ in range(2)]
+        day.now += 86400 - 60
+        outcomes.append(await place.visit(client))
+        day.now += 120
+        outcomes.append(await place.visit(client))
+    assert outcomes == [False, True, True, False]
+
+
+async def test_what_counts_is_the_verification_not_the_end_of_its_connection(
+    client, server, clock
+):
     # A port is part of what a session is kept under, a field that means nothing of its context.
     mine = client.replace(backlog=8)
 
@@ -318,9 +354,7 @@ async def test_what_counts_is_the_verification_not_the_end_of_its_connection(
     assert outcomes == [False, False]
 
 
-async def test_resuming_does_not_renew_the_verification(client, server, monkeypatch):
-    clock = Time()
-    monkeypatch.setattr(SessionStore.__init__, "__defaults__", (clock,))
+async def test_resuming_does_not_renew_the_verification(client, server, clock):
     # A port is part of what a session is kept under, a field that means nothing of its context.
     mine = client.replace(backlog=7)
     async with serving(server) as place:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ __all__ = ["Identity", "file_paths", "file_signature", "load_identity", "load_tr
 _PEM_MARK = b"-----BEGIN"
 _PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+", re.IGNORECASE)
+"""The names of an authority's files in a directory: the hash of its subject, and a number."""
 _SIZE_LIMIT = 16 * 1024 * 1024
 _MALFORMED = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm)
 
@@ -228,13 +231,23 @@ def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | No
 
 
 def file_signature(paths: Iterable[str]) -> tuple[object, ...]:
-    """Return what changes when one of the files at *paths* does."""
-    signature: list[object] = []
-    for path in paths:
-        try:
-            found = os.stat(path)
-        except OSError as error:
-            signature.append((path, error.errno))
-        else:
-            signature.append((path, found.st_mtime_ns, found.st_size, found.st_ino))
-    return tuple(signature)
+    """
+    Return what changes when one of the files at *paths* does.
+
+    Of a directory that is each file in it which OpenSSL would read as an authority's.
+    """
+    return tuple(_signature(path) for path in paths)
+
+
+def _signature(path: str) -> tuple[object, ...]:
+    try:
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            # The last is set to the current time by every change, also by one that
+            # restores the time of modification, as rsync and cp -p do.
+            return path, found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
+        # Mostly links to files elsewhere, whose changes the directory's own time does not show.
+        names = sorted(name for name in os.listdir(path) if _HASHED.fullmatch(name))
+    except OSError as error:
+        return path, error.errno
+    return path, *(_signature(os.path.join(path, name)) for name in names)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import socket as _socket
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from threading import Lock
+from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
@@ -41,52 +42,70 @@ _CLIENT_CONTEXTS_KEPT: Final = 64
 _log = Logger()
 
 
-def _load_client_context(options: TLSSocketOptions, *, verifies: bool) -> SSL.Context:
-    context = base_context(options, load_identity(options))
-    trusted = load_trusted(options)
-    if trusted is None:
-        context.set_default_verify_paths()
-    else:
-        trust(context, trusted)
-    if verifies:
-        context.set_verify(SSL.VERIFY_PEER, verify_callback)
-    return context
+class _ClientContext:
+    """
+    A context, its sessions, and what it was read from.
+
+    Attributes:
+        context: Complete: nothing of it changes any more.
+        sessions: Those of its connections.
+        signature: What the files were like that it was read from.
+    """
+
+    def __init__(self, options: TLSSocketOptions, *, verifies: bool) -> None:
+        """
+        Read it from the files as they are.
+
+        Raises:
+            ValueError: A file cannot be used.
+        """
+        self.sessions = SessionStore()
+        paths = file_paths(options)
+        # Each before it is read: what changes meanwhile shows as a change later.
+        signature = _environment(), *file_signature(paths)
+        context = base_context(options, load_identity(options))
+        trusted = load_trusted(options)
+        if trusted is None:
+            context.trust_platform()
+        else:
+            trust(context, trusted)
+        if verifies:
+            context.set_verify(SSL.VERIFY_PEER, verify_callback)
+        self.context = context
+        self.signature = *signature, *context.platform_signature
+        self._paths = [*paths, *context.platform_places]
+
+    def current_signature(self) -> tuple[object, ...]:
+        """Return what the files are like now."""
+        return _environment(), *file_signature(self._paths)
 
 
-class _ClientContext(NamedTuple):
-    """A context, its sessions, and what it was read from."""
-
-    context: SSL.Context
-    sessions: SessionStore
-    signature: tuple[object, ...]
+def _environment() -> tuple[str | None, ...]:
+    """Return what says where the platform's authorities are."""
+    return os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
 
 
-@lru_cache(maxsize=_CLIENT_CONTEXTS_KEPT)
-def _cached_client_context(
-    options: TLSSocketOptions, verifies: bool, signature: tuple[object, ...]
-) -> _ClientContext:
-    return _ClientContext(
-        _load_client_context(options, verifies=verifies), SessionStore(), signature
-    )
+_kept: OrderedDict[tuple[TLSSocketOptions, bool], _ClientContext] = OrderedDict()
+"""The contexts that were used last."""
+_keeping = Lock()
 
 
-def _client_signature(options: TLSSocketOptions) -> tuple[object, ...]:
-    """Return what changes when a file does that a client's context is read from."""
-    if options.trusted_certificates is not None:
-        return file_signature(file_paths(options))
-    # Where OpenSSL finds those that the platform trusts, if not at its own place.
-    platform = tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
-    paths = (*file_paths(options), *(path for path in platform if path))
-    return (*platform, *file_signature(paths))
-
-
-def _client_context(options: TLSSocketOptions) -> _ClientContext:
-    """Return the context for *options*: the same one while its files are unchanged."""
+def _client_context(options: TLSSocketOptions, *, anew: bool = False) -> _ClientContext:
+    """Return a context for *options*: the same one while its files are unchanged, or a new."""
     # The verifier itself is the connection's business, and may claim to equal anything.
     verifies = options.certificate_verifier is not False
     plain = options.certificate_verifier is None
-    cached = options if plain else options.replace(certificate_verifier=None)
-    return _cached_client_context(cached, verifies, _client_signature(options))
+    key = (options if plain else options.replace(certificate_verifier=None), verifies)
+    with _keeping:
+        kept = _kept.get(key)
+    if anew or kept is None or kept.signature != kept.current_signature():
+        kept = _ClientContext(options, verifies=verifies)
+    with _keeping:
+        _kept[key] = kept
+        _kept.move_to_end(key)
+        if len(_kept) > _CLIENT_CONTEXTS_KEPT:
+            _kept.popitem(last=False)
+    return kept
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -102,7 +121,7 @@ class ClientContextFactory:
         self.options = options
         self.node = node
         self._identity, self._server_name = _client_identity(options, node)
-        self.swap(self.build())
+        self.swap(_client_context(options))
         if options.certificate_verifier is False:
             _log.warn(
                 "connections to {node} are UNVERIFIED: anybody can pretend to be it", node=node
@@ -110,14 +129,14 @@ class ClientContextFactory:
 
     def build(self) -> _ClientContext:
         """
-        Return the context for the files as they are, for `swap`.
+        Read the files as they are and return a context of them, for `swap`.
 
         Touches nothing else, so it may run in another thread.
 
         Raises:
             ValueError: A file cannot be used.
         """
-        return _client_context(self.options)
+        return _client_context(self.options, anew=True)
 
     def swap(self, built: _ClientContext) -> None:
         """Use *built*, from `build`, for the connections to come."""
@@ -130,7 +149,7 @@ class ClientContextFactory:
 
     def current_signature(self) -> tuple[object, ...]:
         """Return what the files are like now."""
-        return _client_signature(self.options)
+        return self._built.current_signature()
 
     def connection(
         self,

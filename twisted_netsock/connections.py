@@ -10,7 +10,9 @@ public way serves: slower, or without a bound, as each method says.
 
 from __future__ import annotations
 
+import os
 import socket as _socket
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
@@ -19,7 +21,14 @@ from OpenSSL._util import ffi, lib
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["RECORD", "Connection", "can_move", "can_pass_through", "forget_errors"]
+__all__ = [
+    "RECORD",
+    "Connection",
+    "can_move",
+    "can_pass_through",
+    "default_places",
+    "forget_errors",
+]
 
 RECORD: Final = 16384
 """The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
@@ -69,6 +78,19 @@ def forget_errors() -> None:
     """
     if hasattr(lib, "ERR_clear_error"):
         lib.ERR_clear_error()
+
+
+def default_places() -> list[str]:
+    """Return the file and the directories that OpenSSL takes the platform's authorities from."""
+    places = ssl.get_default_verify_paths()
+    file, directory = places.openssl_cafile, places.openssl_capath
+    if hasattr(lib, "X509_get_default_cert_file") and hasattr(lib, "X509_get_default_cert_dir"):
+        # Python's OpenSSL may be another one, with other places.
+        file = os.fsdecode(ffi.string(lib.X509_get_default_cert_file()))
+        directory = os.fsdecode(ffi.string(lib.X509_get_default_cert_dir()))
+    file = os.environ.get("SSL_CERT_FILE", file)
+    directories = os.environ.get("SSL_CERT_DIR", directory).split(os.pathsep)
+    return [place for place in (file, *directories) if place]
 
 
 class Connection(SSL.Connection):

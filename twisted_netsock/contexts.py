@@ -17,8 +17,8 @@ from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 
-from .certificates import Identity
-from .connections import Connection
+from .certificates import Identity, file_signature
+from .connections import Connection, default_places
 from .options import TLSSocketOptions
 from .sessions import Resumption
 from .verification import Verification
@@ -100,14 +100,48 @@ def negotiated_protocols(factory: object) -> tuple[bytes, ...]:
     return tuple(factory.acceptableProtocols())
 
 
-def base_context(options: TLSSocketOptions, identity: Identity | None) -> SSL.Context:
+class Context(SSL.Context):
+    """
+    A context that remembers where the platform's authorities were loaded from.
+
+    Attributes:
+        platform_places: The files and directories, in order.
+        platform_signature: What each was like just before it was loaded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SSL.TLS_METHOD)
+        self.platform_places: list[str] = []
+        self.platform_signature: tuple[object, ...] = ()
+
+    def trust_platform(self) -> None:
+        """Believe the authorities that the platform names."""
+        self._note(default_places())
+        self.set_default_verify_paths()
+
+    def load_verify_locations(self, cafile: Any, capath: Any = None) -> None:
+        """
+        Load authorities.
+
+        pyOpenSSL calls this where OpenSSL has been built for places that no machine has,
+        as that of the wheels is, with the first of some places that exists.
+        """
+        self._note([os.fsdecode(place) for place in (cafile, capath) if place is not None])
+        super().load_verify_locations(cafile, capath)
+
+    def _note(self, places: Sequence[str]) -> None:
+        self.platform_places += places
+        self.platform_signature += file_signature(places)
+
+
+def base_context(options: TLSSocketOptions, identity: Identity | None) -> Context:
     """
     Return a context for *options* that shows *identity* and verifies nothing yet.
 
     Raises:
         ValueError: The certificate or key cannot be used for TLS.
     """
-    context = SSL.Context(SSL.TLS_METHOD)
+    context = Context()
     context.set_options(_OPTIONS)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_cipher_list(_CIPHERS_1_2)

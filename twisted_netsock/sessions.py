@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from OpenSSL import SSL
 
-__all__ = ["Resumption", "SessionStore"]
+__all__ = ["Resumption", "SessionStore", "Validity"]
 
 _MOST_SESSIONS: Final = 256
 
@@ -25,51 +25,73 @@ LIFETIME: Final = 7200.0
 """Seconds after which a peer is verified anew, whatever the server would accept."""
 
 
+class Validity(NamedTuple):
+    """
+    How long a verification holds.
+
+    Attributes:
+        until: On the store's clock, which nobody sets.
+        not_after: When the first certificate of the verified chain expires, in seconds
+            since 1970: compared with the time of day, as certificates are.
+    """
+
+    until: float
+    not_after: float
+
+
 class _Kept(NamedTuple):
-    """A session, and when the verification that it relies on is too old."""
+    """A session, and how long the verification holds that it relies on."""
 
     session: SSL.Session
-    until: float
+    validity: Validity
 
 
 class SessionStore:
     """The sessions of one context; each is used once (RFC 8446, appendix C.4)."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
+        self._time_of_day = time_of_day
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def take(self, key: Hashable) -> _Kept | None:
-        """Return what is kept under *key* and not too old, and keep it no more."""
+        """Return what is kept under *key* and still valid, and keep it no more."""
         kept = self._kept.pop(key, None)
-        return None if kept is None or kept.until <= self._clock() else kept
+        if kept is None:
+            return None
+        until, not_after = kept.validity
+        return kept if self._clock() < until and self._time_of_day() < not_after else None
 
-    def keep(self, key: Hashable, session: SSL.Session, until: float) -> None:
+    def keep(self, key: Hashable, session: SSL.Session, validity: Validity) -> None:
         """Keep *session* under *key*, instead of the one that is there."""
         self._kept.pop(key, None)
-        self._kept[key] = _Kept(session, until)
+        self._kept[key] = _Kept(session, validity)
         if len(self._kept) > _MOST_SESSIONS:
             self._kept.popitem(last=False)
 
-    def deadline(self, not_after: float) -> float:
-        """Return until when a verification of now holds, of a certificate valid to *not_after*."""
-        return self._clock() + min(LIFETIME, not_after - time.time())
+    def validity(self, not_after: float) -> Validity:
+        """Return how long a verification of now holds, of a chain that is valid to *not_after*."""
+        return Validity(self._clock() + LIFETIME, not_after)
 
 
 class Resumption:
     """The part that sessions play in one connection of a client."""
 
-    __slots__ = ("_key", "_offered", "_store", "_until")
+    __slots__ = ("_key", "_offered", "_store", "_validity")
 
     def __init__(self, store: SessionStore, key: Hashable) -> None:
         """Use the sessions of *store* under *key*: all that a verification depends on."""
         self._store = store
         self._key = key
         self._offered = store.take(key)
-        self._until: float | None = None
+        self._validity: Validity | None = None
 
     @property
     def offered(self) -> bool:
@@ -86,18 +108,18 @@ class Resumption:
         Note that the handshake is done, and the peer verified: what is to be kept relies on it.
 
         Args:
-            not_after: When the verified certificate expires, in seconds since 1970; `None`
-                if the connection was resumed, and none was verified.
+            not_after: When the first certificate of the verified chain expires, in seconds
+                since 1970; `None` if the connection was resumed, and none was verified.
         """
         if not_after is not None:
-            self._until = self._store.deadline(not_after)
+            self._validity = self._store.validity(not_after)
         elif self._offered is not None:
-            self._until = self._offered.until
+            self._validity = self._offered.validity
 
     def keep(self, connection: SSL.Connection) -> None:
         """Keep the session of *connection*, which has ended well, if its peer was verified."""
-        if self._until is None:
+        if self._validity is None:
             return
         session = connection.get_session()
         if session is not None:
-            self._store.keep(self._key, session, self._until)
+            self._store.keep(self._key, session, self._validity)

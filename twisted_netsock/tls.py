@@ -33,6 +33,7 @@ from .handshake_records import HandshakeRecords
 from .negotiated import Negotiated
 from .options import TLSSocketOptions
 from .server_contexts import ServerContextFactory, quiet_context
+from .verification import first_expiry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,7 +164,8 @@ class TLSDescriptor(Negotiated):
             state = self.connection.state
             state.verification.conclude()
             if state.resumption is not None:
-                state.resumption.verified(state.verification.not_after)
+                resumed = state.verification.skipped
+                state.resumption.verified(None if resumed else first_expiry(self.connection))
         else:
             self.connection.set_context(quiet_context())
         self.handshaken = True

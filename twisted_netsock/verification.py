@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .option_types import Verifier
 
-__all__ = ["Verification", "verify_callback"]
+__all__ = ["Verification", "first_expiry", "verify_callback"]
 
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
@@ -49,7 +49,6 @@ class Verification:
         failure: The error to fail the handshake with, once there is one.
         asked: OpenSSL has asked about a certificate, so the peer has shown one.
         checked: The peer's own certificate has been accepted, identity included.
-        not_after: When that certificate expires, in seconds since 1970.
         may_be_skipped: A session is offered whose own handshake was verified; if it
             is resumed, no certificate is shown, and OpenSSL asks nothing.
     """
@@ -61,7 +60,6 @@ class Verification:
         "checked",
         "failure",
         "may_be_skipped",
-        "not_after",
     )
 
     def __init__(self, host: str | None, verifier: Verifier) -> None:
@@ -74,7 +72,6 @@ class Verification:
         self._verifier = verifier
         self.failure: CertificateVerificationError | None = None
         self.checked = False
-        self.not_after: float | None = None
         self.may_be_skipped = False
         self.asked = False
 
@@ -106,7 +103,6 @@ class Verification:
                 if code != X509_V_OK:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
-                self.not_after = subject.not_valid_after_utc.timestamp()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
             _log.failure("verifying a certificate failed, so it is refused")
             text = f"verification failed with {type(error).__name__}"
@@ -121,11 +117,9 @@ class Verification:
     def _is_matched(self, certificate: crypto.X509) -> bool:
         """Tell whether the peer's own *certificate*, which is good, is for the identity."""
         encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
-        not_after = _match_encoded(encoded, self._identity)
-        if not_after is None:
+        if not _match_encoded(encoded, self._identity):
             return False
         self.checked = True
-        self.not_after = not_after
         return True
 
     def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
@@ -159,16 +153,14 @@ class Verification:
 
 
 @lru_cache(maxsize=_MATCHES_KEPT)
-def _match_encoded(encoded: bytes, identity: str | None) -> float | None:
+def _match_encoded(encoded: bytes, identity: str | None) -> bool:
     """
-    Return when the certificate expires, if it is for *identity*, which may be anybody's.
+    Return whether the certificate is for *identity*, if one is to be compared.
 
     Nothing else has a say in it, time neither, so that it can be remembered.
     """
     certificate = x509.load_der_x509_certificate(encoded)
-    if identity is not None and _match(certificate, identity)[0] != X509_V_OK:
-        return None
-    return certificate.not_valid_after_utc.timestamp()
+    return identity is None or _match(certificate, identity)[0] == X509_V_OK
 
 
 def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
@@ -202,6 +194,21 @@ _TEXTS: Final = _texts()
 
 def _describe(code: int) -> str:
     return _TEXTS.get(code, f"error {code}")
+
+
+def first_expiry(connection: SSL.Connection) -> float:
+    """
+    Return when the first certificate of the verified chain expires, in seconds since 1970.
+
+    The trusted one counts as well: OpenSSL looks at the dates of them all. A chain that
+    cannot be read has expired.
+    """
+    try:
+        chain = connection.get_verified_chain(as_cryptography=True) or ()
+        expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
+    except ValueError:
+        return 0.0
+    return min(expiries, default=0.0)
 
 
 def verify_callback(
