@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from clocks import the_reactor
 from credentials import NAME, problem_of, store
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -238,6 +241,132 @@ async def test_no_log_line_shows_anything_of_key_or_password(
                     await ask(endpoint)
     assert log_lines, "something was logged at all"
     assert_hides("\n".join(log_lines), ENTITY, PASSWORD)
+
+
+# Spoiled keys
+
+KEYS: dict[str, bytes] = {
+    "PKCS#8": ENTITY.key_pem,
+    "traditional": key_bytes(ENTITY.key, form=PrivateFormat.TraditionalOpenSSL),
+    "Ed25519": key_bytes(ed25519.Ed25519PrivateKey.generate()),
+    "RSA": key_bytes(rsa.generate_private_key(65537, 2048)),
+    "encrypted": key_bytes(ENTITY.key, password=PASSWORD),
+    "encrypted, traditional": key_bytes(
+        ENTITY.key, form=PrivateFormat.TraditionalOpenSSL, password=PASSWORD
+    ),
+    "DER": key_bytes(ENTITY.key, Encoding.DER),
+    "encrypted DER": key_bytes(ENTITY.key, Encoding.DER, password=PASSWORD),
+    "PKCS#12": store(ENTITY),
+    "encrypted PKCS#12": store(ENTITY, PASSWORD),
+}
+
+SPOILING: list[Callable[[bytes, int], bytes]] = [
+    lambda key, place: key[:place],
+    lambda key, place: key[place:],
+    lambda key, place: key[:place] + b"\n\n" + key[place:],
+    lambda key, place: key[:place] + b"\x80" + key[place:],
+    lambda key, place: key[:place] + b": " + key[place:],
+    lambda key, place: key[:place] + key[: max(place, 40)] + key[place:],
+    lambda key, place: key + key,
+    lambda key, place: b"  " + key.replace(b"\n", b"\n  "),
+    lambda key, place: key.replace(b"\n", b"\n\n"),
+    lambda key, place: key.replace(b"\n", b"\r"),
+    lambda key, place: key.replace(b"\n", b""),
+    lambda key, place: key.replace(b"\n", b"\\n"),
+    lambda key, place: key.replace(b"PRIVATE KEY", b"CERTIFICATE"),
+    lambda key, place: key.replace(b"-----BEGIN", b"-----BEGIN CERTIFICATE-----\n-----BEGIN"),
+    lambda key, place: key.replace(b"-----END", b"----END"),
+    lambda key, place: b"\xef\xbb\xbf" + key,
+    lambda key, place: key.decode("latin-1").encode("utf-16"),
+    lambda key, place: base64.b64encode(key),
+    lambda key, place: base64.encodebytes(key),
+    lambda key, place: key.hex().encode(),
+    lambda key, place: b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(key)
+    + b"-----END PRIVATE KEY-----\n",
+    lambda key, place: b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(key)
+    + b"-----END CERTIFICATE-----\n",
+]  # fmt: skip
+
+_SHOWN = 8
+
+
+def pieces(content: bytes) -> set[str]:
+    """Return every eight bytes of *content*, as they are written in one way or another."""
+    dense = bytes(each for each in content if each not in b"\r\n \0")
+    found: set[str] = set()
+    for text in {content, dense, *re.findall(rb"[A-Za-z0-9+/=]{40,}", dense)}:
+        parts = {text[at : at + _SHOWN] for at in range(len(text) - _SHOWN + 1)}
+        found |= {part.hex() for part in parts}
+        found |= {repr(part)[2:-1] for part in parts if not _ours(part)}
+    return found
+
+
+def _ours(part: bytes) -> bool:
+    """Tell whether *part* is of the words around a key, which say nothing."""
+    return b"---" in part or any(
+        part in words
+        for words in (
+            b"-----BEGIN ENCRYPTED PRIVATE KEY-----BEGIN CERTIFICATE-----BEGIN RSA PRIVATE KEY",
+            b"-----END PRIVATE KEY----END CERTIFICATE----END EC PRIVATE KEY",
+            b"Proc-Type: 4,ENCRYPTED",
+            b"DEK-Info: AES-256-CBC,",
+        )
+    )
+
+
+def told_by(error: BaseException | None) -> str:
+    """Return all that an error tells, with those that it comes from."""
+    told = []
+    while error is not None:
+        told += [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
+        error = error.__cause__ or error.__context__
+    return "\n".join(told)
+
+
+@given(
+    st.sampled_from(sorted(KEYS)),
+    st.sampled_from(SPOILING),
+    st.integers(0, 1700),
+    st.sampled_from([None, OTHER, PASSWORD]),
+)
+@settings(deadline=None, max_examples=250)
+def test_an_error_about_a_spoiled_key_shows_none_of_it(kind, spoil, place, password):
+    key = KEYS[kind]
+    content = spoil(key, place % len(key))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        for source in filter(None, (content, file.name)):
+            for fields in (
+                {"certificates": source},
+                {"certificates": ENTITY.certificate, "private_key": source},
+                {"certificates": [ENTITY.certificate_pem, source]},
+                {"certificates": ENTITY.pem, "trusted_certificates": source},
+            ):
+                error = raised(password=password, **fields)
+                told = told_by(error)
+                for piece in pieces(content) if told else ():
+                    assert piece not in told
+
+
+def raised(*, password: bytes | None, **fields: Any) -> BaseException | None:
+    """Return the error of a server with these *fields*, if there is one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            server_context_factory(ServerTLSSocketOptions(**fields, private_key_password=password))
+    except ValueError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, lambda key: key.hex().encode()])
+def test_an_encoded_key_given_as_text_is_refused_and_not_repeated(encode):
+    text = encode(key_bytes(ENTITY.key, Encoding.DER)).decode()
+    for field in ("certificates", "private_key", "trusted_certificates"):
+        with pytest.raises(ValueError, match="pass bytes") as caught:
+            TLSSocketOptions(**{"certificates": ENTITY.certificate, field: text})
+        assert text[:12] not in told_by(caught.value)
 
 
 # Nonsense

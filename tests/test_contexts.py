@@ -402,6 +402,60 @@ async def test_a_keylog_is_written_for_its_owner_alone(authority, tmp_path):
         assert file.stat().st_mode & 0o777 == 0o600
 
 
+def widen(path):
+    path.touch()
+    path.chmod(0o640)
+
+
+def link(path):
+    path.with_name("elsewhere").touch(0o600)
+    path.symlink_to("elsewhere")
+
+
+UNSAFE = {
+    "group": widen,
+    "link": link,
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "FIFO": lambda path: os.mkfifo(path, 0o600),
+    "directory": lambda path: path.mkdir(0o700),
+}
+
+
+@pytest.mark.parametrize("kind", UNSAFE)
+def test_a_keylog_that_others_may_use_is_refused(kind, authority, tmp_path):
+    path = tmp_path / "keys"
+    UNSAFE[kind](path)
+    for make in (
+        lambda: server_context_factory(authority.server_options(keylog_file=path)),
+        lambda: client_context_factory(authority.client_options(keylog_file=path), NAME),
+    ):
+        with pytest.raises(ValueError, match=r"keylog_file=.+ is refused"):
+            make()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_keylog_of_another_user_is_refused(authority, tmp_path):
+    path = tmp_path / "keys"
+    path.touch(0o600)
+    os.chown(path, 12345, -1)
+    with pytest.raises(ValueError, match="another user"):
+        server_context_factory(authority.server_options(keylog_file=path))
+
+
+@pytest.mark.parametrize("kind", UNSAFE)
+async def test_nothing_is_written_to_a_keylog_that_others_may_use_later(
+    kind, authority, tmp_path, log_lines
+):
+    path = tmp_path / "keys"
+    options = authority.client_options(keylog_file=path)
+    async with serving(authority.server_options(), greeting=None) as server:
+        endpoint = client_endpoint(the_reactor(), "127.0.0.1", server.port, options)
+        UNSAFE[kind](path)
+        assert await ask(endpoint) == ANSWER
+    assert sum("cannot write keylog_file" in line for line in log_lines) == 1
+    assert not any(each.stat().st_size for each in tmp_path.iterdir() if each.is_file())
+
+
 async def test_no_keylog_is_written_unless_the_record_asks_for_it(
     authority, tmp_path, monkeypatch
 ):

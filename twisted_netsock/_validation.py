@@ -29,6 +29,8 @@ _LONGEST = timedelta(days=365)
 _PORT_LIMIT = 65536
 _ALPN_LIMIT = 256
 _HOST_AND_PORT = 2
+_ENCODED = re.compile(r"M[A-P][A-Za-z0-9+/_-]{40,}={0,2}|30[0-9A-Fa-f]{60,}")
+"""Base64 or hexadecimal digits of DER, all of which begins with the byte 0x30."""
 _LEVEL_NAME_VALUE = 3
 
 
@@ -240,7 +242,7 @@ def _path(value: str | os.PathLike[str], name: str) -> str:
     path = os.fspath(value)
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a path of text")
-    if "-----BEGIN" in path or "\n" in path or "\r" in path:
+    if "-----BEGIN" in path or "\n" in path or "\r" in path or _ENCODED.fullmatch(path):
         raise ValueError(f"{name}: a str is a path, and this one holds content: pass bytes")
     if not path or "\0" in path:
         raise ValueError(f"{name}={path!r} must be a path")

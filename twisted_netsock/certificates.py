@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Any, NamedTuple
 
 from cryptography import x509
@@ -29,7 +30,6 @@ _PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+", re.IGNORECASE)
 """The names of an authority's files in a directory: the hash of its subject, and a number."""
 _SIZE_LIMIT = 16 * 1024 * 1024
-_MALFORMED = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 
 class Identity(NamedTuple):
@@ -44,7 +44,12 @@ class Identity(NamedTuple):
     key: Any
 
     def __repr__(self) -> str:
-        return f"<Identity {self.certificate.subject.rfc4514_string()}>"
+        return f"<Identity {_subject(self.certificate)}>"
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    subject = _parsed(certificate.subject.rfc4514_string)
+    return "a malformed name" if isinstance(subject, _Refusal) else subject
 
 
 class _Material(NamedTuple):
@@ -87,61 +92,88 @@ def _read(field: str, source: str | bytes) -> bytes:
     return data
 
 
+class _Refusal(Enum):
+    """What a parser made of some content, in our words: those of parsers repeat content."""
+
+    MALFORMED = "it is malformed or cut off"
+    LOCKED = "the password is missing or wrong"
+    NEEDLESS = "a password is given, and it is not encrypted"
+    UNSUPPORTED = "it is of a kind that is not supported"
+
+
+def _refusal(error: BaseException, password: bytes | None) -> _Refusal:
+    if isinstance(error, TypeError):
+        # cryptography's way to say that a password is missing, or not needed.
+        return _Refusal.NEEDLESS if password else _Refusal.LOCKED
+    if isinstance(error, UnsupportedAlgorithm | x509.InvalidVersion):
+        return _Refusal.UNSUPPORTED
+    return _Refusal.LOCKED if "password" in str(error).lower() else _Refusal.MALFORMED
+
+
+def _parsed(parse: Callable[[], Any], password: bytes | None = None) -> Any:
+    """
+    Return what *parse* returns, or a `_Refusal`.
+
+    Nothing else of its exception is left, and the caller raises outside of its
+    handling: as the context of another exception it would be shown by loggers.
+    """
+    try:
+        return parse()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the content is no good
+        return _refusal(error, password)
+
+
 def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> Any:
     """Load one private key; *pem* says how *data* is encoded."""
     load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
-    try:
-        return load(data, password)
-    except TypeError:
-        # cryptography's way to say that a password is missing, or not needed.
-        if not password:
-            raise ValueError(f"{label} is encrypted: give private_key_password") from None
-        raise ValueError(f"{label} is not encrypted, yet private_key_password is given") from None
-    except (ValueError, UnsupportedAlgorithm) as error:
-        if password is not None and (b"ENCRYPTED" in data or "password" in str(error).lower()):
-            raise ValueError(f"{label}: private_key_password does not decrypt it") from None
-        raise ValueError(f"{label} holds no private key that can be used: {error}") from None
+    key = _parsed(lambda: load(data, password), password)
+    if not isinstance(key, _Refusal):
+        return key
+    if key is _Refusal.NEEDLESS:
+        raise ValueError(f"{label} is not encrypted, yet private_key_password is given")
+    if key is _Refusal.LOCKED and not password:
+        raise ValueError(f"{label} is encrypted: give private_key_password")
+    if password is not None and (key is _Refusal.LOCKED or b"ENCRYPTED" in data):
+        raise ValueError(f"{label}: private_key_password does not decrypt it")
+    raise ValueError(f"{label} holds no private key that can be used: {key.value}")
 
 
 def _load_pem(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
-    certificates: tuple[x509.Certificate, ...] = ()
+    certificates: Any = ()
     if _PEM_CERTIFICATE.search(data):
-        try:
-            certificates = tuple(x509.load_pem_x509_certificates(data))
-        except _MALFORMED as error:
-            raise ValueError(f"{label} holds a malformed certificate: {error}") from None
+        certificates = _parsed(lambda: x509.load_pem_x509_certificates(data))
+        if isinstance(certificates, _Refusal):
+            raise ValueError(
+                f"{label} holds a certificate that cannot be used: {certificates.value}"
+            )
     block = _PEM_KEY.search(data) if want_key else None
     key = None if block is None else _load_key(label, block.group(0), password, pem=True)
-    return _Material(certificates, key)
+    return _Material(tuple(certificates), key)
 
 
 def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
     """Load a DER certificate, else PKCS#12, else (where a key is wanted) a DER key."""
-    try:
-        return _Material((x509.load_der_x509_certificate(data),), None)
-    except _MALFORMED as error:
-        not_a_certificate = error
-    try:
-        store = pkcs12.load_pkcs12(data, password)
-    except (*_MALFORMED, TypeError, UserWarning) as error:
-        # cryptography warns of a store in BER, which is refused where warnings are errors.
-        if "password" in str(error).lower():
-            said = "does not decrypt it" if password is not None else "may be missing"
-            not_a_store = ValueError(f"{label}: private_key_password {said}")
-        else:
-            not_a_store = None
-    else:
+    certificate = _parsed(lambda: x509.load_der_x509_certificate(data))
+    if not isinstance(certificate, _Refusal):
+        return _Material((certificate,), None)
+    store = _parsed(lambda: pkcs12.load_pkcs12(data, password), password)
+    if not isinstance(store, _Refusal):
         leaf = () if store.cert is None else (store.cert.certificate,)
         others = tuple(additional.certificate for additional in store.additional_certs)
         return _Material(leaf + others, store.key)
+    locked = None
+    if store is _Refusal.LOCKED:
+        said = "does not decrypt it" if password is not None else "may be missing"
+        locked = ValueError(f"{label}: private_key_password {said}")
     if want_key:
         try:
             return _Material((), _load_key(label, data, password, pem=False))
         except ValueError as error:
             if label.startswith("private_key"):
-                raise (not_a_store or error) from None
-    raise not_a_store or ValueError(
-        f"{label} is neither PEM, nor a DER certificate, nor PKCS#12: {not_a_certificate}"
+                raise (locked or error) from None
+    raise locked or ValueError(
+        f"{label} is neither PEM, nor a DER certificate, nor PKCS#12; as a certificate, "
+        f"{certificate.value}"
     )
 
 
@@ -195,17 +227,18 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     if _public_bytes(key) != _public_bytes(leaf):
         raise ValueError(
             "private_key does not match certificates: it is not the key of the first one, "
-            f"{leaf.subject.rfc4514_string()!r}"
+            f"{_subject(leaf)!r}"
         )
     return Identity(leaf, tuple(intermediates), key)
 
 
 def _public_bytes(holder: Any) -> bytes:
     """Return the public key of a certificate or private key, in DER."""
-    try:
-        key = holder.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ValueError(f"certificates has a public key that cannot be used: {error}") from None
+    key = _parsed(holder.public_key)
+    if isinstance(key, _Refusal):
+        raise ValueError(  # noqa: TRY004
+            f"certificates has a public key that cannot be used: {key.value}"
+        )
     encoded: bytes = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )

@@ -7,8 +7,10 @@ changed once it has made a connection.
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl as _ssl
+import stat
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -159,6 +161,7 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
         except (SSL.Error, crypto.Error) as error:
             raise ValueError(f"certificates cannot be used for TLS: {_reasons(error)}") from None
     if options.keylog_file is not None:
+        _check_key_log(options.keylog_file)
         context.set_keylog_callback(_keylog_writer(options.keylog_file))
     return context
 
@@ -168,6 +171,58 @@ def _reasons(error: Exception) -> str:
     return "; ".join(str(reason[-1]) for reason in error.args[0]) or "no reason given"
 
 
+_OTHERS: Final = 0o077
+"""The permissions of a group and of everybody."""
+
+
+def _key_log_problem(found: os.stat_result) -> str | None:
+    """Return why no secrets may be written to a file that exists; `None` if they may."""
+    if stat.S_ISLNK(found.st_mode):
+        return "it is a symbolic link: name the file itself"
+    if not stat.S_ISREG(found.st_mode):
+        return "it is no regular file"
+    if found.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if found.st_mode & _OTHERS:
+        mode = stat.S_IMODE(found.st_mode)
+        return f"others may use it (mode {mode:04o}): chmod 600 it, or remove it"
+    return None
+
+
+def _check_key_log(path: str) -> None:
+    """
+    Refuse a file at *path* that secrets may not be written to.
+
+    Raises:
+        ValueError: It is there, and not for its owner alone.
+    """
+    try:
+        problem = _key_log_problem(os.lstat(path))
+    except OSError:
+        # It may be there later, or is made; until then the writer logs why not.
+        return
+    if problem is not None:
+        raise ValueError(f"keylog_file={path!r} is refused: {problem}")
+
+
+def open_key_log(path: str) -> int:
+    """
+    Open *path* to append secrets to, for its owner alone; return the descriptor.
+
+    Raises:
+        OSError: It cannot be opened, or is not for its owner alone.
+    """
+    # Without waiting, which a FIFO would make this do, and never where a link leads: in
+    # a directory that others write to, it may be theirs.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    problem = _key_log_problem(os.fstat(descriptor))
+    if problem is not None:
+        os.close(descriptor)
+        raise PermissionError(errno.EACCES, problem, path)
+    return descriptor
+
+
 def _keylog_writer(path: str) -> Any:
     """Append what OpenSSL tells to *path*, in the format of ``SSLKEYLOGFILE``."""
     complained = False
@@ -175,8 +230,7 @@ def _keylog_writer(path: str) -> Any:
     def write(_connection: object, line: bytes) -> None:
         nonlocal complained
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with os.fdopen(descriptor, "ab") as file:
+            with os.fdopen(open_key_log(path), "ab") as file:
                 file.write(line + b"\n")
         except OSError as error:
             # Each handshake has several secrets, and a server many handshakes.

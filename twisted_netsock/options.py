@@ -266,7 +266,8 @@ class TLSSocketOptions(SocketOptions):
         handshake_timeout: Time for the handshake, on servers together with the PROXY
             header before it, or `None` for no limit.
         close_timeout: Time for the peer's half of the goodbye.
-        keylog_file: A file to append session secrets to, for debugging.
+        keylog_file: A file to append session secrets to, for debugging; one that exists
+            must be a regular file of this user, with mode 0600.
     """
 
     handshake: bool = _field(True, check.boolean, None)

@@ -11,6 +11,7 @@ from twisted.python import usage
 
 from .._validation import duration_text
 from ..client_contexts import client_context_factory
+from ..contexts import open_key_log
 from ..names import is_host_name, is_ip_address, numeric_service
 from ..options import TLSSocketOptions
 
@@ -131,8 +132,7 @@ def tls_options(given: Any, host: str, **fields: Any) -> TLSSocketOptions:
 
 def _check_writable(option: str, path: str) -> None:
     try:
-        # As it is opened for each secret, which is only for its owner.
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        os.close(open_key_log(path))
     except OSError as error:
         raise usage.UsageError(f"--{option} {path}: {error.strerror}") from None
 
