@@ -160,6 +160,7 @@ class BaseTransport:
         self._watch.close()
         self._descriptor.close()
         self._queue.clear()
+        self._behind_handshake.clear()
         self._queued = 0
         producer, self.producer = self.producer, None
         if producer is not None:

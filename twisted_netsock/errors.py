@@ -16,7 +16,7 @@ import os
 import socket as _socket
 import ssl as _ssl
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet import error as _error
 
@@ -67,6 +67,23 @@ def _restore(
         rebuilt.args = args
     rebuilt.__dict__.update(state)
     return rebuilt
+
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
+
+
+def unraised(error: ErrorT) -> ErrorT:
+    """
+    Return an error like *error* that has not been raised.
+
+    A raised one has a traceback, and an error in whose place it was raised: their frames
+    hold what callers have sent, for as long as anything holds the error. So what is kept
+    to be raised later, or is handed to a protocol, is one of these.
+    """
+    if not isinstance(error, NetsockError):
+        return error.with_traceback(None)
+    made: Any = _restore(type(error), error.args, error.__dict__)
+    return made  # type: ignore[no-any-return]
 
 
 class NetsockError(Exception):

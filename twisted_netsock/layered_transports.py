@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from .client_contexts import ClientContextFactory
 from .descriptors import WANT_READ, WANT_WRITE, Want
-from .errors import SocketConnectionLostError, SocketError, SocketWriteTimeoutError
+from .errors import SocketConnectionLostError, SocketError, SocketWriteTimeoutError, unraised
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
 from .transports import TLSTransport
@@ -254,7 +254,7 @@ class LayeredDescriptor(TLSDescriptor):
         """Return the error of a connection that the inner transport lost."""
         reason = None if self.inner.lost is None else self.inner.lost.value
         if isinstance(reason, SocketError):
-            return reason
+            return unraised(reason)
         if reason is None or isinstance(reason, ConnectionDone):
             return SocketConnectionLostError()
         return SocketConnectionLostError(strerror=f"The inner connection was lost: {reason}")

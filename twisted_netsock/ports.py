@@ -15,7 +15,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from .descriptors import RECEIVE_LIMIT, WANT_READ, Want
-from .errors import SocketError, SocketIncompleteReadError, SocketPortError
+from .errors import (
+    SocketClosedError,
+    SocketError,
+    SocketIncompleteReadError,
+    SocketPortError,
+    SocketWriteTimeoutError,
+    unraised,
+)
 from .operations import MOST_AT_ONCE, Operating
 
 if TYPE_CHECKING:
@@ -241,7 +248,8 @@ class OutputPort:
         self._offset = 0
         self._sending = False
         self._closed = False
-        self._failure: Failure | None = None
+        self._error: BaseException | None = None
+        """What a send has failed with, as it was never raised."""
         self._closing = False
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
@@ -283,7 +291,7 @@ class OutputPort:
         copy = bytes(memoryview(data))
         if self._closed:
             return fail(Failure(SocketPortError(self, strerror="The port is closed")))
-        if copy and self._failure is None:
+        if copy and self._error is None:
             if not self._sending and self._socket._writer is not None:
                 return self._socket._refuse()
             self._queue.append(copy)
@@ -321,8 +329,8 @@ class OutputPort:
 
     def _wait(self, below: int) -> Deferred[None]:
         """Return a Deferred that fires when fewer than *below* bytes are queued."""
-        if self._failure is not None:
-            return fail(self._failure)
+        if self._error is not None:
+            return fail(self._failed_before())
         if self._queued < below and not (below == 1 and self._sending):
             return succeed(None)
         waiting: Deferred[None] = Deferred(self._forget)
@@ -360,6 +368,9 @@ class OutputPort:
 
     def _send_rest(self) -> Want | None:
         """Send what is queued when the socket is closed; for the socket."""
+        if self._queued and not self._queue:
+            # It was dropped, and the stream must not look complete.
+            raise self._failed_before()
         self._closing = True
         return self._send_queue()
 
@@ -394,14 +405,25 @@ class OutputPort:
         for _below, deferred in waiting:
             deferred.callback(None)
 
+    def _failed_before(self) -> BaseException:
+        """Return the error that a send has failed with."""
+        assert self._error is not None
+        error = unraised(self._error)
+        if isinstance(error, SocketError):
+            error.socket = self._socket
+        return error
+
     def _failed(self, failure: Failure) -> None:
         self._sending = False
-        self._failure = failure
-        if isinstance(failure.value, SocketError):
-            failure.value.socket = self._socket
+        error = failure.value
+        assert error is not None
+        self._error = unraised(error)
+        if not isinstance(error, SocketWriteTimeoutError | SocketClosedError):
+            # After those what is left goes out when the socket is closed.
+            self._queue.clear()
         waiting, self._waiting = self._waiting, []
         for _below, deferred in waiting:
-            deferred.errback(failure)
+            deferred.errback(self._failed_before())
 
 
 def _check_count(n: Any, least: int = 1) -> None:

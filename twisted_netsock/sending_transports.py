@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from .base_transports import BaseTransport
 from .descriptors import WANT_READ, Want, byte_view, set_linger_reset
-from .errors import SocketError, SocketWriteTimeoutError
+from .errors import SocketError, SocketWriteTimeoutError, unraised
 from .tls import TLSDescriptor
 from .tls_stages import say_goodbye
 
@@ -84,7 +84,7 @@ class SendingTransport(BaseTransport):
                     # The kernel's buffer is full: the rest waits.
                     break
         except SocketError as error:
-            self._lose_soon(error)
+            self._lose_soon(unraised(error))
             return
         if sent < size:
             self._enqueue(memoryview(data)[sent:])
@@ -156,7 +156,7 @@ class SendingTransport(BaseTransport):
                 return
             want = descriptor.try_flush()
         except SocketError as error:
-            self._lose(Failure(error))
+            self._lose(Failure(unraised(error)))
             return
         if want is not None:
             self._wait_to_flush(want)
@@ -265,7 +265,7 @@ class SendingTransport(BaseTransport):
         try:
             want = self._descriptor.try_shutdown(_socket.SHUT_WR)
         except SocketError as error:
-            self._lose(Failure(error))
+            self._lose(Failure(unraised(error)))
             return
         if want is not None:
             self._wait_to_flush(want)

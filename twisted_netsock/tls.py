@@ -28,6 +28,7 @@ from .errors import (
     TLSError,
     TLSHandshakeError,
     TLSTruncatedError,
+    unraised,
 )
 from .handshake_records import HandshakeRecords
 from .negotiated import Negotiated
@@ -60,7 +61,7 @@ class TLSDescriptor(Negotiated):
     A non-blocking socket, which it owns, that speaks TLS.
 
     A method raises `TLSError` or a kin of `SocketConnectionLostError`. The first
-    fatal error is kept, and every later call raises it again.
+    fatal error is kept, and every later call raises one like it.
 
     Attributes:
         sock: The socket beneath.
@@ -136,7 +137,7 @@ class TLSDescriptor(Negotiated):
     def try_handshake(self) -> Want | None:
         """Carry the handshake on; `None` when it is done and the peer verified."""
         if self._failure is not None:
-            raise self._failure.with_traceback(None)
+            raise unraised(self._failure)
         if self.handshaken:
             return None
         try:
@@ -177,7 +178,7 @@ class TLSDescriptor(Negotiated):
         """Say why the handshake failed: first of all, if it was our verification."""
         verification = self.connection.state.verification
         if verification.failure is not None:
-            failure: SocketError = verification.failure
+            failure: SocketError = unraised(verification.failure)
             return failure
         if _is_unexpected_end(error):
             return SocketConnectionLostError(
@@ -186,7 +187,7 @@ class TLSDescriptor(Negotiated):
         return _from_system(error) or TLSHandshakeError(*_explain(error))
 
     def _fail(self, error: SocketError) -> SocketError:
-        self._failure = error
+        self._failure = unraised(error)
         forget_errors()
         # Nothing that was taken can be sent any more: who flushes it is to hear of that.
         self._lost = self._lost or bool(self._kept)
@@ -202,7 +203,7 @@ class TLSDescriptor(Negotiated):
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise self._failure.with_traceback(None)
+            raise unraised(self._failure)
         if not self.handshaken:
             raise TLSError(reason="the handshake is not done: call handshake() first")
 
@@ -361,7 +362,7 @@ class TLSDescriptor(Negotiated):
     def try_flush(self) -> Want | None:
         """Send the piece that was taken and is not with the kernel yet."""
         if self._lost and self._failure is not None:
-            raise self._failure.with_traceback(None)
+            raise unraised(self._failure)
         if not self._kept:
             return None
         try:
@@ -445,7 +446,7 @@ class TLSDescriptor(Negotiated):
             if self.handshaken and resumption is not None:
                 # For the next connection, now that this one ends well.
                 resumption.keep(self.connection)
-            self._failure = SocketClosedError()
+            self._fail(SocketClosedError())
         self.sock.close()
 
 

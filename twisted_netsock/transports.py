@@ -30,7 +30,7 @@ from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .contexts import negotiated_protocols
 from .descriptors import WANT_READ, WANT_WRITE, Want
-from .errors import SocketError, SocketReadTimeoutError
+from .errors import SocketError, SocketReadTimeoutError, unraised
 from .foreign_tls import ForeignTLS, check_context_factory
 from .options import SocketOptions
 from .sending_transports import SendingTransport
@@ -149,7 +149,7 @@ class Transport(SendingTransport):
         try:
             count = self._descriptor.try_recv_into(target)
         except SocketError as error:
-            self._lose(Failure(error))
+            self._lose(Failure(unraised(error)))
             return
         if count.__class__ is Want:
             if count is not self._read_want:

@@ -21,7 +21,7 @@ from service_identity.cryptography import (
 )
 from twisted.logger import Logger
 
-from .errors import CertificateVerificationError
+from .errors import CertificateVerificationError, unraised
 from .names import is_ip_address, reference_identity
 from .option_types import VerifyResult
 
@@ -149,7 +149,7 @@ class Verification:
         if self.failure is None and self.needed and not (self.checked or self.skipped):
             self.failure = CertificateVerificationError(0, "it was never verified", None)
         if self.failure is not None:
-            raise self.failure
+            raise unraised(self.failure)
 
 
 @lru_cache(maxsize=_MATCHES_KEPT)
