@@ -36,6 +36,9 @@ class Owner:
         self.heard.append(reason)
         self.act(self)
 
+    def on_fork(self) -> None:
+        self.heard.append("forked")
+
 
 @contextmanager
 def poller_of(kind: type[Poller], monkeypatch: Any) -> Iterator[Poller]:

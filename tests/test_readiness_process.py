@@ -35,6 +35,9 @@ class Owner:
         self.watch.stop_read()
         self.heard.append(f"{self.name}: readable")
 
+    def on_fork(self):
+        self.heard.append(f"{self.name}: forked")
+
     def on_poller_lost(self, reason):
         self.heard.append(f"{self.name}: {reason}")
         assert isinstance(reason, SocketError)

@@ -16,9 +16,9 @@ from typing import Any, Final
 from twisted.logger import Logger
 
 from .addresses import SocketAddress
-from .descriptors import from_os_error
+from .descriptors import from_os_error, inherit
 from .errors import SocketError
-from .readiness import Watch
+from .readiness import Watch, contain
 
 __all__ = ["Acceptor"]
 
@@ -198,7 +198,10 @@ class Acceptor:
                 return
             if taken is None:
                 return
-            self._deliver(*taken)
+            try:
+                self._deliver(*taken)
+            except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
+                contain(error, "a new connection could not be served")
 
     def on_writable(self) -> None:
         """Do nothing: a listening descriptor is never written."""
@@ -207,3 +210,9 @@ class Acceptor:
         """Report that nothing more can be accepted; for the poller."""
         self.stop()
         self._lost(reason)
+
+    def on_fork(self) -> None:
+        """Accept nothing any more in a forked child; for the poller."""
+        self.stop()
+        self._quick_accept = None
+        inherit(self._sock)

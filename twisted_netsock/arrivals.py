@@ -41,19 +41,20 @@ class Arrival:
     A connection on its way to the application.
 
     Attributes:
-        sock: Owned by `Arrivals` until the connection is delivered.
-        watch: Of *sock*.
+        descriptor: Owned by `Arrivals` until the connection is delivered; TLS from its
+            handshake on.
+        watch: Of *descriptor*.
         peer: Whom it comes from: the header's source, where it tells one.
         header: The PROXY header, or `None` where none was required.
         shaking: The header is done, and TLS shakes hands.
     """
 
-    __slots__ = ("_end", "_reactor", "_real", "header", "peer", "shaking", "sock", "watch")
+    __slots__ = ("_end", "_reactor", "_real", "descriptor", "header", "peer", "shaking", "watch")
 
     def __init__(
         self,
         reactor: Any,
-        sock: _socket.socket,
+        descriptor: Descriptor,
         watch: Watch,
         peer: SocketAddress,
         seconds: float | None,
@@ -61,7 +62,7 @@ class Arrival:
         self._reactor = reactor
         self._real = peer
         self._end = None if seconds is None else reactor.seconds() + seconds
-        self.sock = sock
+        self.descriptor = descriptor
         self.watch = watch
         self.peer = peer
         self.header: ProxyHeader | None = None
@@ -147,7 +148,7 @@ class Arrivals:
     def begin(self, sock: _socket.socket, peer: SocketAddress) -> None:
         """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
         watch = poller_for(self._reactor).watch(sock.fileno())
-        arrival = Arrival(self._reactor, sock, watch, peer, self._seconds)
+        arrival = Arrival(self._reactor, PlainDescriptor(sock), watch, peer, self._seconds)
         running: Deferred[Any]
         if self._version is None:
             running = self._shake(arrival)
@@ -169,19 +170,22 @@ class Arrivals:
                 # Who does not admit it tells why.
                 return fail(CancelledError())
             if self._secure is None:
-                return succeed(PlainDescriptor(arrival.sock))
+                return succeed(arrival.descriptor)
             arrival.shaking = True
             return self._secure(arrival)
-        except Exception:  # noqa: BLE001 - it costs this connection and no other
+        except BaseException:  # noqa: BLE001 - it costs this connection and no other
             return fail()
 
     def _finished(self, result: Descriptor | Failure, arrival: Arrival) -> None:
         was_full = self.full
         self._running.pop(arrival, None)
         try:
+            if self._closed and not isinstance(result, Failure):
+                # By what its handshake called.
+                result = Failure(CancelledError())
             if isinstance(result, Failure):
                 arrival.watch.close()
-                arrival.sock.close()
+                arrival.descriptor.close()
                 self._report(arrival, result)
                 if self._gone is not None:
                     self._gone()

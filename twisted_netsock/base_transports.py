@@ -27,7 +27,7 @@ from .descriptors import WANT_READ, Descriptor, Want
 from .factories import log_prefix
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
-from .readiness import Watch
+from .readiness import Watch, contain
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
 
@@ -111,10 +111,9 @@ class BaseTransport:
 
     # The life of a connection
 
-    def _set_protocol(self, protocol: Any) -> None:
-        """Deliver to *protocol* from now on, and mark its log lines as Twisted does."""
-        self.protocol = protocol
-        name = log_prefix(protocol)
+    def _name_protocol(self) -> None:
+        """Mark the protocol's log lines as Twisted does."""
+        name = log_prefix(self.protocol)
         if self._is_client:
             self.logstr = f"{name},client"
         else:
@@ -150,10 +149,7 @@ class BaseTransport:
         self.connected = False
         self.disconnected = True
         self.disconnecting = False
-        for call in (*self._calls, self._read_timer, self._write_timer):
-            if call is not None and call.active():
-                call.cancel()
-        self._calls.clear()
+        self._cancel_calls()
         handshaking, self._handshake = self._handshake, None
         if handshaking is not None:
             handshaking.cancel()
@@ -169,7 +165,13 @@ class BaseTransport:
         context.call(self._log_context, guard, protocol.connectionLost, reason)
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
-            on_gone()
+            guard(on_gone)
+
+    def _cancel_calls(self) -> None:
+        for call in (*self._calls, self._read_timer, self._write_timer):
+            if call is not None and call.active():
+                call.cancel()
+        self._calls.clear()
 
     def _lose_soon(self, error: Exception) -> None:
         """Lose the connection in the next turn: nothing is told from inside a write."""
@@ -180,14 +182,26 @@ class BaseTransport:
             self._call_soon(self._lose, Failure(error))
 
     def _protocol_failed(self) -> None:
-        """Lose the connection for an exception that the protocol raised, as Twisted does."""
+        """
+        Lose the connection for an exception that the protocol raised, as Twisted does.
+
+        Called where it is handled; raises an interrupt again.
+        """
         failure = Failure()
-        _log.failure("a protocol raised an exception, its connection is closed", failure)
+        assert failure.value is not None
         self._lose(failure)
+        contain(failure.value, "a protocol raised an exception, its connection is closed")
 
     def on_poller_lost(self, reason: Exception) -> None:
         """Lose the connection: the reactor shuts down; for the poller."""
         self._lose(Failure(reason))
+
+    def on_fork(self) -> None:
+        """Become unusable in a forked child, where the protocol hears nothing; for the poller."""
+        self._descriptor.on_fork()
+        self._cancel_calls()
+        self.connected = self.disconnecting = False
+        self.disconnected = True
 
     def _update_reading(self) -> None:
         """Wait to read if, and only if, somebody wants what could be read."""
@@ -275,5 +289,5 @@ def guard(function: Callable[..., object], *args: object) -> None:
     """Call a protocol's or producer's method; what it raises is logged."""
     try:
         function(*args)
-    except Exception:  # noqa: BLE001 - nothing else may be lost for it
-        _log.failure("a protocol or producer raised an exception")
+    except BaseException:  # noqa: BLE001 - nothing else may be lost for it
+        _log.failure("a protocol, producer or factory raised an exception")

@@ -203,11 +203,11 @@ async def _connect(
         limit = factory.options.handshake_timeout
         seconds = deadline.remaining(None if limit is None else limit.total_seconds())
         place = node if service is None else service
-        descriptor = TLSDescriptor(sock, factory, protocols, place)
+        established.descriptor = descriptor = TLSDescriptor(sock, factory, protocols, place)
         if factory.options.handshake:
             poller_for(reactor).at_once += HANDSHAKE
             await handshake(reactor, watch, descriptor, seconds)
     except BaseException:
         established.close()
         raise
-    return Established(descriptor, watch)
+    return established

@@ -26,6 +26,7 @@ from .errors import (
     SocketConnectionRefusedError,
     SocketConnectionTimeoutError,
     SocketError,
+    opened_before_fork,
 )
 
 if TYPE_CHECKING:
@@ -136,6 +137,32 @@ class Descriptor(Protocol):
     def close(self) -> None:
         """Close the descriptor, whatever state it is in."""
 
+    def on_fork(self) -> None:
+        """Become unusable: this is a forked child, and the connection is its parent's."""
+
+
+class InheritedSocket(_socket.socket):
+    """
+    A forked child's copy of its parent's socket: it can be closed, and nothing else.
+
+    What a child sends, receives or sets, it sends, receives and sets for its parent.
+    """
+
+    __slots__ = ()
+
+    def _refuse_all(self, *_args: object, **_kwargs: object) -> Any:
+        raise opened_before_fork()
+
+    _refuse: Any = _refuse_all
+    accept = bind = connect = connect_ex = listen = setsockopt = shutdown = _refuse
+    recv = recv_into = recvfrom = recvfrom_into = recvmsg = recvmsg_into = _refuse
+    send = sendall = sendmsg = sendto = sendfile = _refuse
+
+
+def inherit(sock: _socket.socket) -> None:
+    """Make *sock* an `InheritedSocket`, whoever holds it."""
+    sock.__class__ = InheritedSocket
+
 
 class PlainDescriptor:
     """
@@ -242,6 +269,8 @@ class PlainDescriptor:
 
     def try_sendfile(self, file: int, offset: int, n: int) -> int | Want:
         """Send up to *n* bytes of the regular *file* from *offset* on; 0 is its end."""
+        if isinstance(self.sock, InheritedSocket):
+            raise opened_before_fork()
         try:
             return os.sendfile(self.sock.fileno(), file, offset, n)
         except BlockingIOError:
@@ -269,6 +298,10 @@ class PlainDescriptor:
     def close(self) -> None:
         """Close the descriptor."""
         self.sock.close()
+
+    def on_fork(self) -> None:
+        """Become unusable; see `Descriptor`."""
+        inherit(self.sock)
 
     def _send_error(self, error: OSError) -> SocketError:
         if error.errno == errno.EPIPE and self._write_shut:

@@ -29,7 +29,8 @@ def shaking_hands(
     """
 
     def secure(arrival: Arrival) -> Deferred[Descriptor]:
-        descriptor = TLSDescriptor(arrival.sock, factory, protocols)
+        descriptor = TLSDescriptor(arrival.descriptor.sock, factory, protocols)
+        arrival.descriptor = descriptor
         if not factory.options.handshake:
             return succeed(descriptor)
         shaken = handshake(reactor, arrival.watch, descriptor, arrival.remaining())

@@ -145,7 +145,7 @@ class Layer(Protocol):
             inner.register(self)
             protocols = negotiated_protocols(owner.factory)
             self._descriptor = LayeredDescriptor(inner, owner.context_factory, protocols)
-        except Exception:  # noqa: BLE001 - whoever connects hears of it
+        except BaseException:  # noqa: BLE001 - the caller that connects gets it
             self.fail(Failure())
             return
         self._watch = LayeredWatch(owner.reactor, self._descriptor)
@@ -200,7 +200,7 @@ class Layer(Protocol):
         assert self.transport is not None
         try:
             protocol = self._owner.factory.buildProtocol(self.transport.getPeer())
-        except Exception:  # noqa: BLE001 - whoever connects hears of it
+        except BaseException:  # noqa: BLE001 - the caller that connects gets it
             self._failure = self._failure or Failure()
             return None
         if protocol is None:

@@ -25,7 +25,7 @@ from .handshakes import shaking_hands
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .racing import Established
-from .readiness import Watch, poller_for
+from .readiness import Watch, contain, poller_for
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
@@ -325,10 +325,10 @@ class ListeningPort:
             transport = make_transport(
                 self._reactor, established, self._options, address, header=header, is_client=False
             )
-        except Exception:  # noqa: BLE001 - it costs this connection and no other
-            _log.failure("a new connection could not be served")
+        except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
             established.close()
             self._left()
+            contain(error, "a new connection could not be served")
             return
         transport.attach(protocol, self._left)
 

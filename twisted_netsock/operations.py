@@ -117,6 +117,8 @@ class Receiving(Operation[bytes]):
 class Operating:
     """A descriptor on the reactor, with at most one operation waiting in each direction."""
 
+    _left_waiting: tuple[Operation[Any] | None, ...] = ()
+
     def __init__(
         self, reactor: Any, watch: Watch, descriptor: Descriptor, options: SocketOptions
     ) -> None:
@@ -133,6 +135,7 @@ class Operating:
         self._doomed = 0
         """How many receives are to wait without an attempt, which would find nothing."""
         self._closed = False
+        watch.remember(self)
 
     def _failed(self, error: BaseException) -> Deferred[Any]:
         if isinstance(error, SocketError):
@@ -147,7 +150,7 @@ class Operating:
             return self._refuse()
         try:
             result = attempt() if self._may_go_on() else WANT_READ
-        except SocketError as error:
+        except Exception as error:  # noqa: BLE001 - the caller gets it, as from one that waits
             return self._failed(error)
         if isinstance(result, Want):
             operation = self._reader = Operation(self._drop, attempt, result)
@@ -162,7 +165,7 @@ class Operating:
             return self._refuse()
         try:
             result = attempt() if self._may_go_on() else WANT_WRITE
-        except SocketError as error:
+        except Exception as error:  # noqa: BLE001 - the caller gets it, as from one that waits
             return self._failed(error)
         if self._closed:
             # By whom the attempt itself called.
@@ -268,7 +271,7 @@ class Operating:
             return
         try:
             result = operation.attempt()
-        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
+        except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
             self._attempt_failed(operation, error)
             return
         if not self._is_parked(operation):
@@ -283,7 +286,7 @@ class Operating:
         else:
             self._complete(operation, result)
 
-    def _attempt_failed(self, operation: Operation[Any], error: Exception) -> None:
+    def _attempt_failed(self, operation: Operation[Any], error: BaseException) -> None:
         if isinstance(error, SocketError):
             error.socket = self
         self._complete(operation, Failure(error))
@@ -365,7 +368,7 @@ class Operating:
             return
         try:
             result = reader.attempt()
-        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
+        except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
             self._attempt_failed(reader, error)
             return
         if self._reader is not reader:
@@ -404,6 +407,17 @@ class Operating:
     def on_poller_lost(self, reason: Exception) -> None:
         """Fail what waits; for the poller."""
         self._fail_waiting(reason)
+
+    def on_fork(self) -> None:
+        """Become unusable in a forked child, where what waits never ends; for the poller."""
+        self._descriptor.on_fork()
+        # Held: to drop a coroutine that waits would run its ``finally``.
+        self._left_waiting = (self._reader, self._writer)
+        for operation in self._left_waiting:
+            for call in (operation.timer, operation.rest) if operation is not None else ():
+                if call is not None:
+                    call.cancel()
+        self._reader = self._writer = None
 
     def _received_some(self) -> None:
         """Note that part of what receives was done: its time-out begins anew."""

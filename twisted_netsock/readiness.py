@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IReactorCore,
     IReactorFDSet,
@@ -45,6 +46,16 @@ HANDSHAKE: Final = 8
 _ONLY_READABLE: Final = select.POLLIN
 """What epoll reports most: there is something to read, and nothing else."""
 
+_EDGE: Final = getattr(select, "EPOLLET", 0)
+"""Only changes are reported; see `EpollPoller._settle`."""
+
+_UNASKED: Final = select.POLLERR | select.POLLHUP
+"""What the kernel reports whether it was asked for or not."""
+
+_RAISED: Final = "the handler of a socket raised an exception"
+
+_READ_OR_EDGE: Final = select.POLLIN | _EDGE
+
 _log = Logger()
 
 
@@ -59,6 +70,13 @@ class Owner(Protocol):
 
     def on_poller_lost(self, reason: Exception) -> None:
         """Handle the end of all reports: nothing comes after this."""
+
+    def on_fork(self) -> None:
+        """
+        Become unusable, in a forked child: the parent has the connection.
+
+        No code of the program may be called, and nothing done to the connection.
+        """
 
 
 class Watch:
@@ -87,7 +105,7 @@ class Watch:
         """Report when the descriptor is readable, until `stop_read`."""
         self.reading = True
         poller = self._poller
-        if poller.reporting and self._mask & select.POLLIN:
+        if poller.reporting and self._mask & _READ_OR_EDGE == select.POLLIN:
             # It is asked for already, and `doRead` sees to the rest.
             poller.parked = True
         else:
@@ -120,6 +138,10 @@ class Watch:
         """
         self._poller.kept.add(self)
 
+    def remember(self, owner: Owner) -> None:
+        """Have *owner* hear of a fork, without holding it."""
+        self._poller.remembered.add(owner)
+
     def close(self) -> None:
         """Leave the poller; to be called before the descriptor is closed."""
         self.reading = self.writing = False
@@ -143,7 +165,10 @@ class Poller:
         self._registered: dict[int, Watch] = {}
         self.kept: set[Watch] = set()
         """Those whose owners are held whether they wait or not."""
+        self.remembered: weakref.WeakSet[Owner] = weakref.WeakSet()
+        """Those that may be dropped, and yet must hear of a fork."""
         self._dead: Callable[[], Exception] | None = None
+        self._inherited: list[object] = []
         self.reporting = False
         """The reactor has called, so this is one of its readers, and stays that meanwhile."""
         self.parked = False
@@ -195,9 +220,27 @@ class Poller:
         self.lose(SocketConnectionLostError(strerror="The reactor was shut down"))
 
     def forked(self) -> None:
-        """Give everything up in a forked child, which must not disturb its parent."""
+        """
+        Report nothing any more: this is a forked child, and the connections are its parent's.
+
+        The owners are held from now on: what waits for them is the program's, and to drop
+        a coroutine would run its ``finally``.
+        """
+        if self._dead is not None:
+            # A child's child: what is held stays so.
+            return
         self._dead = opened_before_fork
-        self.lose(opened_before_fork())
+        watches = self.kept.union(self._registered.values())
+        self.kept.clear()
+        self._registered.clear()
+        owners = {*self.remembered}
+        for watch in watches:
+            watch.reading = watch.writing = False
+            if watch.owner is not None:
+                owners.add(watch.owner)
+        self._inherited = [*watches, *owners]
+        for owner in owners:
+            owner.on_fork()
 
     def _lose_registered(self) -> None:
         reason = SocketConnectionLostError(strerror="The reactor dropped its descriptors")
@@ -213,15 +256,34 @@ class Poller:
             watch.reading = watch.writing = False
             owner, watch.owner = watch.owner, None
             if owner is not None:
-                _call(owner.on_poller_lost, reason)
+                try:
+                    owner.on_poller_lost(reason)
+                except BaseException:  # noqa: BLE001 - every owner must hear of it
+                    _log.failure(_RAISED)
+
+
+def contain(error: BaseException, what: str) -> None:
+    """
+    Log *what* an exception of the program's did; it costs its own connection alone.
+
+    Args:
+        error: Anything: an `argparse` that is fed with a peer's words raises `SystemExit`.
+            A `KeyboardInterrupt` is raised again. It is the user's, and only happened to
+            come while this connection was served: the reactor does with it what it always
+            does, which is to end `run` on asyncio, and to log it elsewhere.
+        what: What has happened to the connection.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    _log.failure("{what}", Failure(error), what=what)
 
 
 def _call(method: Callable[..., None], *args: object) -> None:
-    """Call an owner; what it raises is logged and touches nobody else."""
+    """Call an owner; see `contain`."""
     try:
         method(*args)
-    except Exception:  # noqa: BLE001 - one owner's mistake must not reach the others
-        _log.failure("a socket's handler failed")
+    except BaseException as error:  # noqa: BLE001 - one owner's mistake must not reach the others
+        contain(error, _RAISED)
 
 
 @implementer(IReadDescriptor)
@@ -249,9 +311,10 @@ class EpollPoller(Poller):
                 self._epoll.modify(watch.fd, event)
             self._registered[watch.fd] = watch
             watch._mask = event
-        elif not mask & event:
-            self._epoll.modify(watch.fd, mask | event)
-            watch._mask = mask | event
+        elif not mask & event or mask & _EDGE:
+            mask = (mask | event) & ~_EDGE
+            self._epoll.modify(watch.fd, mask)
+            watch._mask = mask
         if reactor is None:
             self.parked = True
         else:
@@ -275,6 +338,7 @@ class EpollPoller(Poller):
     def doRead(self) -> None:
         """Hand what epoll reports to the owners."""
         registered = self._registered
+        interrupt: KeyboardInterrupt | None = None
         self.reporting = True
         self.at_once = 0
         try:
@@ -284,17 +348,27 @@ class EpollPoller(Poller):
                     continue
                 owner = watch.owner
                 try:
-                    if events == _ONLY_READABLE and watch.reading and owner is not None:
+                    if (
+                        events == _ONLY_READABLE
+                        and watch.reading
+                        and owner is not None
+                        and watch._mask < _EDGE
+                    ):
                         owner.on_readable()
                     else:
                         self._report(watch, events)
-                except Exception:  # noqa: BLE001 - see _call
-                    _log.failure("a socket's handler failed")
+                except KeyboardInterrupt as error:
+                    # Not before the others have had their reports.
+                    interrupt = error
+                except BaseException as error:  # noqa: BLE001 - see _call
+                    contain(error, _RAISED)
         finally:
             self.reporting = False
             if self.parked or not registered:
                 self.parked = False
                 self._come_or_go()
+        if interrupt is not None:
+            raise interrupt
 
     def _come_or_go(self) -> None:
         """Be one of the reactor's readers, whoever has just removed them all, or no more."""
@@ -321,13 +395,33 @@ class EpollPoller(Poller):
                 unwanted = True
         if unwanted and watch._mask:
             self.shrink(watch)
+        if watch._mask and (events & _UNASKED or watch._mask & _EDGE):
+            self._settle(watch)
+
+    def _settle(self, watch: Watch) -> None:
+        """
+        Have only changes reported of *watch* while there is nothing that it waits for.
+
+        The kernel reports an error for as long as one stands, and some no receive or send
+        takes away: those in the queue of ``IP_RECVERR`` and of ``SO_TIMESTAMPING``. Reported
+        level-triggered, they would keep the processor busy for nothing.
+        """
+        mask = watch._mask & ~_EDGE
+        poll = select.poll()
+        poll.register(watch.fd, mask)
+        found = poll.poll(0)
+        if not (found and found[0][1] & mask):
+            mask |= _EDGE
+        if mask != watch._mask:
+            self._epoll.modify(watch.fd, mask)
+            watch._mask = mask
 
     def shrink(self, watch: Watch) -> None:
         mask = (select.EPOLLIN if watch.reading else 0) | (select.EPOLLOUT if watch.writing else 0)
         if not mask:
             # Never an empty mask: a hang-up is reported for that too, and would spin.
             self.forget(watch)
-        elif mask != watch._mask:
+        elif mask != watch._mask & ~_EDGE:
             self._epoll.modify(watch.fd, mask)
             watch._mask = mask
 
@@ -340,8 +434,16 @@ class EpollPoller(Poller):
         return "netsock"
 
     def connectionLost(self, reason: Failure) -> None:
-        """Lose every watch: the reactor disconnects all that it holds."""
-        self.lose_all()
+        """
+        Lose every watch if the reactor disconnects all that it holds, and go on otherwise.
+
+        A reactor lets go of a reader that raised, too, which `doRead` does for an interrupt
+        alone: *reason* has that then.
+        """
+        if reason.check(ConnectionLost) is not None:
+            self.lose_all()
+        else:
+            self._come_or_go()
 
     def __repr__(self) -> str:
         return f"<twisted_netsock poller of descriptors {sorted(self._registered)}>"
@@ -383,6 +485,10 @@ class _Adapter:
 
     def connectionLost(self, reason: Failure) -> None:
         watch = self._watch
+        if reason.check(ConnectionDone, ConnectionLost) is None:
+            # An interrupt came while the owner ran: the reactor has let go of this alone.
+            self._poller.rejoin(watch)
+            return
         if not has_event(self._fd, select.POLLIN):
             lost = SocketConnectionLostError(strerror="The reactor disconnects all")
             self._poller.lose(lost, [watch])
@@ -413,6 +519,13 @@ class ReactorPoller(Poller):
         if event == select.POLLIN:
             self._reactor.addReader(watch._adapter)
         else:
+            self._reactor.addWriter(watch._adapter)
+
+    def rejoin(self, watch: Watch) -> None:
+        """Have what the owner waits for reported again, after the reactor let go of it."""
+        if watch.reading:
+            self._reactor.addReader(watch._adapter)
+        if watch.writing:
             self._reactor.addWriter(watch._adapter)
 
     def forget(self, watch: Watch) -> None:
@@ -475,10 +588,15 @@ def poller_for(reactor: Any) -> Poller:
     return poller
 
 
+_inherited: Final[list[Poller]] = []
+"""A child's, of its parent: they hold what must not be collected."""
+
+
 def _forked() -> None:
-    for poller in list(_pollers.values()):
-        poller.forked()
+    _inherited.extend(_pollers.values())
     _pollers.clear()
+    for poller in _inherited:
+        poller.forked()
 
 
 os.register_at_fork(after_in_child=_forked)

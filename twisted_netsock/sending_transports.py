@@ -200,7 +200,7 @@ class SendingTransport(BaseTransport):
                 self._want_flush()
             try:
                 self.producer.resumeProducing()
-            except Exception:  # noqa: BLE001 - see _protocol_failed
+            except BaseException:  # noqa: BLE001 - see _protocol_failed
                 self._protocol_failed()
         elif self.producer is not None:
             return
@@ -271,13 +271,13 @@ class SendingTransport(BaseTransport):
             self._wait_to_flush(want)
             return
         self._write_closed = True
-        listener = IHalfCloseableProtocol(self.protocol, None)
-        if listener is not None:
-            try:
+        try:
+            listener = IHalfCloseableProtocol(self.protocol, None)
+            if listener is not None:
                 listener.writeConnectionLost()
-            except Exception:  # noqa: BLE001 - see _protocol_failed
-                self._protocol_failed()
-                return
+        except BaseException:  # noqa: BLE001 - see _protocol_failed
+            self._protocol_failed()
+            return
         if self._read_closed and self.connected:
             self._finish()
 

@@ -296,6 +296,12 @@ class Socket(DataSocket):
         )
         return self._acceptor
 
+    def on_fork(self) -> None:
+        """Become unusable in a forked child; for the poller."""
+        super().on_fork()
+        if self._acceptor is not None:
+            self._acceptor.on_fork()
+
     def _stop_accepting(self) -> None:
         self._reader = None
         self._pause_acceptor()

@@ -20,7 +20,7 @@ from OpenSSL import SSL
 
 from .client_contexts import ClientContextFactory
 from .connections import RECORD, can_move, forget_errors
-from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error
+from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error, inherit
 from .errors import (
     SocketClosedError,
     SocketConnectionLostError,
@@ -28,6 +28,7 @@ from .errors import (
     TLSError,
     TLSHandshakeError,
     TLSTruncatedError,
+    opened_before_fork,
     unraised,
 )
 from .handshake_records import HandshakeRecords
@@ -73,10 +74,12 @@ class TLSDescriptor(Negotiated):
 
     __slots__ = (
         "_close_sent",
+        "_closed_within",
         "_discarded",
         "_ended",
         "_failure",
         "_hang_up",
+        "_in_handshake",
         "_kept",
         "_lost",
         "_maybe_refused",
@@ -118,6 +121,9 @@ class TLSDescriptor(Negotiated):
         self._lost = False
         """It was dropped when the connection failed, and whoever flushes is to hear of that."""
         self._failure: SocketError | None = None
+        self._in_handshake = False
+        self._closed_within = False
+        """It was closed by what OpenSSL had called."""
         self._ended = False
         """The peer has sent its close_notify."""
         self._untold = False
@@ -140,6 +146,19 @@ class TLSDescriptor(Negotiated):
             raise unraised(self._failure)
         if self.handshaken:
             return None
+        self._in_handshake = True
+        try:
+            want = self._carry_on_handshake()
+        finally:
+            self._in_handshake = False
+            if self._closed_within:
+                self.sock.close()
+        if self._closed_within:
+            assert self._failure is not None
+            raise unraised(self._failure)
+        return want
+
+    def _carry_on_handshake(self) -> Want | None:
         try:
             if self._records is None:
                 self.connection.do_handshake()
@@ -154,6 +173,8 @@ class TLSDescriptor(Negotiated):
             return WANT_WRITE
         except (SSL.Error, OSError) as error:
             raise self._fail(self._handshake_error(error)) from None
+        if self._closed_within:
+            return None
         try:
             self._conclude_handshake()
         except TLSError as error:
@@ -447,7 +468,17 @@ class TLSDescriptor(Negotiated):
                 # For the next connection, now that this one ends well.
                 resumption.keep(self.connection)
             self._fail(SocketClosedError())
-        self.sock.close()
+        if self._in_handshake:
+            # A verifier closes it: OpenSSL goes on with the number when that returns, and
+            # must not find another file there.
+            self._closed_within = True
+        else:
+            self.sock.close()
+
+    def on_fork(self) -> None:
+        """Become unusable; see `Descriptor`."""
+        inherit(self.sock)
+        self.give_up(opened_before_fork())
 
 
 def _is_unexpected_end(error: Exception) -> bool:

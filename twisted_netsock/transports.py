@@ -77,14 +77,15 @@ class Transport(SendingTransport):
             on_gone: Called once, after the protocol has lost its connection.
         """
         self._watch.owner = self
-        self._set_protocol(protocol)
+        self.protocol = protocol
         self._on_gone = on_gone
-        if IViewProtocol.providedBy(protocol):
-            self._deliver = protocol.view_received
         self.read_at_most(None)
         try:
+            self._name_protocol()
+            if IViewProtocol.providedBy(protocol):
+                self._deliver = protocol.view_received
             context.call(self._log_context, self._introduce, protocol)
-        except Exception:  # noqa: BLE001 - see _protocol_failed
+        except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
         if self._read_limit is not None and self.connected:
@@ -169,7 +170,7 @@ class Transport(SendingTransport):
                 deliver(target[:count])
             else:
                 self.protocol.dataReceived(bytes(target[:count]))
-        except Exception:  # noqa: BLE001 - see _protocol_failed
+        except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
         self._continue_if_buffered()
@@ -188,13 +189,13 @@ class Transport(SendingTransport):
     def _end_of_stream(self) -> None:
         self._read_closed = True
         self._update_reading()
-        listener = IHalfCloseableProtocol(self.protocol, None)
-        if listener is None:
-            self._finish()
-            return
         try:
+            listener = IHalfCloseableProtocol(self.protocol, None)
+            if listener is None:
+                self._finish()
+                return
             listener.readConnectionLost()
-        except Exception:  # noqa: BLE001 - see _protocol_failed
+        except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
         if self._write_closed and self.connected:
@@ -315,7 +316,11 @@ class Transport(SendingTransport):
         factory = self._shaking
         if factory is None or self._handshake is not None or self._aborting:
             return
-        protocols = negotiated_protocols(getattr(self.protocol, "factory", None))
+        try:
+            protocols = negotiated_protocols(getattr(self.protocol, "factory", None))
+        except BaseException:  # noqa: BLE001 - see _protocol_failed
+            self._protocol_failed()
+            return
         descriptor = self._descriptor = TLSDescriptor(self._descriptor.sock, factory, protocols)
         self._handshake = handshake(
             self.reactor, self._watch, descriptor, seconds(factory.options.handshake_timeout)
@@ -338,7 +343,7 @@ class Transport(SendingTransport):
         self.__class__ = TLSTransport
         try:
             context.call(self._log_context, self._tell_handshake_completed)
-        except Exception:  # noqa: BLE001 - see _protocol_failed
+        except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
         if not self.connected:

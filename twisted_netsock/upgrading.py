@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from .client_contexts import ClientContextFactory
 from .connecting import Deadline
-from .descriptors import PlainDescriptor
+from .descriptors import Descriptor, PlainDescriptor
 from .errors import SocketConnectionTimeoutError, SocketError
 from .operations import Operation
 from .options import (
@@ -147,15 +147,16 @@ async def _upgrade(
     is_client = isinstance(factory, ClientContextFactory)
     # A server's record has no use for `connection_timeout`.
     deadline = Deadline(reactor, options if is_client else SocketOptions())
+    connection: Descriptor = plain
     try:
         if sending is not None:
             await _send_rest(socket, sending, deadline.remaining(seconds))
-        descriptor = TLSDescriptor(plain.sock, factory, (), socket.service)
+        connection = descriptor = TLSDescriptor(plain.sock, factory, (), socket.service)
         if options.handshake:
             await handshake(reactor, watch, descriptor, deadline.remaining(seconds))
     except BaseException as error:
         watch.close()
-        plain.close()
+        connection.close()
         if isinstance(error, SocketError):
             error.socket = socket
         raise

@@ -54,7 +54,7 @@ def drive(
     if first is None:
         try:
             result = attempt()
-        except Exception:  # noqa: BLE001 - the caller hears of it
+        except BaseException:  # noqa: BLE001 - the caller gets it
             return fail()
         if not isinstance(result, Want):
             return succeed(result)
@@ -102,10 +102,13 @@ class _Drive(Generic[T]):
             self._finish(Failure(error))
 
     def _try(self) -> None:
+        result: T | Want | Failure
         try:
             result = self._attempt()
-        except Exception:  # noqa: BLE001 - the caller hears of it
-            self._finish(Failure())
+        except BaseException:  # noqa: BLE001 - the caller gets it
+            result = Failure()
+        if self._deferred.called:
+            # Cancelled by what the attempt called, a verifier say: there is no more to do.
             return
         if isinstance(result, Want):
             self._wait(result)
@@ -141,3 +144,8 @@ class _Drive(Generic[T]):
 
     def on_poller_lost(self, reason: Exception) -> None:
         self._finish(Failure(reason))
+
+    def on_fork(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()

@@ -129,6 +129,6 @@ def serve_client(
     link = (_TLSLinkedClient if is_tls else _LinkedClient)(relay, established)
     try:
         link.begin(client, listener, header, gone)
-    except Exception as error:  # noqa: BLE001 - it costs this connection and no other
+    except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
         _log.failure("a new connection could not be relayed")
         link.lose(error)

@@ -220,13 +220,17 @@ class Link:
         """Lose the connection: the reactor shuts down; for the poller."""
         self.lose(reason)
 
+    def on_fork(self) -> None:
+        """Become unusable in a forked child; for the poller."""
+        self._descriptor.on_fork()
+
     def abort(self) -> None:
         """End the connection at once, by a reset, and with it the other one."""
         if not self.lost:
             set_linger_reset(self._descriptor.sock)
             self.lose(ConnectionAborted())
 
-    def lose(self, error: Exception | None) -> None:
+    def lose(self, error: BaseException | None) -> None:
         """
         Close the connection.
 
@@ -419,6 +423,10 @@ class TLSLink(Link):
             self._finishing = False
             self._finished = True
 
+    def on_fork(self) -> None:
+        """Become unusable in a forked child; for the poller."""
+        self._descriptor.on_fork()
+
     def abort(self) -> None:
         """End the connection at once, by a reset, and with it the other one."""
         if self._goodbye is None:
@@ -427,7 +435,7 @@ class TLSLink(Link):
             set_linger_reset(self._descriptor.sock)
             self._goodbye.cancel()
 
-    def lose(self, error: Exception | None) -> None:
+    def lose(self, error: BaseException | None) -> None:
         """Close the connection, in order with a goodbye, which its options limit."""
         if self.lost or self._goodbye is not None:
             return
