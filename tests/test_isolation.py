@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
+import os
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from loopback import run_script
 from protocols import LOOPBACK, HalfCloser, Kind, Protocols, Recorder, serving
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer
+from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
 from twisted_netsock import (
@@ -28,6 +32,7 @@ from twisted_netsock import (
     make_server_tls_socket,
     server_endpoint,
 )
+from twisted_netsock.readiness import poller_for
 
 
 class Unusual(BaseException):
@@ -414,3 +419,42 @@ async def test_a_factory_that_raises_when_it_stops_touches_nothing(logged_errors
     [event] = logged_errors
     assert event["log_failure"].check(SystemExit)
     logged_errors.clear()
+
+
+async def test_a_socket_that_is_collected_in_another_thread_leaves_its_work_to_the_reactor(
+    monkeypatch,
+):
+    threads: list[int] = []
+    poller = poller_for(the_reactor())
+    forget = type(poller).forget
+
+    def noting(self: Any, watch: Any) -> None:
+        threads.append(threading.get_ident())
+        forget(self, watch)
+
+    monkeypatch.setattr(type(poller), "forget", noting)
+    gc.disable()
+    try:
+        here, there = chibi.open_socket_pair()
+        number = here.fileno()
+        waiting = here.recv(1)
+        waiting.addErrback(lambda _: None)
+        waiting.cancel()
+        cycle: Any = here
+        cycle.itself = cycle
+        del here, cycle, waiting
+        with pytest.warns(ResourceWarning, match="never closed"):
+            await deferToThread(gc.collect)
+    finally:
+        gc.enable()
+    await until(lambda: not is_open(number))
+    assert set(threads) == {threading.get_ident()}
+    await there.close()
+
+
+def is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from . import _validation as check
@@ -164,6 +165,14 @@ class BaseSocket(SocketFacts, Operating):
             return
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
         self._closed = True
+        if threadable.ioThread is None or threadable.isInIOThread():
+            self._drop_all()
+        else:
+            # The collector runs in any thread, and a reactor belongs to one. This object
+            # lives on until then.
+            self._reactor.callFromThread(self._drop_all)
+
+    def _drop_all(self) -> None:
         self._stop_helpers()
         self._watch.close()
         self._descriptor.close()

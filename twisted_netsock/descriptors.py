@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket as _socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -44,6 +45,12 @@ class Want(Enum):
 
 WANT_READ: Final = Want.READ
 WANT_WRITE: Final = Want.WRITE
+
+_NOBODY: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
+"""Who sent what is no datagram: the end."""
+
+_READ_SHUT: Final = getattr(select, "POLLRDHUP", 0)
+"""Linux alone tells it apart from data; other kernels give the end to any receive."""
 
 RECEIVE_LIMIT: Final = 65536
 """The most bytes that one receive allocates; larger blocks cost an mmap each."""
@@ -171,7 +178,7 @@ class PlainDescriptor:
     Every method raises what `from_os_error` makes of an error.
     """
 
-    __slots__ = ("_write_shut", "sock")
+    __slots__ = ("_is_stream", "_write_shut", "sock")
 
     failed = False
     unflushed = False
@@ -182,6 +189,8 @@ class PlainDescriptor:
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
         self._write_shut = False
+        self._is_stream: bool | None = None
+        """Looked at when it matters: to ask a socket for its type takes its time."""
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes; of a stream at most 64 KiB are allocated."""
@@ -191,7 +200,7 @@ class PlainDescriptor:
         try:
             return self.sock.recv(n, flags)
         except BlockingIOError:
-            return WANT_READ
+            return b"" if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
 
@@ -200,7 +209,7 @@ class PlainDescriptor:
         try:
             return self.sock.recv_into(view, 0, flags)
         except BlockingIOError:
-            return WANT_READ
+            return 0 if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
 
@@ -209,7 +218,7 @@ class PlainDescriptor:
         try:
             data, sender = self.sock.recvfrom(n, flags)
         except BlockingIOError:
-            return WANT_READ
+            return (b"", _NOBODY) if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
         return data, SocketAddress.of(self.sock.family, sender)
@@ -221,7 +230,7 @@ class PlainDescriptor:
         try:
             count, sender = self.sock.recvfrom_into(view, 0, flags)
         except BlockingIOError:
-            return WANT_READ
+            return (0, _NOBODY) if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
         return count, SocketAddress.of(self.sock.family, sender)
@@ -233,10 +242,25 @@ class PlainDescriptor:
         try:
             data, ancillary, flags_seen, sender = self.sock.recvmsg(n, ancillary_size, flags)
         except BlockingIOError:
-            return WANT_READ
+            return (b"", [], 0, _NOBODY) if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
         return data, ancillary, flags_seen, SocketAddress.of(self.sock.family, sender)
+
+    def _has_ended(self) -> bool:
+        """
+        Return whether reading was shut down, of a socket that has nothing to be received.
+
+        Of a stream the kernel says so itself. Of datagrams it gives EAGAIN, and yet reports
+        the socket as readable, for ever; only to a blocking receive it gives the end.
+        """
+        if self._is_stream is None:
+            self._is_stream = self.sock.type == _socket.SOCK_STREAM
+        if self._is_stream:
+            return False
+        poll = select.poll()
+        poll.register(self.sock, _READ_SHUT)
+        return any(events & _READ_SHUT for _, events in poll.poll(0))
 
     def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
         """Send some of *view* and return how many bytes."""
