@@ -169,7 +169,8 @@ class BaseSocket(SocketFacts, Operating):
             self._drop_all()
         else:
             # The collector runs in any thread, and a reactor belongs to one. This object
-            # lives on until then.
+            # lives on until then; the standard library's would complain of itself.
+            self._descriptor.sock.close()
             self._reactor.callFromThread(self._drop_all)
 
     def _drop_all(self) -> None:

@@ -79,11 +79,11 @@ class Transport(SendingTransport):
         self._watch.owner = self
         self.protocol = protocol
         self._on_gone = on_gone
-        self.read_at_most(None)
         try:
             self._name_protocol()
             if IViewProtocol.providedBy(protocol):
                 self._deliver = protocol.view_received
+            self.read_at_most(None)
             context.call(self._log_context, self._introduce, protocol)
         except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
