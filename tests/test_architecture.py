@@ -38,6 +38,7 @@ ORDER = [
     "readiness",
     "certificates",
     "activation",
+    "unix_paths",
     "descriptors",
     "waiting",
     "proxying",

@@ -22,6 +22,7 @@ from .addresses import AddressInfo, SocketAddress
 from .errors import SocketBindError, SocketError
 from .opening import apply_options, look_up_place, open_socket, unix_info
 from .options import SocketOptions
+from .unix_paths import free_path
 
 __all__ = ["listen"]
 
@@ -141,9 +142,10 @@ def _bound(
             dual = node is None and options.ai_family == AF_UNSPEC and not options.v6_only
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual else 1)
         apply_options(sock, info.family, info.socket_type, options)
-        sock.bind(info.address.native(info.family))
-        if info.socket_type == SOCK_STREAM:
-            sock.listen(options.backlog)
+        with free_path(info.family, info.socket_type, info.address.host):
+            sock.bind(info.address.native(info.family))
+            if info.socket_type == SOCK_STREAM:
+                sock.listen(options.backlog)
     except SocketError:
         sock.close()
         raise

@@ -46,6 +46,7 @@ from .options import SocketOptions
 from .readiness import poller_for
 from .resolver import look_up_system
 from .sockets import Socket, current_reactor
+from .unix_paths import free_path
 
 if TYPE_CHECKING:
     pass
@@ -234,7 +235,8 @@ def make_listener_socket(
     """
     Make a socket that listens on *addrinfo* (``make-listener-socket``).
 
-    Sets ``SO_REUSEADDR`` by itself.
+    Sets ``SO_REUSEADDR`` by itself, and takes over the path of a UNIX socket on which
+    nobody listens.
 
     Args:
         addrinfo: Where: an `AddressInfo`, or a `SocketAddress` for a stream.
@@ -260,13 +262,15 @@ def open_listener(
     """Have *make* make a socket of family, type and protocol, and listen with it."""
     address = as_socket_address(addrinfo)
     if isinstance(addrinfo, AddressInfo):
-        made = make(addrinfo.family, addrinfo.socket_type, addrinfo.protocol)
+        family, kind, protocol = addrinfo.family, addrinfo.socket_type, addrinfo.protocol
     else:
-        made = make(address.family, _socket.SOCK_STREAM, 0)
+        family, kind, protocol = address.family, _socket.SOCK_STREAM, 0
+    made = make(family, kind, protocol)
     try:
         made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(max_connections)
+        with free_path(family, kind, address.host):
+            made.bind(address)
+            made.listen(max_connections)
     except BaseException as error:
         made.close()
         if isinstance(error, SocketError) and not isinstance(error, SocketBindError):
@@ -324,6 +328,9 @@ def sockaddr_port(sockaddr: SocketAddress) -> int:
 def bind(socket: Socket, address: Address) -> None:
     """
     Bind *socket* to *address* (``bind``).
+
+    This is the kernel's bind: of a UNIX socket the path must not be there yet, not even
+    one on which nobody listens. `make_listener_socket` takes such a path over.
 
     Raises:
         SocketBindError: The address is taken, or not ours to bind.

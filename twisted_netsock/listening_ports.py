@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket as _socket
 from collections.abc import Callable
 from socket import SOCK_STREAM
@@ -31,6 +29,7 @@ from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
 from .tls_stages import say_goodbye
 from .transports import TLSTransport, Transport
+from .unix_paths import bound_path
 
 __all__ = ["Gate", "IConnectionFactory", "ListeningPort", "make_transport"]
 
@@ -146,7 +145,6 @@ class ListeningPort:
         self._sockets = sockets
         self._factory = factory
         self._options = options
-        self._adopted = adopted
         self._secured = context_factory is not None
         self._gate: Gate | None = None
         self._paused = False
@@ -172,6 +170,7 @@ class ListeningPort:
             and factory.takes_connections
         )
         self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
+        self._path = None if adopted else bound_path(sockets[0])
         self._listening = False
         self._in_use = False
         self._watches: list[Watch] = []
@@ -368,6 +367,8 @@ class ListeningPort:
         self._listening = False
         # Twisted quotes a path in the first of the two lines only.
         _log.info("({kind} Port {place} Closed)", kind=self._kind, place=self._place.strip("'\""))
+        if self._path is not None:
+            self._path.unlink()
         for acceptor, watch, sock in zip(
             self._acceptors, self._watches, self._sockets, strict=True
         ):
@@ -379,11 +380,6 @@ class ListeningPort:
         self._watches = []
         if self._file_watch is not None:
             self._file_watch.stop()
-        path = self._host.host
-        named = path and not path.startswith("\0") and not self._adopted
-        if self._host.family == _socket.AF_UNIX and named:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
 
     def loseConnection(self) -> None:
         """Do as `stopListening`."""

@@ -334,7 +334,7 @@ def _within(seconds: float, operation: Callable[[], T]) -> T | None:
 
 def bind(socket: BlockingSocket, address: Address) -> None:
     """
-    Bind *socket* to *address* (``bind``).
+    Bind *socket* to *address* (``bind``), as `twisted_netsock.chibi.bind` does.
 
     Raises:
         SocketBindError: The address is taken, or not ours to bind.

@@ -8,8 +8,6 @@ connection itself, and holds the port while a worker is replaced.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import socket
 import sys
@@ -26,6 +24,7 @@ from twisted.python.failure import Failure
 
 from ..addresses import SocketAddress
 from ..server_endpoints import ServerEndpoint
+from ..unix_paths import BoundPath, bound_path
 from .relay_options import Settings
 from .workers import FIRST_SOCKET, FROM_PARENT, HELD_SIGNALS, TO_PARENT, Lines, WorkerPlace
 
@@ -167,6 +166,7 @@ class Supervisor(Service):
         self._waiting: dict[int, Any] = {}
         self._held: list[socket.socket] = []
         self._shared: dict[ServerEndpoint, list[socket.socket]] = {}
+        self._paths: dict[ServerEndpoint, BoundPath | None] = {}
         self._ports: dict[ServerEndpoint, int] = {}
         self._hosts: list[str] = []
         self._restarts = 0
@@ -207,6 +207,8 @@ class Supervisor(Service):
         if not own:
             # One queue for all: such sockets cannot be shared in another way.
             self._shared[endpoint] = sockets
+            if endpoint.adopted is None:
+                self._paths[endpoint] = bound_path(sockets[0])
             return
         self._ports[endpoint] = place.port
         for sock in sockets:
@@ -366,11 +368,11 @@ class Supervisor(Service):
         if self._starting is not None:
             self._starting.cancel()
         for endpoint, sockets in self._shared.items():
+            path = self._paths.get(endpoint)
+            if path is not None:
+                path.unlink()
             for sock in sockets:
-                path = sock.getsockname() if sock.family == socket.AF_UNIX else None
                 sock.close()
-                if endpoint.adopted is None and isinstance(path, str) and path[:1] == "/":
-                    _unlink(path)
         for sock in self._held:
             sock.close()
         self._shared.clear()
@@ -418,11 +420,6 @@ def _reserve(bound: socket.socket) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def _added(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
