@@ -16,7 +16,7 @@ from clocks import the_reactor, turns, until
 from inner_endpoints import Inner
 from loopback import run_script
 from protocols import LOOPBACK, HalfCloser, Kind, Protocols, Recorder, serving
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer
 from twisted.internet.threads import deferToThread
 from zope.interface import implementer
@@ -53,7 +53,7 @@ def raising(error: type[BaseException]) -> None:
     raise error
 
 
-ERRORS = [SystemExit, asyncio.CancelledError, GeneratorExit, Unusual, ValueError]
+ERRORS = [SystemExit, asyncio.CancelledError, GeneratorExit, Unusual, ValueError, CancelledError]
 
 
 @implementer(IHandshakeListener)

@@ -306,7 +306,7 @@ class _ServerLayers(LayerFactory):
                 peer=_told(layer.peer),
                 error=str(error.value),
             )
-        elif error.check(CancelledError, NoProtocol) is None:
+        elif error.check(NoProtocol) is None and not self._closed:
             _log.failure("a new connection could not be served", error)
 
     def gone(self) -> None:

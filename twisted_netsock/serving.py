@@ -32,6 +32,7 @@ class _Serving:
     def __init__(self, handler: Callable[[Any], object], limit: int | None) -> None:
         self._handler = handler
         self._limit = limit
+        self._cancelled = False
         self._running: dict[BaseSocket, Deferred[Any]] = {}
         self._one_less: Deferred[None] | None = None
         # One callback, and one method object, for what follows each handler: they take
@@ -65,7 +66,9 @@ class _Serving:
         handling.addBoth(self._then, connection)
 
     def _ended(self, result: object, connection: BaseSocket) -> None:
-        if isinstance(result, Failure):
+        if isinstance(result, Failure) and not (
+            self._cancelled and result.check(CancelledError) is not None
+        ):
             _report(result, connection)
         _close(connection).addBoth(self._finish, connection)
 
@@ -76,6 +79,7 @@ class _Serving:
             waiting.callback(None)
 
     def _end_all(self) -> None:
+        self._cancelled = True
         for connection, handling in list(self._running.items()):
             handling.cancel()
             _close(connection)
@@ -94,8 +98,6 @@ def _close(connection: BaseSocket) -> Deferred[Any]:
 
 def _report(failure: Failure, connection: BaseSocket) -> None:
     """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
-    if failure.check(CancelledError) is not None:
-        return
     error = failure.value
     if isinstance(error, SocketError) and error.socket in _ends(connection):
         _log.info(
