@@ -12,6 +12,7 @@ from threads import Background, eventually, plain_pair, threaded, tls_pair
 from twisted_netsock import (
     ProxyHeader,
     ServerTLSSocketOptions,
+    SocketConnectionTimeoutError,
     SocketError,
     SocketOptions,
     blocking,
@@ -132,6 +133,19 @@ def test_start_tls_takes_context_factories_and_keeps_time_outs(authority):
             assert tls.recv(1) == b"x"
     with plain_pair() as (one, _), pytest.raises(ValueError, match="node='somebody'"):
         blocking.start_tls(one, server, "somebody")
+
+
+@threaded
+def test_start_tls_gives_a_peer_up_that_takes_nothing(authority):
+    options = authority.client_options().replace(handshake_timeout=timedelta(milliseconds=50))
+    with plain_pair() as (one, _):
+        while blocking.send_non_blocking(one, bytes(65536), 0.01) is not None:
+            pass
+        one.output_port.write(b"waits")
+        with pytest.raises(SocketConnectionTimeoutError) as caught:
+            blocking.start_tls(one, options, "localhost")
+        assert caught.value.stage == "handshake"
+        assert one.closed
 
 
 @threaded

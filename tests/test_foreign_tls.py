@@ -197,6 +197,22 @@ async def test_what_is_queued_in_plain_text_goes_first(plain, authority):
         assert b"protected" not in pair.server.received
 
 
+async def test_the_limit_counts_from_the_call_though_the_queue_never_goes(
+    plain, authority, clocked
+):
+    factories = Certified("twisted", authority)
+    async with connected(plain, on=clocked) as pair:
+        pair.server.transport.pauseProducing()
+        pair.client.transport.write(bytes(8_000_000))
+        pair.client.transport.startTLS(factories.client)
+        clocked.advance(29.9)
+        await turns()
+        assert pair.client.events == ["made"]
+        clocked.advance(0.2)
+        clocked.advance(0)
+        assert isinstance(await pair.client.loses(), SocketConnectionTimeoutError)
+
+
 async def test_plain_bytes_behind_starttls_are_never_delivered(plain, mixed):
     """What an attacker sends ahead of the handshake must not pass for protected."""
     servers = Protocols()

@@ -343,6 +343,32 @@ async def test_a_mute_peer_has_handshake_timeout(authority, plain, clocked):
         assert reason.stage == "handshake"
 
 
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_the_limit_counts_from_the_call_though_the_queue_never_goes(authority, plain, side):
+    factories = Factories(authority, {"handshake_timeout": timedelta(milliseconds=20)})
+    async with connected(plain) as pair:
+        ours, theirs = (pair.client, pair.server)[:: 1 if side == "client" else -1]
+        theirs.transport.pauseProducing()
+        ours.transport.write(bytes(8_000_000))
+        ours.transport.startTLS(getattr(factories, side))
+        reason = await ours.loses()
+        assert isinstance(reason, SocketConnectionTimeoutError)
+        assert reason.stage == "handshake"
+
+
+async def test_the_queue_and_the_handshake_share_the_limit(authority, plain, clocked):
+    factories = Factories(authority, {"handshake_timeout": timedelta(seconds=7)})
+    async with connected(plain, on=clocked) as pair:
+        pair.server.transport.pauseProducing()
+        pair.client.transport.write(bytes(8_000_000))
+        pair.client.transport.startTLS(factories.client)
+        clocked.advance(6)
+        pair.server.transport.resumeProducing()
+        await until(lambda: len(pair.server.received) > 8_000_000)
+        clocked.advance(1.1)
+        assert isinstance(await pair.client.loses(), SocketConnectionTimeoutError)
+
+
 async def test_abort_during_the_handshake_leaves_nothing_behind(plain, factories, clocked):
     async with connected(plain, on=clocked) as pair:
         pair.client.transport.startTLS(factories.client)

@@ -346,6 +346,22 @@ async def test_a_peer_that_takes_nothing_is_given_up(client):
         assert isinstance(await failure(writing), SocketConnectionTimeoutError)
 
 
+async def test_what_is_to_be_sent_and_the_handshake_share_one_time(authority, clocked):
+    """A server's, which has no `connection_timeout`."""
+    server = authority.server_options("127.0.0.1").replace(handshake_timeout=timedelta(seconds=7))
+    async with pair() as (one, other):
+        shrink_buffers(one, other)
+        one._reactor = clocked
+        writing = one.output_port.write(bytes(500_000))
+        upgrading = start_tls(one, server)
+        clocked.advance(6)
+        assert len(await read_exactly(other, 500_000)) == 500_000
+        await soon(writing)
+        assert not upgrading.called
+        clocked.advance(1.1)
+        assert isinstance(await failure(upgrading), SocketConnectionTimeoutError)
+
+
 @pytest.mark.parametrize("stage", ["flush", "handshake"])
 async def test_cancelling_closes_the_connection(stage, client):
     async with pair() as (one, other):

@@ -94,6 +94,7 @@ class BaseTransport:
         self._write_closing = False
         self._write_closed = False
         self._shaking: ClientContextFactory | ServerContextFactory | None = None
+        self._shaking_timer: Any = None
         self._aborting = False
         self._read_want: Want = WANT_READ
         self._write_want: Want | None = None
@@ -168,7 +169,7 @@ class BaseTransport:
             guard(on_gone)
 
     def _cancel_calls(self) -> None:
-        for call in (*self._calls, self._read_timer, self._write_timer):
+        for call in (*self._calls, self._read_timer, self._write_timer, self._shaking_timer):
             if call is not None and call.active():
                 call.cancel()
         self._calls.clear()

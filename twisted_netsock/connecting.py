@@ -40,6 +40,11 @@ class Deadline:
         timeout = options.connection_timeout
         self._end = None if timeout is None else reactor.seconds() + timeout.total_seconds()
 
+    def limit(self, seconds: float | None) -> None:
+        """End in *seconds* from now at the latest; `None` changes nothing."""
+        if seconds is not None:
+            self._end = self._reactor.seconds() + self.remaining(seconds)
+
     def remaining(self, limit: float | None = None) -> float | None:
         """Return the seconds left, at most *limit*; `None` for no end."""
         if self._end is None:

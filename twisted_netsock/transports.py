@@ -30,7 +30,7 @@ from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .contexts import negotiated_protocols
 from .descriptors import WANT_READ, WANT_WRITE, Want
-from .errors import SocketError, SocketReadTimeoutError, unraised
+from .errors import SocketConnectionTimeoutError, SocketError, SocketReadTimeoutError, unraised
 from .foreign_tls import ForeignTLS, check_context_factory
 from .options import SocketOptions
 from .sending_transports import SendingTransport
@@ -301,6 +301,10 @@ class Transport(SendingTransport):
             return
         # What is written from now on goes behind the handshake.
         self._shaking = contextFactory
+        limit = seconds(contextFactory.options.handshake_timeout)
+        if limit is not None:
+            # From here on, and not from the first message: what is queued may never be sent.
+            self._shaking_timer = self.reactor.callLater(limit, self._shaking_expired)
         self._update_reading()
         if not self._queue:
             self._call_soon(self._shake)
@@ -322,15 +326,19 @@ class Transport(SendingTransport):
             self._protocol_failed()
             return
         descriptor = self._descriptor = TLSDescriptor(self._descriptor.sock, factory, protocols)
-        self._handshake = handshake(
-            self.reactor, self._watch, descriptor, seconds(factory.options.handshake_timeout)
-        )
+        self._handshake = handshake(self.reactor, self._watch, descriptor, None)
         self._handshake.addBoth(self._shaken)
+
+    def _shaking_expired(self) -> None:
+        self._lose(Failure(SocketConnectionTimeoutError("handshake")))
 
     def _shaken(self, result: Failure | None) -> None:
         self._handshake = None
         if self.disconnected or self._aborting:
             return
+        if self._shaking_timer is not None:
+            self._shaking_timer.cancel()
+            self._shaking_timer = None
         self._watch.owner = self
         if isinstance(result, Failure):
             self._lose(result)

@@ -142,18 +142,19 @@ async def _upgrade(
     node: str | None,
 ) -> TLSSocket:
     reactor, watch, options = socket._reactor, socket._watch, factory.options
-    limit = options.handshake_timeout
-    seconds = None if limit is None else limit.total_seconds()
     is_client = isinstance(factory, ClientContextFactory)
     # A server's record has no use for `connection_timeout`.
     deadline = Deadline(reactor, options if is_client else SocketOptions())
+    # One for what is still to be sent and the handshake behind it.
+    limit = options.handshake_timeout
+    deadline.limit(None if limit is None else limit.total_seconds())
     connection: Descriptor = plain
     try:
         if sending is not None:
-            await _send_rest(socket, sending, deadline.remaining(seconds))
+            await _send_rest(socket, sending, deadline.remaining())
         connection = descriptor = TLSDescriptor(plain.sock, factory, (), socket.service)
         if options.handshake:
-            await handshake(reactor, watch, descriptor, deadline.remaining(seconds))
+            await handshake(reactor, watch, descriptor, deadline.remaining())
     except BaseException as error:
         watch.close()
         connection.close()

@@ -14,7 +14,7 @@ from ..chibi_data import check_family, check_timeout
 from ._bridge import run, use
 from ._makers import make_client_socket
 from ._sockets import BlockingSocket
-from ._waiting import Deadline, Expired, check_thread, current_waiter
+from ._waiting import Deadline, Expired, check_thread, limited
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -322,14 +322,11 @@ def receive_non_blocking(
 
 def _within(seconds: float, operation: Callable[[], T]) -> T | None:
     """Give *operation* that many seconds, and return `None` then."""
-    waiter = current_waiter()
-    before, waiter.limit = waiter.limit, Deadline(seconds)
     try:
-        return operation()
+        with limited(Deadline(seconds)):
+            return operation()
     except Expired:
         return None
-    finally:
-        waiter.limit = before
 
 
 def bind(socket: BlockingSocket, address: Address) -> None:

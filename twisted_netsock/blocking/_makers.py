@@ -12,7 +12,7 @@ from .. import makers
 from .._validation import optional_duration
 from ..client_contexts import ClientContextFactory
 from ..descriptors import Descriptor
-from ..errors import SocketClosedError
+from ..errors import SocketClosedError, SocketConnectionTimeoutError
 from ..options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -28,6 +28,7 @@ from ._bridge import Call, run
 from ._facts import in_seconds
 from ._sockets import BlockingSocket, Taken, take
 from ._tls_sockets import BlockingTLSSocket, shake_hands
+from ._waiting import Deadline, Expired, limited
 
 __all__ = [
     "make_client_socket",
@@ -265,8 +266,15 @@ def start_tls(
     factory = tls_factory(options, socket.node, node)
     name = factory.node if isinstance(factory, ClientContextFactory) else socket.node
     service = socket.service
-    plain = socket._surrender()
-    beginning = _Beginning(plain, factory, service)
+    # One limit for what the port still holds and the handshake behind it.
+    limit = Deadline(in_seconds(factory.options.handshake_timeout))
+    try:
+        with limited(limit):
+            plain = socket._surrender()
+    except Expired:
+        socket.abort()
+        raise SocketConnectionTimeoutError("handshake") from None
+    beginning = _Beginning(plain, factory, service, limit)
     try:
         tls = Call(
             beginning.shake, discard=TLSDescriptor.close, released=beginning.released
@@ -289,7 +297,9 @@ class _Beginning:
         plain: Descriptor,
         factory: ClientContextFactory | ServerContextFactory,
         service: str | int | None,
+        limit: Deadline,
     ) -> None:
+        self._limit = limit
         self._plain = plain
         self._service = service
         self._factory = factory
@@ -306,7 +316,7 @@ class _Beginning:
             self._succeeded = True
             return tls
 
-        return shake_hands(reactor, tls).addCallback(done)
+        return shake_hands(reactor, tls, self._limit.remaining()).addCallback(done)
 
     def released(self) -> None:
         """Close what nobody gets; the reactor has let go of it."""

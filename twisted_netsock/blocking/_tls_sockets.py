@@ -29,10 +29,9 @@ __all__ = ["BlockingTLSSocket", "shake_hands"]
 T = TypeVar("T")
 
 
-def shake_hands(reactor: Any, descriptor: TLSDescriptor) -> Deferred[None]:
-    """Shake hands on *descriptor*, within its `handshake_timeout`, in the reactor's thread."""
+def shake_hands(reactor: Any, descriptor: TLSDescriptor, seconds: float | None) -> Deferred[None]:
+    """Shake hands on *descriptor*, within *seconds*, in the reactor's thread."""
     watch = poller_for(reactor).watch(descriptor.sock.fileno())
-    seconds = in_seconds(descriptor.options.handshake_timeout)
 
     def leave(result: Any) -> Any:
         watch.close()
@@ -190,7 +189,8 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
             SocketClosedError: The socket is closed, or was while this waited.
         """
         descriptor = self._tls()
-        self._bridge(lambda reactor: shake_hands(reactor, descriptor), writing=True)
+        seconds = in_seconds(descriptor.options.handshake_timeout)
+        self._bridge(lambda reactor: shake_hands(reactor, descriptor, seconds), writing=True)
 
     def shutdown(self, how: int) -> None:
         """

@@ -8,13 +8,14 @@ that is closed, the reactor that stops) calls `Waiter.wake`, from any thread.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import select
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from twisted.python import threadable
@@ -311,6 +312,17 @@ class Deadline:
     def renew(self) -> None:
         """Begin anew, at the next wait."""
         self._end = None
+
+
+@contextlib.contextmanager
+def limited(limit: Deadline) -> Iterator[None]:
+    """Have the waits of this thread end at *limit* within this context, by `Expired`."""
+    waiter = current_waiter()
+    before, waiter.limit = waiter.limit, limit
+    try:
+        yield
+    finally:
+        waiter.limit = before
 
 
 def after_fork() -> None:
