@@ -7,12 +7,12 @@ from loopback import run_script
 
 # A parent with every kind of connection, waiting and idle, and a child that tries them all.
 WORLD = """
-import gc, socket, sys
+import gc, socket, sys, tempfile
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
 from twisted_netsock import (
-    SocketError, SocketSelector, chibi, client_endpoint, make_client_tls_socket,
+    SocketError, SocketOptions, SocketSelector, chibi, client_endpoint, make_client_tls_socket,
     make_server_tls_socket, server_endpoint,
 )
 from twisted_netsock.testing import CertificateAuthority
@@ -66,9 +66,12 @@ async def world():
     factory = Factory.forProtocol(Chat)
     factory.noisy = False
     port = await server_endpoint(reactor, "127.0.0.1", 0).listen(factory)
+    path = os.path.join(tempfile.mkdtemp(), "s")
+    options = SocketOptions(ai_family=socket.AF_UNIX)
+    unix = await server_endpoint(reactor, path, None, options).listen(factory)
     chat = await client_endpoint(reactor, "127.0.0.1", port.getHost().port).connect(factory)
     await deferLater(reactor, 0.05)
-    kept.extend([server, tls, peer, there, idle, other, selector, selected, unselected, port])
+    kept.extend([server, tls, peer, there, idle, other, selector, selected, unselected, port, unix])
     return kept, there, idle, other, tls, peer, chat, server, port
 
 async def end(chat, port):
@@ -80,6 +83,7 @@ async def end(chat, port):
     kept[6].close()
     chat.transport.abortConnection()
     await port.stopListening()
+    await kept[10].stopListening()
     while ran.count("connectionLost") < 2 or "finally" not in ran:
         await deferLater(reactor, 0.01)
 """
@@ -124,6 +128,8 @@ async def main():
             tls.abort()
             peer.close()
             other.close()
+            port.stopListening()
+            kept[10].stopListening()
             gc.collect()
             lines.append(f"ran: {ran}")
             os.write(write_end, "\\n".join(lines).encode())
@@ -132,6 +138,7 @@ async def main():
     assert os.waitpid(child, 0)[1] == 0
     print(os.read(read_end, 65536).decode())
     # In the parent all is as it was.
+    assert os.path.exists(kept[10].getHost().name)
     print("parent ran:", ran)
     print(await idle.recv(100), await tls.recv(100))
     await idle.sendall(b"back")

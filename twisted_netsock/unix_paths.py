@@ -40,10 +40,13 @@ class BoundPath:
         self._path = os.path.abspath(path)
         found = os.lstat(self._path)
         self._identity = (found.st_dev, found.st_ino)
+        self._process = os.getpid()
         self.is_socket = stat.S_ISSOCK(found.st_mode)
 
     def unlink(self) -> None:
-        """Remove it, unless something else is there by now."""
+        """Remove it, unless something else is there by now, or this is a forked child."""
+        if os.getpid() != self._process:
+            return
         with contextlib.suppress(OSError):
             found = os.lstat(self._path)
             if (found.st_dev, found.st_ino) == self._identity:
