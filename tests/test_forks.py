@@ -71,7 +71,8 @@ async def world():
     unix = await server_endpoint(reactor, path, None, options).listen(factory)
     chat = await client_endpoint(reactor, "127.0.0.1", port.getHost().port).connect(factory)
     await deferLater(reactor, 0.05)
-    kept.extend([server, tls, peer, there, idle, other, selector, selected, unselected, port, unix])
+    kept.extend([server, tls, peer, there, idle, other, selector, selected, unselected])
+    kept.extend([port, unix])
     return kept, there, idle, other, tls, peer, chat, server, port
 
 async def end(chat, port):
