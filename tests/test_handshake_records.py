@@ -1,4 +1,4 @@
-"""What a client's handshake takes of pyOpenSSL's inner parts, and what it does without them."""
+"""Handshakes on memory: what they take of pyOpenSSL's inner parts, and what they bound."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from OpenSSL import SSL
 from stream_helpers import (
-    LONGEST,
+    LONGEST as SECONDS,
+)
+from stream_helpers import (
     TLSStreams,
     in_thread,
     noise,
@@ -18,13 +21,24 @@ from stream_helpers import (
     read_exactly,
     soon,
 )
+from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
 
-from twisted_netsock import connections, make_client_tls_socket, tls
+from twisted_netsock import (
+    TLSHandshakeError,
+    connections,
+    make_client_tls_socket,
+    make_server_tls_socket,
+    server_endpoint,
+    tls,
+)
+from twisted_netsock.handshake_records import MessageLimit
 from twisted_netsock.testing import CertificateAuthority
 
 
 def test_pyopenssl_has_the_parts_that_are_used() -> None:
-    """When this fails, a server can hold up a client's reactor during the handshake."""
+    """When this fails, nothing bounds the handshakes of strangers."""
     assert connections.can_move()
     assert connections.can_pass_through()
 
@@ -68,7 +82,7 @@ async def test_what_comes_right_behind_the_handshake_is_received(
         tls = context.wrap_bio(incoming, outgoing, server_side=True)
         connection, _ = listener.accept()
         with connection:
-            connection.settimeout(LONGEST)
+            connection.settimeout(SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
                 with contextlib.suppress(ssl.SSLWantReadError):
@@ -85,7 +99,7 @@ async def test_what_comes_right_behind_the_handshake_is_received(
                 pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(LONGEST)
+        listener.settimeout(SECONDS)
         serving = in_thread(serve)
         async with await make_client_tls_socket(
             *listener.getsockname(), authority.client_options()
@@ -100,3 +114,140 @@ async def test_what_comes_right_behind_the_handshake_is_received(
 def send_in_pieces(connection: socket.socket, data: bytes, size: int) -> None:
     for begin in range(0, len(data), size):
         connection.sendall(data[begin : begin + size])
+
+
+# Messages that are too long: OpenSSL makes room for one when its length has come
+
+
+LONGEST = 32 * 1024
+HELLO, CERTIFICATE = 1, 11
+ILLEGAL_PARAMETER = bytes.fromhex("15 0303 0002 02 2f")
+
+
+def message(kind: int, claimed: int, sent: int) -> bytes:
+    return bytes([kind]) + claimed.to_bytes(3) + bytes(sent)
+
+
+def records(data: bytes, size: int = 16384, kind: int = 22) -> bytes:
+    pieces = [data[begin : begin + size] for begin in range(0, len(data), size)]
+    return b"".join(bytes([kind, 3, 3]) + len(piece).to_bytes(2) + piece for piece in pieces)
+
+
+class Negotiated:
+    """A connection that has got as far as to a version."""
+
+    def __init__(self, version: int = SSL.TLS1_3_VERSION) -> None:
+        self.get_protocol_version = lambda: version
+
+
+def refuses(stream: bytes, step: int = 1 << 20, version: int = SSL.TLS1_3_VERSION) -> bool:
+    limit: Any = MessageLimit(Negotiated(version))  # type: ignore[arg-type]
+    try:
+        for begin in range(0, len(stream), step):
+            limit.check(stream[begin : begin + step])
+    except TLSHandshakeError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("step", [1, 3, 4096, 1 << 20])
+@pytest.mark.parametrize("size", [1, 2, 5, 16384])
+def test_a_length_is_found_however_it_is_cut(size: int, step: int) -> None:
+    good = message(HELLO, LONGEST, LONGEST) + message(CERTIFICATE, 0, 0) * 3
+    assert not refuses(records(good * 2, size), step)
+    for kind in (HELLO, CERTIFICATE):
+        assert refuses(
+            records(message(HELLO, 300, 300) + message(kind, LONGEST + 1, 0), size), step
+        )
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_what_is_encrypted_is_not_taken_for_a_length(version: int) -> None:
+    hello, change = records(message(HELLO, 300, 300)), records(b"\x01", kind=20)
+    noise_of_keys = bytes([0xFF]) * 40
+    # With TLS 1.2 behind change_cipher_spec, with TLS 1.3 in records of another type.
+    kind = 22 if version == SSL.TLS1_2_VERSION else 23
+    assert not refuses(hello + change + records(noise_of_keys, kind=kind), version=version)
+    # With TLS 1.3 that message means nothing, and a second hello may follow it.
+    second = records(message(HELLO, 120_000, 0))
+    assert refuses(hello + change + second, version=SSL.TLS1_3_VERSION)
+
+
+async def stranger(address: Any, flight: bytes) -> bytes:
+    """Send *flight* to a server, and return what it answers until it closes."""
+
+    def send() -> bytes:
+        with socket.create_connection(address, timeout=SECONDS) as sock:
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(flight)
+                while piece := sock.recv(65536):
+                    answer += piece
+            return answer
+
+    answer: bytes = await in_thread(send)
+    return answer
+
+
+@pytest.mark.parametrize("way", ["socket", "endpoint", "inner"])
+async def test_a_client_that_begins_too_long_a_hello_is_refused(
+    way: str, authority: CertificateAuthority, log_lines: list[str]
+) -> None:
+    flight = records(message(HELLO, 120_000, 20_000))
+    options, factory = authority.server_options(), Factory.forProtocol(Protocol)
+    if way == "socket":
+        async with await make_server_tls_socket("127.0.0.1", 0, options) as listener:
+            accepting = listener.accept()
+            accepting.addErrback(lambda _: None)
+            answer = await stranger(listener.getsockname(), flight)
+    else:
+        inner = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1") if way == "inner" else None
+        node = None if inner else "127.0.0.1"
+        endpoint = server_endpoint(reactor, node, None if inner else 0, options, endpoint=inner)
+        port = await endpoint.listen(factory)
+        host = port.getHost()
+        answer = await stranger((host.host, host.port), flight)
+        await port.stopListening()
+    # A reset may follow the alert at once, for what has not been read.
+    assert answer in (ILLEGAL_PARAMETER, b"")
+    assert [line for line in log_lines if "message of 120000 bytes, more than 32768" in line]
+
+
+@pytest.mark.parametrize("way", ["socket", "inner"])
+async def test_a_long_hello_of_a_real_client_is_taken(
+    way: str, authority: CertificateAuthority
+) -> None:
+    """As those with many protocols or large keys."""
+    names = tuple(f"{number:0250}" for number in range(80))
+    client_options = authority.client_options(alpn=names)
+    server_options = authority.server_options(alpn=names[-1])
+    inner = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1") if way == "inner" else None
+    endpoint = server_endpoint(
+        reactor, None if inner else "127.0.0.1", None if inner else 0, server_options,
+        endpoint=inner,
+    )  # fmt: skip
+    port = await endpoint.listen(Factory.forProtocol(Protocol))
+    sock = await make_client_tls_socket("127.0.0.1", port.getHost().port, client_options)
+    assert sock.selected_alpn == names[-1]
+    sock.abort()
+    await port.stopListening()
+
+
+async def test_a_client_that_begins_too_long_a_certificate_is_refused(
+    authority: CertificateAuthority, log_lines: list[str]
+) -> None:
+    """With TLS 1.2, where it is in plain text: nobody has been verified yet."""
+    options = authority.server_options(
+        trusted_certificates=authority.certificate, maximum_version="TLSv1.2"
+    )
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl._create_unverified_context()
+    client = context.wrap_bio(incoming, outgoing)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    flight = outgoing.read() + records(message(CERTIFICATE, 90_000, 10_000))
+    async with await make_server_tls_socket("127.0.0.1", 0, options) as listener:
+        accepting = listener.accept()
+        accepting.addErrback(lambda _: None)
+        await stranger(listener.getsockname(), flight)
+    assert [line for line in log_lines if "message of 90000 bytes, more than 32768" in line]

@@ -173,6 +173,8 @@ class TestServers:
         async with listening(authority.server_options(), factory) as listening_port:
             port = listening_port.getHost().port
             neighbour = await connect_neighbour(authority, port)
+            # With TLS 1.2 the client is done as soon as the server has had its last word.
+            await until(lambda: factory.built)
             for name, forge in FORGERIES.items():
                 with told(name):
                     built, refused = len(factory.built), count_refused(log_lines)

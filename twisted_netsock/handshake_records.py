@@ -1,12 +1,14 @@
 """
-A client's handshake, record by record.
+A handshake, record by record, so that a stranger cannot make it take much time or memory.
 
 OpenSSL ignores a server's requests to renegotiate for as long as they come during
 a handshake (RFC 5246, section 7.4.1.1), all in one call: on the descriptor itself
-whoever sends them without end would hold up the reactor for ever. So a client
-shakes hands in memory, is given a bounded number of records at a time and in all,
-and goes over to the descriptor when it is done. Nothing is taken from the kernel beyond
-the last record of the handshake.
+a server that sends them without end would hold up the reactor for ever. And it makes
+room for a whole message as soon as its length has come, up to 128 KiB for the hello of
+a client that then sends nothing more. So both sides shake hands in memory: OpenSSL is
+given a bounded number of records at a time and in all, a server's none that begins too
+long a message, and goes over to the descriptor when it is done. Nothing is taken from
+the kernel beyond the last record of the handshake.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from .errors import SocketConnectionLostError, TLSHandshakeError
 if TYPE_CHECKING:
     from .connections import Connection
 
-__all__ = ["HandshakeRecords"]
+__all__ = ["TOO_LONG", "HandshakeRecords", "MessageLimit"]
 
 _HEADER: Final = 5
 _VERSION: Final = 3
@@ -38,20 +40,124 @@ _AT_ONCE: Final = 32
 _IN_ALL: Final = 256 * 1024
 """Bytes of one handshake: OpenSSL takes 100 KiB of certificates."""
 
-_CHUNK: Final = 32768
-"""Bytes looked at, or sent, in one call; more than the longest record."""
+_CHUNK: Final = 20480
+"""Bytes looked at in one call: OpenSSL's memory keeps room for so many. More than a record."""
+
+_CHANGE_CIPHER_SPEC: Final = 20
+_HANDSHAKE: Final = 22
+_MESSAGE_HEADER: Final = 4
+
+_LONGEST_MESSAGE: Final = 32 * 1024
+"""
+What a client sends in plain text: a hello of some hundred bytes, with post-quantum keys and
+tickets a few thousand, and with TLS 1.2 its certificates, of some 2 KiB each.
+"""
+
+TOO_LONG: Final = b"\x15\x03\x03\x00\x02\x02\x2f"
+"""A fatal alert, illegal_parameter, as OpenSSL sends of messages that are too long for it."""
+
+
+class MessageLimit:
+    """
+    Looks at what a client sends in plain text for handshake messages that are too long.
+
+    Those of TLS 1.3 that are encrypted have OpenSSL's own limit, 100 KiB for certificates.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_encrypted",
+        "_is_plain",
+        "_message_header",
+        "_message_left",
+        "_record_header",
+        "_record_left",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        """Look at what *connection*, of a server, is going to be given."""
+        self._connection = connection
+        self._encrypted = False
+        """The client has changed to its keys, or pretends to for the sake of middleboxes."""
+        self._record_header = b""
+        self._record_left = 0
+        self._is_plain = False
+        """The record that goes on has messages in plain text."""
+        self._message_header = b""
+        self._message_left = 0
+
+    def check(self, data: bytes) -> None:
+        """
+        Look at the next *data* of the stream.
+
+        Raises:
+            TLSHandshakeError: A message begins in it that is too long.
+        """
+        while data:
+            if self._record_left:
+                part, data = data[: self._record_left], data[self._record_left :]
+                self._record_left -= len(part)
+                if self._is_plain:
+                    self._check_messages(part)
+                continue
+            missing = _HEADER - len(self._record_header)
+            self._record_header += data[:missing]
+            data = data[missing:]
+            if len(self._record_header) == _HEADER:
+                self._begin_record(self._record_header)
+                self._record_header = b""
+
+    def _begin_record(self, header: bytes) -> None:
+        self._record_left = header[3] << 8 | header[4]
+        if header[0] == _CHANGE_CIPHER_SPEC:
+            self._encrypted = True
+        # With TLS 1.3 records that are encrypted are of another type; what comes behind a
+        # change_cipher_spec in this one is the hello that follows a HelloRetryRequest.
+        self._is_plain = header[0] == _HANDSHAKE and (
+            not self._encrypted or self._connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        )
+
+    def _check_messages(self, data: bytes) -> None:
+        while data:
+            if self._message_left:
+                part, data = data[: self._message_left], data[self._message_left :]
+                self._message_left -= len(part)
+                continue
+            missing = _MESSAGE_HEADER - len(self._message_header)
+            self._message_header += data[:missing]
+            data = data[missing:]
+            if len(self._message_header) == _MESSAGE_HEADER:
+                size = int.from_bytes(self._message_header[1:])
+                if size > _LONGEST_MESSAGE:
+                    raise TLSHandshakeError(
+                        reason=f"the client begins a handshake message of {size} bytes, "
+                        f"more than {_LONGEST_MESSAGE}"
+                    )
+                self._message_left = size
+                self._message_header = b""
 
 
 class HandshakeRecords:
     """Carries the records of one handshake between a descriptor and OpenSSL's memory."""
 
-    __slots__ = ("_begun", "_connection", "_done", "_left", "_outgoing", "_part", "_sock")
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_done",
+        "_left",
+        "_limit",
+        "_outgoing",
+        "_part",
+        "_sock",
+    )
 
-    def __init__(self, connection: Connection, sock: _socket.socket) -> None:
+    def __init__(self, connection: Connection, sock: _socket.socket, *, is_client: bool) -> None:
         """Shake hands on *sock* with *connection*, which is in memory and new."""
         self._connection = connection
         self._sock = sock
-        self._begun = False
+        # A server has nothing to say first: OpenSSL takes no memory before a client speaks.
+        self._begun = not is_client
+        self._limit = None if is_client else MessageLimit(connection)
         self._done = False
         self._part = b""
         """The beginning of a record whose rest has not come."""
@@ -126,7 +232,16 @@ class HandshakeRecords:
             self._consume(len(seen))
             return
         self._part = b""
-        self._connection.give(data[:used])
+        whole = data[:used]
+        if self._limit is not None:
+            try:
+                self._limit.check(whole)
+            except TLSHandshakeError:
+                self._outgoing += TOO_LONG
+                with suppress(OSError):
+                    self._flush()
+                raise
+        self._connection.give(whole)
         try:
             self._step()
         finally:

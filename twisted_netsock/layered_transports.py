@@ -20,7 +20,14 @@ from twisted.python.failure import Failure
 
 from .client_contexts import ClientContextFactory
 from .descriptors import WANT_READ, WANT_WRITE, Want
-from .errors import SocketConnectionLostError, SocketError, SocketWriteTimeoutError, unraised
+from .errors import (
+    SocketConnectionLostError,
+    SocketError,
+    SocketWriteTimeoutError,
+    TLSHandshakeError,
+    unraised,
+)
+from .handshake_records import TOO_LONG, MessageLimit
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
 from .transports import TLSTransport
@@ -152,7 +159,7 @@ class LayeredDescriptor(TLSDescriptor):
         readable: Something has come in since OpenSSL last asked for more.
     """
 
-    __slots__ = ("inner", "readable")
+    __slots__ = ("_excess", "_limit", "inner", "readable")
 
     def __init__(
         self,
@@ -167,11 +174,19 @@ class LayeredDescriptor(TLSDescriptor):
         self.sock = in_its_place
         self.inner = inner
         self.readable = False
+        self._limit = None if self.is_client else MessageLimit(self.connection)
+        self._excess: SocketError | None = None
 
     def feed(self, data: bytes) -> None:
         """Take what has come in."""
-        self.connection.bio_write(data)
         self.readable = True
+        if self._limit is not None and self._excess is None and not self.handshaken:
+            try:
+                self._limit.check(data)
+            except TLSHandshakeError as error:
+                self._excess = unraised(error)
+        if self._excess is None:
+            self.connection.bio_write(data)
 
     def finish(self) -> None:
         """Take note that nothing more will come in."""
@@ -198,6 +213,9 @@ class LayeredDescriptor(TLSDescriptor):
 
     def try_handshake(self) -> Want | None:
         """Carry the handshake on; see `TLSDescriptor.try_handshake`."""
+        if self._excess is not None and not self.failed:
+            self.inner.write(TOO_LONG)
+            raise self._fail(unraised(self._excess))
         try:
             return self._noted(super().try_handshake())
         finally:

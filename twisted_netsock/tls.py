@@ -105,15 +105,16 @@ class TLSDescriptor(Negotiated):
         self.sock = sock
         self.options: TLSSocketOptions = factory.options
         self._records: HandshakeRecords | None = None
+        in_memory = isinstance(sock, _socket.socket) and can_move()
+        given = None if in_memory else sock
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
-            in_memory = isinstance(sock, _socket.socket) and can_move()
-            self.connection = factory.connection(None if in_memory else sock, protocols, place)
-            if in_memory:
-                self._records = HandshakeRecords(self.connection, sock)
+            self.connection = factory.connection(given, protocols, place)
         else:
             self.is_client = False
-            self.connection = factory.connection(sock, protocols)
+            self.connection = factory.connection(given, protocols)
+        if in_memory:
+            self._records = HandshakeRecords(self.connection, sock, is_client=self.is_client)
         self.handshaken = False
         self.unflushed = False
         self._kept = b""
