@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -95,12 +96,20 @@ def test_serve_runs_at_most_so_many_handlers_and_closes_what_they_leave(authorit
         assert running[0] == 0
 
 
+class Unusual(BaseException):
+    """As greenlets and test runners have them."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [LookupError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Unusual],
+)
 @threaded
-def test_serve_logs_what_a_handler_raises(logged_errors):
+def test_serve_logs_what_a_handler_raises(kind, logged_errors):
     with blocking.make_server_socket("127.0.0.1", 0) as server:
 
         def fail(connection: Any) -> None:
-            raise LookupError("no such luck")
+            raise kind("no such luck")
 
         serving = Background(lambda: server.serve(fail))
         for _ in range(2):
@@ -124,6 +133,29 @@ def test_serve_ends_when_it_is_closed_while_it_is_full():
             assert serving.running
             release.set()
             serving.result()
+
+
+@threaded
+def test_serve_goes_on_when_a_thread_cannot_be_started(monkeypatch, log_lines):
+    start = threading.Thread.start
+    refusals = [RuntimeError("can't start new thread")] * 2
+
+    def start_or_refuse(thread: threading.Thread) -> None:
+        if thread.name == "netsock-connection" and refusals:
+            raise refusals.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_refuse)
+    with blocking.make_server_socket("127.0.0.1", 0) as server:
+        serving = Background(lambda: server.serve(lambda connection: connection.sendall(b"x")))
+        got = []
+        for _ in range(3):
+            with blocking.make_client_socket("127.0.0.1", server.getsockname().port) as one:
+                got.append(one.recv(1))
+        assert got == [b"", b"", b"x"]
+        server.close()
+        serving.result()
+    assert len([line for line in log_lines if "can't start new thread" in line]) == 2
 
 
 def names() -> set[str]:

@@ -8,8 +8,10 @@ error; it must end in time and print nothing to its standard error.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import textwrap
+import time
 
 import pytest
 from processes import LONGEST, Ran, run, started
@@ -304,11 +306,34 @@ def test_after_ctrl_c_the_socket_is_usable():
     """) == ["interrupted"] * 4 + ["b'x'"]
 
 
+@pytest.mark.parametrize("call", ["server.accept()", "server.serve(print)", "one.recv(1)"])
+def test_a_handler_of_a_signal_may_close_what_the_main_thread_waits_for(call):
+    assert output_of(f"""
+        from twisted_netsock.authority import CertificateAuthority
+        authority = CertificateAuthority()
+        server = blocking.make_server_tls_socket("127.0.0.1", 0, authority.server_options())
+        accepting = []
+        thread = threading.Thread(target=lambda: accepting.append(server.accept()))
+        thread.start()
+        port = server.getsockname().port
+        one = blocking.make_client_tls_socket("localhost", port, authority.client_options())
+        thread.join()
+        signal.signal(signal.SIGTERM, lambda *_: (server.close(), one.close(), print("closed")))
+        later(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            {call}
+        except SocketClosedError:
+            pass
+        print(accepting[0].recv(1))
+        accepting[0].close()
+    """) == ["closed", "b''"]
+
+
 def test_a_program_that_is_interrupted_ends(tmp_path):
     text = program("""
         one, other = blocking.open_socket_pair()
         server = blocking.make_server_socket("127.0.0.1", 0)
-        threading.Thread(target=server.accept).start()
+        threading.Thread(target=server.accept, daemon=True).start()
         print("waiting", flush=True)
         one.recv(1)
     """)
@@ -321,16 +346,17 @@ def test_a_program_that_is_interrupted_ends(tmp_path):
 # The end
 
 
-@pytest.mark.parametrize("daemon", [True, False])
-def test_a_process_ends_though_threads_wait(daemon):
-    assert output_of(f"""
+def test_a_process_ends_though_daemon_threads_wait():
+    """They are woken: each is told, and nothing is printed by what is left of them."""
+    assert output_of("""
         server = blocking.make_server_socket("127.0.0.1", 0)
         pairs = [blocking.open_socket_pair() for _ in range(3)]
-        def quietly(function):
+        woken = []
+        def wait(function):
             try:
                 function()
-            except SocketError:
-                pass
+            except SocketConnectionLostError:
+                woken.append(1)
         for function in (
             server.accept,
             lambda: pairs[0][0].recv(1),
@@ -338,27 +364,105 @@ def test_a_process_ends_though_threads_wait(daemon):
             lambda: pairs[2][0].input_port.read(),
             lambda: blocking.wait_readable(pairs[0][1]),
         ):
-            threading.Thread(target=quietly, args=(function,), daemon={daemon}).start()
+            threading.Thread(target=wait, args=(function,), daemon=True).start()
         selector = blocking.SocketSelector()
-        selector.add(pairs[1][1], lambda *_: None)
+        selector.add(pairs[1][1], lambda socket, error, again: woken.append(error))
         time.sleep(0.1)
-        import warnings
+        import atexit, warnings, twisted_netsock.blocking._bridge as bridge
         warnings.simplefilter("ignore")
+        def tell():
+            end = time.monotonic() + 5
+            while len(woken) < 6 and time.monotonic() < end:
+                time.sleep(0.01)
+            print(len(woken), flush=True)
+        # Behind the one that wakes them.
+        atexit.unregister(bridge._at_end)
+        atexit.register(tell)
+        atexit.register(bridge._at_end)
         print("the end")
-    """) == ["the end"]
+    """) == ["the end", "6"]
 
 
-def test_a_process_ends_though_an_executor_waits():
-    assert output_of("""
+AFTER_THE_MAIN_THREAD = {
+    "a thread": "threading.Thread(target=work).start()",
+    "a timer": "threading.Timer(0.1, work).start()",
+    "an executor": "ThreadPoolExecutor(2).submit(work)",
+    "atexit": "atexit.register(work)",
+    "atexit, given before": "",
+}
+
+
+@pytest.mark.parametrize("what", AFTER_THE_MAIN_THREAD)
+def test_what_outlives_the_main_thread_may_use_blocking_sockets(what):
+    text = """
+        import atexit, sys
+        {before}
         from concurrent.futures import ThreadPoolExecutor
-        one, other = blocking.open_socket_pair()
-        pool = ThreadPoolExecutor(2)
-        future = pool.submit(one.recv, 1)
-        time.sleep(0.1)
-        import warnings
-        warnings.simplefilter("ignore")
-        print("the end")
-    """) == ["the end"]
+        from twisted_netsock import blocking
+        from twisted_netsock.authority import CertificateAuthority
+        import socket, threading, time
+        authority = CertificateAuthority()
+        server = blocking.make_server_tls_socket("127.0.0.1", 0, authority.server_options())
+        def serve():
+            for connection in server:
+                connection.sendall(b"welcome")
+                connection.close()
+        threading.Thread(target=serve, daemon=True).start()
+        def ask():
+            port = server.getsockname().port
+            options = authority.client_options()
+            with blocking.make_client_tls_socket("localhost", port, options) as sock:
+                return sock.recv(10)
+        ask()
+        def work():
+            if {waits}:
+                # The main thread is at its end by then.
+                time.sleep(0.3)
+            if {before!r}:
+                # Who accepts is woken by then.
+                with blocking.make_server_socket(None, 0) as other:
+                    port = other.getsockname().port
+                    blocking.make_client_socket("localhost", port).close()
+                    other.accept().close()
+                    print("b'welcome'", flush=True)
+                return
+            print(ask(), flush=True)
+        {start}
+    """
+    before = "atexit.register(lambda: work())" if "before" in what else ""
+    waits = "atexit" not in what
+    start = AFTER_THE_MAIN_THREAD[what]
+    text = textwrap.dedent(text).format(before=before, waits=waits, start=start)
+    ran = run(sys.executable, "-c", text, seconds=3 * LONGEST)
+    assert (ran.code, ran.output, ran.errors) == (0, "b'welcome'\n", "")
+
+
+def test_a_server_in_a_thread_goes_on_when_the_main_thread_has_ended(tmp_path):
+    text = program("""
+        server = blocking.make_server_socket("127.0.0.1", 0)
+        def serve():
+            for connection in server:
+                with connection:
+                    connection.sendall(connection.recv(10))
+        threading.Thread(target=serve).start()
+        print(server.getsockname().port, flush=True)
+    """)
+    with started(sys.executable, "-c", text, output=tmp_path / "output") as child:
+        port = int(child.wait_for_line(r"\d+$")[0])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), LONGEST) as client:
+                client.sendall(b"echo")
+                assert client.recv(10) == b"echo"
+            time.sleep(0.1)
+        assert child.end(signal.SIGTERM) == -signal.SIGTERM
+
+
+def test_a_process_ends_after_the_reactor_has_used_threads():
+    assert output_of("""
+        from twisted.internet.threads import deferToThreadPool
+        from twisted_netsock.blocking._bridge import run
+        print(run(lambda r: deferToThreadPool(r, r.getThreadPool(), lambda: "in a thread")))
+    """) == ["in a thread"]
 
 
 def test_a_tls_goodbye_is_sent_though_the_process_ends():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import threading
@@ -167,13 +168,16 @@ def test_the_selectors_own_time_holds_where_add_says_nothing():
         assert len(calls.seen) == 1
 
 
+@pytest.mark.parametrize(
+    "kind", [LookupError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
 @threaded
-def test_a_handler_may_block_and_may_fail(logged_errors):
+def test_a_handler_may_block_and_may_fail(kind, logged_errors):
     release = threading.Event()
     calls = Calls()
 
     def fail(*_: object) -> None:
-        raise LookupError("no such luck")
+        raise kind("no such luck")
 
     with contextlib.ExitStack() as stack:
         selector = stack.enter_context(blocking.SocketSelector())
@@ -190,6 +194,25 @@ def test_a_handler_may_block_and_may_fail(logged_errors):
         release.set()
     assert [str(event["log_failure"].value) for event in logged_errors] == ["no such luck"]
     logged_errors.clear()
+
+
+@threaded
+def test_handlers_are_called_one_by_one_when_no_thread_can_be_started(monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "netsock-selector-call":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    calls = Calls()
+    with plain_pair() as (one, other), blocking.SocketSelector() as selector:
+        for count in (1, 2):
+            other.sendall(b"x")
+            selector.add(one, calls)
+            assert calls.wait(count)[-1] == (one, None)
+            one.recv(1)
 
 
 @threaded

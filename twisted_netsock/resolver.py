@@ -355,7 +355,13 @@ def _in_thread(
                 result.callback(outcome)
 
     result: Deferred[list[AddressInfo]] = Deferred(lambda _: _threads.discard(job))
-    _threads.submit(job)
+    try:
+        _threads.submit(job)
+    except RuntimeError as error:
+        if "shutdown" not in str(error):
+            raise
+        # The interpreter is at its end and starts no threads; what runs then may still connect.
+        job()
     return result
 
 

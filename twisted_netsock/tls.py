@@ -348,13 +348,21 @@ class TLSDescriptor(Negotiated):
             return 0
         if self._maybe_refused:
             self._look_for_refusal()
+        return self._take(piece, size)
+
+    def _take(self, piece: memoryview, size: int) -> int:
+        """Send *size* bytes of *piece*, and keep the record that does not fit; return the sum."""
         try:
             sent: int = self.connection.send_records(piece, size)
+            if sent < size:
+                self._kept = bytes(piece[sent : min(sent + RECORD, size)])
+                self.unflushed = True
         except (SSL.Error, OSError) as error:
             raise self._fail(self._data_error(error)) from None
-        if sent < size:
-            self._kept = bytes(piece[sent : min(sent + RECORD, size)])
-            self.unflushed = True
+        except BaseException:
+            if self.connection.want_write() and not self._kept:
+                self._fail(_cut_short())
+            raise
         return sent + len(self._kept)
 
     def _look_for_refusal(self) -> None:
@@ -395,6 +403,11 @@ class TLSDescriptor(Negotiated):
             return WANT_WRITE
         except (SSL.Error, OSError) as error:
             raise self._fail(self._data_error(error)) from None
+        except BaseException:
+            if not self.connection.want_write():
+                # It has been sent, or was not even tried.
+                self._fail(_cut_short())
+            raise
         self._kept = b""
         self.unflushed = False
         return None
@@ -480,6 +493,18 @@ class TLSDescriptor(Negotiated):
         """Become unusable; see `Descriptor`."""
         inherit(self.sock)
         self.give_up(opened_before_fork())
+
+
+def _cut_short() -> SocketError:
+    """
+    Return the error of a connection whose send ended in an exception of a signal handler.
+
+    OpenSSL insists on being given the same bytes again, and which they are is not known
+    any more: others would be taken for them, and be missing at the peer.
+    """
+    return SocketConnectionLostError(
+        errno=errno.EINTR, strerror="An exception has cut a send short, in the middle of a record"
+    )
 
 
 def _is_unexpected_end(error: Exception) -> bool:

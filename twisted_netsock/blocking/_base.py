@@ -4,8 +4,13 @@
 Several threads may use one socket: one in each direction, and any to close it.
 An operation enters under the lock, which makes its thread's waiter the user of
 that direction, and leaves by taking it back. Closing only marks the socket and
-wakes its users; whoever is the last to leave closes the descriptor, so no thread
+wakes its users; the last to leave closes the descriptor, so no thread
 ever waits for, or uses, a number that has become another's.
+
+A signal handler runs in the main thread between two steps of whatever that thread is
+doing, and may call any method of the socket. So each lock is reentrant, a direction is
+taken before the socket is looked at, and nothing waits for a lock that the thread which
+runs the handler keeps others from giving back.
 """
 
 from __future__ import annotations
@@ -40,7 +45,6 @@ from ._waiting import (
     check_thread,
     current_waiter,
     events_of,
-    has_stopped,
     reactor_stopped,
 )
 
@@ -86,7 +90,7 @@ class BlockingBase(BlockingFacts):
         self._descriptor = descriptor
         self._number = descriptor.sock.fileno()
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._reader: User | None = None
         self._writer: User | None = None
         self._drained = False
@@ -100,6 +104,8 @@ class BlockingBase(BlockingFacts):
         self._dropped = False
         self._cut = False
         """Not all was sent that should have been: the peer must notice."""
+        self._cut_send = False
+        """A signal handler has shut down the direction in which its thread was sending."""
         self._waits = True
         self._accept_seconds: float | None = None
         self._read_seconds = in_seconds(options.read_timeout)
@@ -114,10 +120,12 @@ class BlockingBase(BlockingFacts):
         entered = False
         try:
             with self._lock:
-                if self._closed or self._reader is not None:
-                    self._refuse(self._reader, by)
-                self._reader = waiter
-                entered = True
+                user = self._reader
+                if user is None:
+                    self._reader = waiter
+                    entered = True
+                if self._closed or user is not None:
+                    self._refuse(user, by)
             if by == DIRECT:
                 self._before_read()
             return self._go(waiter, attempt, by, reading=True)
@@ -132,21 +140,24 @@ class BlockingBase(BlockingFacts):
     ) -> T:
         """Run an operation in the sending direction."""
         waiter = current_waiter()
-        if self._flushing and self._writer is waiter:
-            # The output port's, on behalf of one that has the direction already.
+        if by == PORT and self._flushing and self._writer is waiter:
+            # On behalf of one that has the direction already.
             return self._go(waiter, attempt, FILE, reading=False)
         entered = False
         try:
             with self._lock:
-                if self._closed or self._writer is not None:
-                    self._refuse(self._writer, by)
-                self._writer = waiter
-                entered = True
+                user = self._writer
+                if user is None:
+                    self._writer = waiter
+                    entered = True
+                if self._closed or user is not None:
+                    self._refuse(user, by)
             if by == DIRECT:
                 self._before_write()
             return self._go(waiter, attempt, by, reading=False, deadline=deadline)
         finally:
             if entered:
+                self._cut_send = False
                 self._writer = None
                 if self._ending:
                     self._settle()
@@ -202,7 +213,7 @@ class BlockingBase(BlockingFacts):
         """Wait for *want*, or until this thread is woken."""
         if not self._waits:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        self._check_waiting(by)
+        self._check_waiting(waiter, by, reading=reading)
         seconds = deadline.remaining()
         if seconds == 0:
             raise (SocketReadTimeoutError if reading else SocketWriteTimeoutError)(self)
@@ -217,12 +228,14 @@ class BlockingBase(BlockingFacts):
             waiter.pause(min(seconds or UNIX_DATAGRAM_PACE, UNIX_DATAGRAM_PACE))
         else:
             waiter.wait(self._number, events_of(want), seconds)
-        self._check_waiting(by)
+        self._check_waiting(waiter, by, reading=reading)
 
-    def _check_waiting(self, by: int) -> None:
+    def _check_waiting(self, waiter: Waiter, by: int, *, reading: bool) -> None:
         if self._ending or (self._closed and by != FILE):
             raise SocketClosedError(self)
-        if has_stopped():
+        if self._cut_send and not reading:
+            raise SocketClosedError(self, errno.EPIPE, "This side has been shut down for writing")
+        if waiter.stopped:
             error = reactor_stopped()
             error.socket = self
             raise error
@@ -244,15 +257,13 @@ class BlockingBase(BlockingFacts):
         call = Call(function, discard=discard, released=lambda: self._leave(call))
         try:
             with self._lock:
-                if (
-                    self._closed
-                    or self._reader is not None
-                    or (writing and self._writer is not None)
-                ):
-                    self._refuse(self._reader or self._writer, DIRECT)
-                self._reader = call
-                if writing:
-                    self._writer = call
+                user = self._reader or (self._writer if writing else None)
+                if user is None:
+                    self._reader = call
+                    if writing:
+                        self._writer = call
+                if self._closed or user is not None:
+                    self._refuse(user, DIRECT)
             return call.result(seconds, timed_out)
         except CancelledError:
             raise SocketClosedError(self) from None
@@ -267,16 +278,24 @@ class BlockingBase(BlockingFacts):
     def _enter_reading(self, user: User) -> None:
         """Make *user* the one that receives, until it leaves."""
         with self._lock:
-            if self._closed or self._reader is not None:
-                self._refuse(self._reader, DIRECT)
-            self._reader = user
+            other = self._reader
+            if other is None:
+                self._reader = user
+            if self._closed or other is not None:
+                if other is None:
+                    self._reader = None
+                self._refuse(other, DIRECT)
 
     def _enter_writing(self, user: User) -> None:
         """Make *user* the one that sends, until it leaves."""
         with self._lock:
-            if self._closed or self._writer is not None:
-                self._refuse(self._writer, DIRECT)
-            self._writer = user
+            other = self._writer
+            if other is None:
+                self._writer = user
+            if self._closed or other is not None:
+                if other is None:
+                    self._writer = None
+                self._refuse(other, DIRECT)
 
     def _can_receive(self) -> bool:
         """Tell whether a receive would give something, now that poll(2) reports the descriptor."""
@@ -317,6 +336,13 @@ class BlockingBase(BlockingFacts):
                 return
             self._closed = True
         self._wake_users()
+        self._when_free(self._finish_closing)
+
+    def _when_free(self, function: Callable[[], object]) -> None:
+        """Call *function* now, or when the attempt that this thread has interrupted is over."""
+        function()
+
+    def _finish_closing(self) -> None:
         try:
             if not self._close_ports():
                 self._cut = True
@@ -408,9 +434,9 @@ class BlockingBase(BlockingFacts):
 
     def _after_fork(self) -> None:
         """Make it usable in a forked child, where none of its users is."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._reader = self._writer = None
-        self._flushing = False
+        self._flushing = self._cut_send = False
         if self._ending:
             self._settle()
 

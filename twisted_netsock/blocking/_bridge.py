@@ -13,15 +13,16 @@ child has no reactor.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
 import crochet
-from crochet._eventloop import ResultRegistry
 from twisted.application.reactors import getReactorTypes, installReactor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorCore, IReactorFDSet
@@ -42,9 +43,6 @@ _START_SECONDS: Final = 30.0
 _LET_GO_SECONDS: Final = 1.0
 """How long a call that was cut short waits for the reactor to let go of what it has."""
 
-_STOP_SECONDS: Final = 2.0
-"""How long the end of the process waits for the reactor to stop."""
-
 
 class _Event(threading.Event):
     """An event that crochet can ask under the name it uses."""
@@ -64,13 +62,13 @@ class _Answer(crochet.EventualResult):  # type: ignore[misc]
 
 
 class _Link:
-    """A running reactor, and who waits for something there."""
+    """A running reactor, and the calls that wait for something there."""
 
-    def __init__(self, reactor: Any, thread: threading.Thread | None) -> None:
+    def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.stopped = False
-        self._thread = thread
-        self._registry = ResultRegistry()
+        self._answers: set[_Answer] = set()
+        """Without a lock: a signal handler may add one while its thread adds another."""
 
     def watch_reactor(self) -> None:
         """Learn of the reactor's end; in its thread."""
@@ -78,45 +76,32 @@ class _Link:
 
     def _on_stop(self) -> None:
         self.stopped = True
-        self._registry.stop()
-        _waiting.wake_all(stopped=True)
+        self.let_go()
+        _waiting.stop_all()
+
+    def let_go(self) -> None:
+        """Fail the calls that wait."""
+        for answer in list(self._answers):
+            answer._set_result(Failure(crochet.ReactorStopped()))
 
     def submit(self, answer: _Answer, function: Callable[[], Deferred[Any]]) -> None:
         """Call *function* in the reactor's thread; *answer* gets what its Deferred does."""
-        self._registry.register(answer)
+        self._answers.add(answer)
+        # In this order: `_on_stop` may come in between.
+        if self.stopped:
+            raise crochet.ReactorStopped
         self.reactor.callFromThread(lambda: answer._connect_deferred(function()))
 
-    def end(self) -> None:
-        """Wake everybody, and stop the reactor if it was started here: the process ends."""
-        if self._thread is None:
-            if not _outlives_main_thread(threadable.ioThread):
-                self._on_stop()
-            return
-        _waiting.wake_all(stopped=True)
-        self.reactor.callFromThread(self._stop)
-        self._thread.join(_STOP_SECONDS)
-        if not self.stopped:
-            # Something holds the reactor up; nobody shall wait for it.
-            self._on_stop()
-
-    def _stop(self) -> None:
-        if self.reactor.running:
-            self.reactor.stop()
-
-
-def _outlives_main_thread(ident: int | None) -> bool:
-    """Tell whether the process goes on as long as this thread, with or without the main one."""
-    return any(
-        thread.ident == ident and not thread.daemon and thread is not threading.main_thread()
-        for thread in threading.enumerate()
-    )
+    def forget(self, answer: _Answer) -> None:
+        """Know that nobody waits for *answer* any more."""
+        self._answers.discard(answer)
 
 
 class _Start:
     """What is known about the reactor before there is a link, and how to get one."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.link: _Link | None = None
         self.chosen: Any = None
         self.forked_from: Any = None
@@ -190,7 +175,9 @@ def _current_link() -> _Link:
         return link
     with _start.lock:
         if _start.link is None:
-            _start.link = _make_link()
+            link = _make_link()
+            # A signal handler may have come before.
+            _start.link = _start.link or link
         return _start.link
 
 
@@ -201,8 +188,9 @@ def _make_link() -> _Link:
         if reactor is None:
             reactor = _install(_start.chosen)
     check_thread()
-    thread = None if reactor.running else _run_in_thread(reactor)
-    link = _Link(reactor, thread)
+    if not reactor.running:
+        _run_in_thread(reactor)
+    link = _Link(reactor)
     watching = threading.Event()
 
     def watch() -> None:
@@ -213,7 +201,6 @@ def _make_link() -> _Link:
     if not watching.wait(_START_SECONDS):
         raise RuntimeError(f"{reactor!r} does not run")
     _waiting.use_reactor(reactor)
-    _waiting.hook_end()
     return link
 
 
@@ -239,7 +226,7 @@ def _install(name: str | None) -> Any:
     return sys.modules["twisted.internet.reactor"]
 
 
-def _run_in_thread(reactor: Any) -> threading.Thread:
+def _run_in_thread(reactor: Any) -> None:
     """Run *reactor* in a daemon thread, and return when it runs."""
     start = _start
 
@@ -254,22 +241,31 @@ def _run_in_thread(reactor: Any) -> threading.Thread:
     if start.thread is None:
         # Else an earlier call began this, and was interrupted.
         reactor.callWhenRunning(start.running.set)
+        # Idle ones that are no daemons would keep the interpreter from ending.
+        reactor.getThreadPool().threadFactory = partial(threading.Thread, daemon=True)
         start.thread = threading.Thread(target=work, name="netsock-reactor", daemon=True)
-        start.thread.start()
+        try:
+            start.thread.start()
+        except RuntimeError as error:
+            start.thread = None
+            raise RuntimeError(f"{reactor!r} could not be started: {error}") from error
     if not start.running.wait(_START_SECONDS) or start.failure is not None:
         raise RuntimeError(f"{reactor!r} could not be started") from start.failure
-    return start.thread
 
 
 def _at_end() -> None:
-    """End what there is: the main thread has."""
+    """
+    Wake the daemon threads: the others have ended, and the functions that `atexit` knows run.
+
+    The reactor goes on in its daemon thread: functions that `atexit` was given before
+    this may still need it.
+    """
+    _waiting.end_others()
     if _start.link is not None:
-        _start.link.end()
-    elif not _outlives_main_thread(threadable.ioThread):
-        _waiting.wake_all(stopped=True)
+        _start.link.let_go()
 
 
-_waiting.at_end(_at_end)
+atexit.register(_at_end)
 
 
 class Call(Generic[T]):
@@ -352,8 +348,11 @@ class Call(Generic[T]):
         link = self._link = link_for(reactor)
         answer = self._answer = _Answer(link.reactor)
         self.begun = True
-        link.submit(answer, self._begin)
-        box: _Box = answer.wait(seconds)
+        try:
+            link.submit(answer, self._begin)
+            box: _Box = answer.wait(seconds)
+        finally:
+            link.forget(answer)
         return box
 
     def _begin(self) -> Deferred[_Box]:
@@ -464,9 +463,10 @@ def run(
     *,
     discard: Callable[[T], object] | None = None,
     reactor: Any = None,
+    seconds: float | None = None,
 ) -> T:
-    """Call *function* with the reactor, in its thread, and return what it gives."""
-    return Call(function, discard=discard).result(reactor=reactor)
+    """Call *function* with the reactor, in its thread, and return what it gives, in time."""
+    return Call(function, discard=discard).result(seconds, reactor=reactor)
 
 
 def in_reactor(function: Callable[[Any], object]) -> bool:

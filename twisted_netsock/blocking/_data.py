@@ -13,10 +13,10 @@ from .._validation import byte_count
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..data_sockets import FLUSH_LIMIT
 from ..descriptors import PlainDescriptor, Want, byte_view, writable_view
-from ..errors import SocketError, SocketPortError
+from ..errors import SocketBusyError, SocketClosedError, SocketError, SocketPortError
 from ..file_sources import FileSource
 from ._base import BlockingBase
-from ._ports import RawPort, close_quietly, has_failed, held_by, open_input_port, open_output_port
+from ._ports import RawPort, drop, has_failed, held_by, open_input_port, open_output_port
 from ._waiting import Deadline, Expired, current_waiter
 
 if TYPE_CHECKING:
@@ -266,6 +266,9 @@ class BlockingData(BlockingBase):
         def attempt() -> Want | None:
             nonlocal offset, view
             while offset < size:
+                if self._closed:
+                    # By another thread or a signal handler, while the peer takes all there is.
+                    raise SocketClosedError
                 count: int | Want = descriptor.try_send(
                     memoryview(view)[offset:] if offset else view
                 )
@@ -356,12 +359,18 @@ class BlockingData(BlockingBase):
         try:
             if not port.closed:
                 port.flush()
+        except RuntimeError:
+            # This is a signal handler that has interrupted the port itself.
+            raise SocketBusyError(self) from None
         finally:
             self._flushing = False
 
     def shutdown(self, how: int) -> None:
         """
         Shut down one direction or both, after sending what `output_port` holds.
+
+        In a signal handler that has interrupted a send it waits for nothing: that send
+        fails with `SocketClosedError`, and what the port holds is dropped.
 
         The arguments are those of `Socket.shutdown`.
 
@@ -373,7 +382,16 @@ class BlockingData(BlockingBase):
         """
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise ValueError(f"how={how!r} must be SHUT_RD, SHUT_WR or SHUT_RDWR")
-        self._write(lambda: self._descriptor.try_shutdown(how))
+        waiter = current_waiter()
+        if self._writer is not waiter:
+            self._write(lambda: self._descriptor.try_shutdown(how))
+            return
+        # A signal handler: what it has interrupted would have to go on first.
+        self._check_open()
+        self._attempt(lambda: self._descriptor.try_shutdown(how))
+        if how != _socket.SHUT_RD:
+            self._cut_send = True
+            waiter.wake()
 
     # Ports
 
@@ -462,10 +480,13 @@ class BlockingData(BlockingBase):
             if self._output is not None and not self._aborted:
                 complete = self._flush_last(self._output)
         finally:
-            for port in (self._input, self._output):
-                if port is not None:
-                    close_quietly(port)
+            self._drop_ports()
         return complete
+
+    def _drop_ports(self) -> None:
+        for port in (self._input, self._output):
+            if port is not None:
+                drop(port)
 
     def _flush_last(self, port: io.BufferedWriter) -> bool:
         """Send what the port holds when the socket is closed, within a limit."""
@@ -478,6 +499,7 @@ class BlockingData(BlockingBase):
                 return False
             self._writer = waiter
         seconds = self._write_seconds
+        before = waiter.limit
         waiter.limit = Deadline(FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
         self._waits = True
         try:
@@ -485,6 +507,6 @@ class BlockingData(BlockingBase):
         except (OSError, Expired):
             return False
         finally:
-            waiter.limit = None
+            waiter.limit = before
             self._writer = None
         return not has_failed(port)

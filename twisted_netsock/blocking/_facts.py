@@ -20,7 +20,7 @@ __all__ = ["BlockingFacts", "in_seconds"]
 class BlockingFacts(SocketFacts):
     """Time-outs, and the calls that never wait, each under the lock of the socket."""
 
-    _lock: threading.Lock
+    _lock: threading.RLock
     _waits: bool
     """Whether a call waits at all."""
     _accept_seconds: float | None

@@ -11,7 +11,7 @@ import io
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from ..errors import SocketError, SocketPortError, SocketWriteTimeoutError
+from ..errors import SocketBusyError, SocketPortError, SocketWriteTimeoutError
 from ._base import FILE, PORT
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ class RawPort(io.RawIOBase):
         self.failed = False
         """The last write failed, and may have left a gap."""
         self._looking: int | None = None
-        self.discards = False
-        """What is written now goes nowhere: the socket is closed."""
         if is_file:
             socket._file_opened()
             self._by = FILE
@@ -129,8 +127,6 @@ class RawPort(io.RawIOBase):
             SocketPortError: An earlier write failed, and how much it sent is unknown.
         """
         view = memoryview(data)
-        if self.discards:
-            return view.nbytes
         self._check_usable()
         if not self._writes:
             raise io.UnsupportedOperation("not writable")
@@ -159,14 +155,17 @@ class RawPort(io.RawIOBase):
 
     def count_held(self, reader: io.BufferedReader) -> int:
         """Return how many bytes *reader*, which stands on this, holds unread."""
-        self._looking = threading.get_ident()
+        before, self._looking = self._looking, threading.get_ident()
         try:
             return len(reader.peek(1))
         except ValueError:
             # It is closed.
             return 0
+        except RuntimeError:
+            # This is a signal handler that has interrupted the port itself.
+            raise SocketBusyError(self._socket) from None
         finally:
-            self._looking = None
+            self._looking = before
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"of {self._socket!r}"
@@ -195,15 +194,11 @@ def held_by(port: io.BufferedReader) -> int:
     return raw.count_held(port) if isinstance(raw, RawPort) else 0
 
 
-def close_quietly(port: io.BufferedReader | io.BufferedWriter) -> None:
-    """Close a port whose socket is closed: what it holds is dropped."""
-    if port.closed:
-        return
-    raw = port.raw
-    assert isinstance(raw, RawPort)
-    raw.discards = True
-    try:
-        port.close()
-    except (OSError, RuntimeError, SocketError):
-        # A signal handler closes what it has interrupted.
-        raw.close()
+def drop(port: io.BufferedReader | io.BufferedWriter) -> None:
+    """
+    Close a port whose socket is closed: what it holds is dropped.
+
+    By what is beneath it, which closes it, too. Its own method would wait for a thread
+    that is in the middle of another one, which may wait for this thread.
+    """
+    port.raw.close()

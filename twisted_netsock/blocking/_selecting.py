@@ -33,7 +33,6 @@ from ._waiting import (
     Waiter,
     check_thread,
     current_waiter,
-    has_stopped,
     reactor_stopped,
 )
 
@@ -134,7 +133,7 @@ def _wait_any(sockets: tuple[S, ...], timeout: timedelta | None, events: int) ->
         ready = [each for each in taken if events == READ and each._has_input()]
         numbers = [(socket._number, events) for socket in taken]
         while not ready:
-            if has_stopped():
+            if waiter.stopped:
                 raise reactor_stopped()
             seconds = deadline.remaining()
             found = waiter.wait_any(numbers, seconds)
@@ -183,7 +182,7 @@ class _Registration:
         """Call the handler; in a thread of the selector's."""
         try:
             self.on_read(self.socket, error, self._again)
-        except Exception:  # noqa: BLE001 - one handler's failure must not reach the others
+        except BaseException:  # noqa: BLE001 - SystemExit, too, must not reach the others
             _log.failure("the handler of a selector failed")
 
     def _again(self, timeout: timedelta | None = None) -> None:
@@ -214,7 +213,7 @@ class SocketSelector:
         """
         self._seconds = _wait_seconds(timeout)
         use(reactor)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: dict[int, _Registration] = {}
         self._added: deque[_Registration] = deque()
         self._look: deque[_Registration] = deque()
@@ -242,7 +241,7 @@ class SocketSelector:
                 `SocketConnectionLostError` when the reactor was shut down. The
                 function waits anew, as long as before or with a time-out that it is
                 given; once the selector is closed it does nothing.
-                What *on_read* raises is logged.
+                What *on_read* raises, `SystemExit` included, is logged.
             timeout: How long to wait; the selector's if `None`; 0 looks once.
 
         Raises:
@@ -283,12 +282,20 @@ class SocketSelector:
         self._wake()
 
     def _start(self) -> None:
-        if self._waiter is None:
-            waiter = MultiWaiter()
+        if self._waiter is not None:
+            return
+        waiter = MultiWaiter()
+        # Again: a signal handler may have come in between, and have added a socket of its own.
+        if self._waiter is not None:
+            return
+        self._waiter = waiter
+        try:
             threading.Thread(
                 target=self._work, args=(waiter,), name="netsock-selector", daemon=True
             ).start()
-            self._waiter = waiter
+        except BaseException:
+            self._waiter = None
+            raise
 
     def _wake(self) -> None:
         if self._waiter is not None:
@@ -321,7 +328,7 @@ class SocketSelector:
     # In the thread that waits
 
     def _work(self, waiter: MultiWaiter) -> None:
-        while not self._closed and not has_stopped():
+        while not self._closed and not waiter.stopped:
             self._take_added(waiter)
             self._drop_closed(waiter)
             found = waiter.wait_many(self._seconds_to_next())
@@ -368,7 +375,11 @@ class SocketSelector:
         if registration is None:
             return
         self._forget(waiter, registration)
-        self._handlers.submit(lambda: registration.call(error))
+        try:
+            self._handlers.submit(lambda: registration.call(error))
+        except RuntimeError:
+            # No thread can be started, and none is there: better late for the others than never.
+            registration.call(error)
 
     def _forget(self, waiter: MultiWaiter, registration: _Registration) -> None:
         waiter.unregister(registration.number, registration)
@@ -381,7 +392,7 @@ class SocketSelector:
             self._closed = True
             left = list(self._waiting.values())
         for registration in left:
-            if has_stopped():
+            if waiter.stopped:
                 self._end(waiter, registration, reactor_stopped())
             else:
                 self._forget(waiter, registration)

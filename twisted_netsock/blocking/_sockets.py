@@ -9,7 +9,7 @@ import socket as _socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -32,12 +32,15 @@ from ..readiness import poller_for
 from ..sockets import Socket
 from ._bridge import in_reactor, run, use
 from ._data import BlockingData
-from ._ports import close_quietly, held_by
-from ._waiting import check_thread, current_waiter, has_stopped
+from ._ports import held_by
+from ._waiting import check_thread, current_waiter
 
 __all__ = ["BlockingSocket", "Taken", "take"]
 
 _log = Logger()
+
+_LONGEST_CLOSING: Final = 1.0
+"""Seconds that closing waits for the reactor, which goes on with it by itself."""
 
 
 class Taken(NamedTuple):
@@ -76,7 +79,9 @@ class BlockingSocket(BlockingData):
     reactor's thread: it is a `RuntimeError`.
 
     Ctrl-C ends a call at once, and the socket stays usable. What a receive had
-    just consumed, and how much a `sendall` had sent, is lost then.
+    just consumed, and how much a `sendall` had sent, is lost then; over TLS, an
+    exception in the very middle of a send fails every later one. A signal handler
+    may close, abort or shut down the socket whose call it interrupts.
 
     Attributes:
         node: The host, address or path that it was made for, or `None`.
@@ -149,7 +154,11 @@ class BlockingSocket(BlockingData):
         check_thread()
         self._check_open()
         if self._output is not None and not self._output.closed:
-            self._output.flush()
+            try:
+                self._output.flush()
+            except RuntimeError:
+                # This is a signal handler that has interrupted the port itself.
+                raise SocketBusyError(self) from None
         with self._lock:
             self._check_open()
             if self._reader is not None or self._writer is not None or self._files:
@@ -161,9 +170,7 @@ class BlockingSocket(BlockingData):
                     self._input, socket=self, strerror="input_port holds unread bytes"
                 )
             self._closed = self._ending = self._gone = True
-        for port in (self._input, self._output):
-            if port is not None:
-                close_quietly(port)
+        self._drop_ports()
         descriptor: Descriptor = self._descriptor
         return descriptor
 
@@ -271,8 +278,9 @@ class BlockingSocket(BlockingData):
         Accept connections, and call *handler* with each, in a thread of its own.
 
         Each connection is closed when its handler returns, also if it has been given
-        to `start_tls`. A handler that raises is
-        logged, and ends its own connection only.
+        to `start_tls`. Whatever a handler raises, `SystemExit` included, is logged, and
+        ends its own connection only. So does a thread that cannot be started: its
+        connection is closed, and the next one is accepted.
 
         Args:
             handler: Called in a daemon thread.
@@ -307,8 +315,11 @@ class BlockingSocket(BlockingData):
             if self._dropped or threadable.isInIOThread():
                 there = in_reactor(lambda _: twin.close())
             else:
-                run(lambda _: twin.close())
+                # A signal handler may have interrupted what the reactor waits for.
+                run(lambda _: twin.close(), seconds=_LONGEST_CLOSING)
                 there = True
+        except TimeoutError:
+            there = True
         except (RuntimeError, SocketConnectionLostError):
             there = False
         if not there:
@@ -343,6 +354,10 @@ class _Service:
                 self._running += 1
             try:
                 self._start(connection)
+            except RuntimeError as error:
+                # Too many threads, or the interpreter is about to end.
+                _log.error("{socket} is closed: {error}", socket=connection, error=error)
+                self._ended(connection)
             except BaseException:
                 self._ended(connection)
                 raise
@@ -356,11 +371,12 @@ class _Service:
 
     def _handle(self, connection: BlockingSocket) -> None:
         try:
-            self._handler(connection)
-        except Exception:  # noqa: BLE001 - one connection's failure must not end the others
+            try:
+                self._handler(connection)
+            finally:
+                self._ended(connection)
+        except BaseException:  # noqa: BLE001 - SystemExit, too, ends its own connection only
             _log.failure("the handler of a connection failed")
-        finally:
-            self._ended(connection)
 
     def _ended(self, connection: BlockingSocket) -> None:
         try:
@@ -376,14 +392,14 @@ class _Service:
         """Wait for the threads, until *ready* or, unless it is already, the listener is closed."""
         listener = self._listener
         if closed:
-            while not ready() and not has_stopped():
+            while not ready() and not self._waiter.stopped:
                 self._waiter.pause(None)
             return
         if ready():
             return
         try:
             listener._enter_reading(self._waiter)
-            while not ready() and not listener._closed and not has_stopped():
+            while not ready() and not listener._closed and not self._waiter.stopped:
                 self._waiter.pause(None)
         except SocketClosedError:
             return

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket as _socket
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
 from ..descriptors import Descriptor, Want, set_linger_reset
-from ..errors import SocketError, opened_before_fork
+from ..errors import SocketBusyError, SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
 from ..readiness import poller_for
 from ..server_contexts import ServerContextFactory
@@ -71,6 +73,11 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
         self._factory = factory
         self._reload_seconds = reload_seconds
         self._farewell: Deferred[None] | None = None
+        self._engine = threading.RLock()
+        self._inside = 0
+        """The thread that is in the middle of OpenSSL's connection; it has *_engine*."""
+        self._postponed: deque[Callable[[], object]] = deque()
+        """What signal handlers want done as soon as it is not."""
 
     @classmethod
     def from_socket(
@@ -93,25 +100,62 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
     # Running operations
 
     def _attempt(self, attempt: Callable[[], T | Want]) -> T | Want:
-        """Try once, alone: OpenSSL's connection is one state for both directions."""
-        with self._lock:
-            try:
-                return super()._attempt(attempt)
-            except SocketError:
-                if self._descriptor.failed:
-                    # The kernel would not tell who waits in the other direction.
-                    self._wake_users()
-                raise
+        """Try once, alone."""
+        try:
+            return self._alone(lambda: super(BlockingTLSSocket, self)._attempt(attempt))
+        except SocketError:
+            if self._descriptor.failed:
+                # The kernel would not report it to a thread that waits in the other direction.
+                self._wake_users()
+            raise
+
+    def _alone(self, function: Callable[[], T]) -> T:
+        """
+        Call *function* while nobody else uses OpenSSL's connection: one state for both directions.
+
+        Raises:
+            SocketBusyError: This is a signal handler, whose thread is in the middle of that.
+        """
+        this_thread = threading.get_ident()
+        try:
+            # Not `_lock`: closing must never wait for as long as this takes.
+            with self._engine:
+                if self._inside:
+                    raise SocketBusyError(self)
+                self._inside = this_thread
+                try:
+                    result = function()
+                finally:
+                    self._inside = 0
+                return result
+        finally:
+            if self._postponed and self._inside != this_thread:
+                # Another thread, which has done the same, may have been faster.
+                with suppress(IndexError):
+                    while True:
+                        self._postponed.popleft()()
+
+    def _is_interrupted(self) -> bool:
+        """Return whether this thread runs a signal handler, and is inside OpenSSL's connection."""
+        return self._inside == threading.get_ident()
+
+    def _when_free(self, function: Callable[[], object]) -> None:
+        if self._is_interrupted():
+            self._postponed.append(function)
+        else:
+            function()
 
     @contextmanager
     def _others_turn(self) -> Iterator[None]:
         # To read a file takes as long as it takes: a pipe may even wait for what another
         # thread is to receive here.
-        self._lock.release()
+        this_thread, self._inside = self._inside, 0
         try:
+            self._engine.release()
             yield
         finally:
-            self._lock.acquire()
+            self._engine.acquire()
+            self._inside = this_thread
 
     def _is_drained(self, count: int, wanted: int) -> bool:
         return count > 0 and not self._descriptor.buffered
@@ -159,15 +203,14 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
         descriptor = self._descriptor
         if not isinstance(descriptor, TLSDescriptor) or not descriptor.handshaken:
             return True
-        with self._lock:
-            return descriptor.try_readable() is None
+        return self._alone(lambda: descriptor.try_readable() is None)
 
     def _has_input(self) -> bool:
         if super()._has_input():
             return True
         if not isinstance(self._descriptor, TLSDescriptor):
             return False
-        with self._lock:
+        with self._engine:
             return self._descriptor.buffered or self._descriptor.finished
 
     # The handshake
@@ -199,12 +242,20 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
         See `BlockingSocket.shutdown`. Once this side has shut down reading, a
         receive gives the end of the stream.
         """
+        if self._is_interrupted():
+            self._postponed.append(lambda: self._shut_down_quietly(how))
+            return
         super().shutdown(how)
         if how != _socket.SHUT_WR:
             # Nothing in the kernel wakes who receives, as it would a plain socket's.
             self._drained = False
             if self._reader is not None:
                 self._reader.wake()
+
+    def _shut_down_quietly(self, how: int) -> None:
+        # What was interrupted meets the same error by itself.
+        with suppress(SocketError):
+            self.shutdown(how)
 
     # Data
 
@@ -240,11 +291,10 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
 
     def _begin_goodbye(self, descriptor: TLSDescriptor) -> bool:
         """Say goodbye, and tell whether the reactor goes on with it."""
-        with self._lock:
-            try:
-                waiting = descriptor.try_goodbye() is not None
-            except SocketError:
-                return False
+        try:
+            waiting = self._alone(descriptor.try_goodbye) is not None
+        except SocketError:
+            return False
         return waiting and in_reactor(self._say_goodbye)
 
     def _say_goodbye(self, reactor: Any) -> None:
@@ -275,6 +325,9 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
         if isinstance(self._descriptor, TLSDescriptor):
             # Two processes must never send records with the same keys and numbers.
             self._descriptor.give_up(opened_before_fork())
+        self._engine = threading.RLock()
+        self._inside = 0
+        self._postponed.clear()
         super()._after_fork()
 
     # What was negotiated
@@ -282,6 +335,6 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
     def _told(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
         """Ask for what the handshake, once it is done, has settled."""
         descriptor = self._tls()
-        with self._lock:
+        with self._engine:
             # Until then it is the reactor's thread that uses the connection.
             return ask(descriptor) if descriptor.handshaken else otherwise

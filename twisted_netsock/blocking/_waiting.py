@@ -7,7 +7,6 @@ that is closed, the reactor that stops) calls `Waiter.wake`, from any thread.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import select
@@ -15,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from twisted.python import threadable
@@ -23,7 +22,7 @@ from twisted.python import threadable
 from ..descriptors import WANT_READ, Want
 from ..errors import SocketConnectionLostError, SocketError
 
-__all__ = ["Waiter", "check_thread", "current_waiter", "wake_all"]
+__all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "stop_all"]
 
 _LONGEST: Final = 86400.0
 """Seconds of one poll(2), which counts milliseconds in a C int."""
@@ -46,19 +45,36 @@ def _open_alarm() -> tuple[int, int]:
 class Waiter:
     """What one thread waits with, and what wakes it."""
 
-    __slots__ = ("__weakref__", "_lock", "_prepared", "_reading", "_writing", "ident", "limit")
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+        "_prepared",
+        "_reading",
+        "_writing",
+        "ended",
+        "ident",
+        "limit",
+    )
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
-        self._lock = threading.Lock()
+        # Reentrant, as the others here, for signal handlers.
+        self._lock = threading.RLock()
         self._reading = self._writing = -1
         try:
             self._reading, self._writing = _open_alarm()
         except OSError as error:
             raise SocketError(errno=error.errno, strerror=error.strerror) from None
         self._prepared: tuple[int, int, Any] = (-1, 0, None)
+        self.ended = False
+        """The program has ended but for its daemon threads, of which this is one."""
         self.limit: Deadline | None = None
         """When the call that is under way gives up, whatever its socket says."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether this thread may not wait any more: the reactor has stopped, or the program."""
+        return self.ended or _state.stopped
 
     def wake(self) -> None:
         """Have this thread look again at what it waits for, now or when it next waits."""
@@ -160,7 +176,7 @@ class _State:
     """What concerns all threads that wait."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.threads = threading.local()
         self.waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
         self.stopped = False
@@ -174,50 +190,7 @@ def _new_waiter() -> Waiter:
     waiter = _state.threads.waiter = Waiter()
     with _state.lock:
         _state.waiters.add(waiter)
-    hook_end()
     return waiter
-
-
-class _End:
-    """What happens when the main thread ends."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.hooked = False
-        self.function: Callable[[], None] = lambda: None
-
-    def __call__(self) -> None:
-        self.function()
-
-
-_end = _End()
-
-
-def at_end(function: Callable[[], None]) -> None:
-    """Have *function* called when the main thread ends, before other threads are joined."""
-    _end.function = function
-
-
-def hook_end() -> None:
-    """Have the end noticed: there is somebody to wake then."""
-    if _end.hooked:
-        return
-    # Executors have their threads joined in a hook of this kind, too, and those run in
-    # reverse order; threads of other kinds are joined after all hooks. The import fails
-    # where no descriptor is left: the next call tries again.
-    import concurrent.futures.thread
-
-    assert concurrent.futures.thread
-    with _end.lock:
-        if _end.hooked:
-            return
-        _end.hooked = True
-    register: Callable[..., object] = getattr(threading, "_register_atexit", atexit.register)
-    try:
-        register(_end)
-    except RuntimeError:
-        # The main thread has ended already: nobody may wait for long any more.
-        _state.stopped = True
 
 
 def current_waiter() -> Waiter:
@@ -262,19 +235,24 @@ def use_reactor(reactor: Any) -> None:
     _state.reactor = reactor
 
 
-def wake_all(*, stopped: bool) -> None:
-    """Wake every thread that waits; with *stopped* none may wait any more."""
-    if stopped:
-        _state.stopped = True
-    with _state.lock:
-        waiters = list(_state.waiters)
-    for waiter in waiters:
+def stop_all() -> None:
+    """Wake every thread that waits; none may wait any more."""
+    _state.stopped = True
+    for waiter in _all_waiters():
         waiter.wake()
 
 
-def has_stopped() -> bool:
-    """Tell whether the reactor has stopped: nobody may wait any more."""
-    return _state.stopped
+def end_others() -> None:
+    """Wake the other threads that wait, which may not any more: the program ends."""
+    for waiter in _all_waiters():
+        if waiter.ident != threading.get_ident():
+            waiter.ended = True
+            waiter.wake()
+
+
+def _all_waiters() -> list[Waiter]:
+    with _state.lock:
+        return list(_state.waiters)
 
 
 def reactor_stopped() -> SocketConnectionLostError:
@@ -330,6 +308,5 @@ def after_fork() -> None:
     global _state  # noqa: PLW0603 - one state for the process
     for waiter in list(_state.waiters):
         # A thread that is not here may have held it.
-        waiter._lock = threading.Lock()
+        waiter._lock = threading.RLock()
     _state = _State()
-    _end.lock = threading.Lock()
