@@ -19,7 +19,9 @@ from protocols import (
     resolving,
 )
 from twisted.internet import error, reactor
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, fail, succeed
+from twisted.internet.interfaces import IStreamClientEndpoint
+from zope.interface import implementer
 
 from twisted_netsock import (
     SocketBindError,
@@ -28,6 +30,18 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
+
+
+@implementer(IStreamClientEndpoint)
+class AtOnce:
+    """An endpoint whose connect has an answer before it returns: an error, or no protocol."""
+
+    def __init__(self, fails):
+        self._fails = fails
+
+    def connect(self, factory):
+        return fail(error.ConnectError()) if self._fails else succeed(None)
+
 
 # Cancelling
 
@@ -98,6 +112,37 @@ async def test_a_connect_can_be_cancelled_during_the_handshake(authority):
             with contextlib.suppress(ConnectionResetError):
                 assert await raw_receive(peer) == b""
     assert clients.built == []
+    assert clients.life == ["start", "stop"]
+
+
+async def test_a_connect_can_be_cancelled_though_the_connection_stands():
+    """Within one machine it stands at once, and is handed over in the next iteration."""
+    clients = Protocols()
+    with raw_listener() as listener:
+        connecting = client_endpoint(reactor, LOOPBACK, listener.getsockname()[1]).connect(clients)
+        await cancelled(connecting)
+        with await accepted(listener) as peer:
+            assert await raw_receive(peer) == b""
+    assert clients.built == []
+    assert clients.life == ["start", "stop"]
+
+
+async def test_a_connect_can_be_cancelled_though_it_has_failed(tmp_path):
+    clients = Protocols()
+    unix = SocketOptions(ai_family=socket.AF_UNIX)
+    await cancelled(client_endpoint(reactor, str(tmp_path / "none"), None, unix).connect(clients))
+    await turns()
+    assert clients.life == ["start", "stop"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_connect_over_an_endpoint_that_is_done_at_once_can_be_cancelled(authority, fails):
+    clients = Protocols()
+    where = client_endpoint(
+        reactor, LOOPBACK, None, authority.client_options(), endpoint=AtOnce(fails)
+    )
+    await cancelled(where.connect(clients))
+    await turns()
     assert clients.life == ["start", "stop"]
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from clocks import turns, until
+from loopback import one_port, port_of
 from protocols import (
     LOOPBACK,
     Kind,
@@ -45,6 +46,7 @@ from zope.interface.verify import verifyObject
 from twisted_netsock import (
     CertificateVerificationError,
     HostNotFoundError,
+    NetsockError,
     ServerTLSSocketOptions,
     SocketConnectionError,
     SocketConnectionRefusedError,
@@ -110,6 +112,55 @@ async def test_connect_fires_with_the_connected_protocol(kind):
         assert protocol.events == ["made"]
         assert protocol.transport.connected
         assert (await servers.connected()).events == ["made"]
+        await clients.all_lost()
+
+
+async def test_connect_does_not_fire_before_it_returns(kind):
+    """Callers keep the Deferred, and have a callback forget it."""
+    servers, clients = Protocols(), Protocols()
+    async with listening(kind.server(), servers) as port:
+        where = client_endpoint(reactor, LOOPBACK, port.getHost().port, kind.client())
+        for _ in range(3):
+            connecting = where.connect(clients)
+            assert not connecting.called
+            assert clients.built == []
+            await connecting
+            clients.built.clear()
+        await clients.all_lost()
+
+
+async def test_connect_does_not_fail_before_it_returns(kind, tmp_path):
+    clients = Protocols()
+    unix = {"ai_family": socket.AF_UNIX} | ({"sni": "localhost"} if kind.tls else {})
+    with one_port(LOOPBACK) as (refusing,):
+        for where in (
+            client_endpoint(reactor, LOOPBACK, port_of(refusing), kind.client()),
+            client_endpoint(reactor, str(tmp_path / "none"), None, kind.client(**unix)),
+            client_endpoint(reactor, "::1", 1, kind.client(ai_family=socket.AF_INET)),
+        ):
+            connecting = where.connect(clients)
+            assert not connecting.called
+            with pytest.raises(NetsockError):
+                await connecting
+
+
+async def test_what_comes_before_connect_has_fired_is_delivered_afterwards():
+    order = []
+
+    class Client(Recorder):
+        def dataReceived(self, data):
+            order.append(data)
+            super().dataReceived(data)
+
+    with raw_listener() as listener:
+        clients = Protocols(Client)
+        connecting = client_endpoint(reactor, LOOPBACK, listener.getsockname()[1]).connect(clients)
+        connecting.addCallback(lambda protocol: order.append("fired") or protocol)
+        with listener.accept()[0] as peer:
+            peer.sendall(b"welcome")
+            client = await connecting
+            assert await client.receives(7) == b"welcome"
+        assert order == ["fired", b"welcome"]
         await clients.all_lost()
 
 

@@ -25,7 +25,7 @@ from .client_contexts import client_context_factory
 from .connecting import begin_connecting
 from .contexts import negotiated_protocols
 from .errors import SocketConnectionLostError
-from .factories import place_of, start_factory, stop_factory
+from .factories import fired_later, place_of, start_factory, stop_factory
 from .layered_endpoints import (
     check_inner_client,
     connect_over,
@@ -133,7 +133,9 @@ class ClientEndpoint:
                 (``IProtocolNegotiationFactory``), they are offered through ALPN.
 
         Returns:
-            The protocol, connected; on TLS after the verified handshake.
+            The protocol, connected; on TLS after the verified handshake. As Twisted's
+            endpoints do, it fires in a later iteration of the reactor, whatever happens
+            at once.
 
         Errors:
             NoProtocol: The factory built none; the connection is closed.
@@ -147,9 +149,10 @@ class ClientEndpoint:
         if self._inner is not None:
             assert isinstance(self._options, TLSSocketOptions)
             assert self._context_factory is not None
-            return connect_over(
+            over = connect_over(
                 self._reactor, self._inner, protocolFactory, self._options, self._context_factory
             )
+            return fired_later(self._reactor, over)
         factory: Any = protocolFactory
         protocols = negotiated_protocols(factory)
         start_factory(factory)
@@ -161,11 +164,13 @@ class ClientEndpoint:
             stop_factory(factory)
             return failure
 
-        begun = self._begin(protocols)
-        connecting = succeed(begun) if isinstance(begun, Established) else begun
-        return connecting.addCallbacks(connected, failed)
+        begun = self._begin(protocols, at_once=False)
+        assert not isinstance(begun, Established)
+        return fired_later(self._reactor, begun.addCallbacks(connected, failed))
 
-    def _begin(self, protocols: Sequence[bytes] = ()) -> Established | Deferred[Established]:
+    def _begin(
+        self, protocols: Sequence[bytes] = (), *, at_once: bool = True
+    ) -> Established | Deferred[Established]:
         return begin_connecting(
             self._reactor,
             self._node,
@@ -174,6 +179,7 @@ class ClientEndpoint:
             self._context_factory,
             protocols,
             self._header,
+            at_once=at_once,
         )
 
     @property

@@ -158,13 +158,19 @@ def begin_connecting(
     factory: ClientContextFactory | None = None,
     protocols: Sequence[bytes] = (),
     header: ProxyHeader | None = None,
+    *,
+    at_once: bool = True,
 ) -> Established | Deferred[Established]:
-    """Do as `connect`, yet return the connection itself where it stands at once."""
+    """
+    Do as `connect`, yet return the connection itself where it stands at once.
+
+    Unless *at_once* is false: it is handed over in the next iteration of the reactor then.
+    """
     try:
         infos = _known_infos(node, service, options)
         if infos is not None and factory is None and options.proxy_protocol is None:
             # The way of most plain sockets: there is nothing to wait for but the connection.
-            race = Race(reactor, infos, options)
+            race = Race(reactor, infos, options, at_once=at_once)
             begun = race.run()
             if isinstance(begun, Established):
                 return begun

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.interfaces import ILoggingContext
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ILoggingContext, IProtocol
 
-__all__ = ["log_prefix", "place_of", "start_factory", "stop_factory"]
+__all__ = ["fired_later", "log_prefix", "place_of", "start_factory", "stop_factory"]
 
 
 def start_factory(factory: Any) -> None:
@@ -36,3 +37,24 @@ def log_prefix(logged: Any) -> str:
     if ILoggingContext.providedBy(logged):
         return str(logged.logPrefix())
     return type(logged).__name__
+
+
+def fired_later(reactor: Any, connecting: Deferred[IProtocol]) -> Deferred[IProtocol]:
+    """
+    Return *connecting*, which fires in the next iteration of *reactor* if it has already.
+
+    Callers of a Twisted endpoint rely on it: they keep what ``connect`` returns, and have
+    a callback forget it.
+    """
+    if not connecting.called:
+        return connecting
+
+    def cancel(_: object) -> None:
+        call.cancel()
+        connecting.addCallbacks(
+            lambda protocol: protocol.transport.abortConnection(), lambda _: None
+        )
+
+    later: Deferred[IProtocol] = Deferred(cancel)
+    call = reactor.callLater(0, connecting.chainDeferred, later)
+    return later

@@ -75,9 +75,27 @@ class Race:
     Losers are closed. When all have failed, what they gave is one error.
     """
 
-    def __init__(self, reactor: Any, infos: Sequence[AddressInfo], options: SocketOptions) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        infos: Sequence[AddressInfo],
+        options: SocketOptions,
+        *,
+        at_once: bool = True,
+    ) -> None:
+        """
+        Race for one of *infos*.
+
+        Args:
+            reactor: Where it happens.
+            infos: In the order of the attempts.
+            options: Everything else.
+            at_once: A connection that stands at once wins at once, and not in the next
+                iteration of the reactor.
+        """
         self._reactor = reactor
         self._poller = poller_for(reactor)
+        self._may_go_on = self._poller.may_go_on if at_once else _never
         self._options = options
         self._waiting = list(infos)
         self._running: dict[Deferred[None], SocketAddress] = {}
@@ -137,7 +155,7 @@ class Race:
             self._failures.append((address, error))
             return False
         native = address.native(info.family)
-        connecting = Connect(candidate.descriptor.sock, native, self._poller.may_go_on)
+        connecting = Connect(candidate.descriptor.sock, native, self._may_go_on)
         try:
             want = connecting()
         except SocketError as error:
@@ -215,6 +233,10 @@ class Race:
         self._stop_timer()
         for attempt in list(self._running):
             attempt.cancel()
+
+
+def _never() -> bool:
+    return False
 
 
 def _bind_local(sock: _socket.socket, family: int, local_address: tuple[str, int]) -> None:
