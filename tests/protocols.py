@@ -234,9 +234,10 @@ async def accepted(listener: socket.socket) -> socket.socket:
 
 
 @contextlib.contextmanager
-def raw_client(port: Any) -> Iterator[socket.socket]:
+def raw_client(port: Any, source: str = LOOPBACK) -> Iterator[socket.socket]:
     """Connect to a port of ours with a socket that does nothing by itself."""
-    with socket.create_connection((LOOPBACK, port.getHost().port)) as sock:
+    where = (LOOPBACK, port.getHost().port)
+    with socket.create_connection(where, source_address=(source, 0)) as sock:
         sock.setblocking(False)
         yield sock
 

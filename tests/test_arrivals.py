@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from clocks import turns, until
-from protocols import Kind, Protocols, client_context, listening, raw_client, tls_peer
+from protocols import Kind, Protocols, client_context, listening, raw_client, raw_receive, tls_peer
 from twisted.internet import reactor
 from twisted.internet.defer import fail
 
@@ -79,7 +79,10 @@ async def test_a_port_leaves_what_is_too_much_to_the_kernel(tls, authority, monk
     servers = Protocols()
     async with listening(kind.server(proxy_protocol="v1"), servers) as port:
         with contextlib.ExitStack() as stack:
-            first, *_ = [stack.enter_context(raw_client(port)) for _ in range(3)]
+            # One address alone would have one place.
+            first, *_ = [
+                stack.enter_context(raw_client(port, f"127.0.0.{number}")) for number in (2, 3, 4)
+            ]
             await turns()
             sock = stack.enter_context(raw_client(port))
             sock.send(HEADER)
@@ -90,6 +93,58 @@ async def test_a_port_leaves_what_is_too_much_to_the_kernel(tls, authority, monk
                 stack.enter_context(await tls_peer(sock, client_context(authority), "localhost"))
             server = await servers.connected()
             assert server.transport.getPeer().host == "192.0.2.1"
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_what_is_too_much_of_one_address_waits_for_its_own(tls, authority, monkeypatch):
+    monkeypatch.setattr("twisted_netsock.arrivals.MOST_ARRIVALS", 4)
+    kind = Kind(authority, tls=tls)
+    servers = Protocols()
+    options = kind.server(proxy_protocol=None if tls else "v1")
+    hello = b"" if tls else HEADER
+    async with listening(options, servers) as port:
+        with contextlib.ExitStack() as stack:
+            mute = [stack.enter_context(raw_client(port, "127.0.0.2")) for _ in range(4)]
+            late = stack.enter_context(raw_client(port, "127.0.0.2"))
+            late.sendall(hello)
+            other = stack.enter_context(raw_client(port))
+            other.sendall(hello)
+            if tls:
+                stack.enter_context(await tls_peer(other, client_context(authority), "localhost"))
+            await servers.connected()
+            assert len(servers.built) == 1
+            for sock in mute:
+                sock.close()
+            if tls:
+                stack.enter_context(await tls_peer(late, client_context(authority), "localhost"))
+            await until(lambda: len(servers.built) == 2)
+
+
+async def test_the_end_of_many_that_wait_is_no_recursion(authority, log_lines):
+    servers = Protocols()
+    async with listening(authority.server_options(), servers) as port:
+        port._arrivals.most = 2
+        clients = [
+            socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in range(100)
+        ]
+        await until(lambda: port._arrivals._places.waiting == 99)
+        for client in clients:
+            client.close()
+        await until(lambda: port.failed_arrivals == 100)
+        places = port._arrivals._places
+        assert (places.waiting, places._taken, places._queues) == (0, {}, {})
+
+
+async def test_closing_ends_those_that_wait_as_well(authority):
+    servers = Protocols()
+    async with listening(authority.server_options(), servers) as port:
+        port._arrivals.most = 2
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(raw_client(port)) for _ in range(10)]
+            await until(lambda: port._arrivals._places.waiting == 9)
+            port.stopListening()
+            for client in clients:
+                assert await raw_receive(client) == b""
 
 
 async def test_closing_gives_no_room(log_lines):

@@ -394,7 +394,10 @@ async def test_the_number_of_handshakes_is_bounded(inner, authority, monkeypatch
     monkeypatch.setattr(layered_endpoints, "MOST_HANDSHAKES", 2)
     async with serve(inner, authority.server_options()) as server:
         where = (LOOPBACK, server.port.getHost().port)
-        mute = [socket.create_connection(where) for _ in range(2)]
+        mute = [
+            socket.create_connection(where, source_address=(f"127.0.0.{number}", 0))
+            for number in (2, 3)
+        ]
         await turns(10)
         with pytest.raises(SocketConnectionLostError):
             await server.client(authority.client_options()).connect(Protocols())
@@ -405,6 +408,20 @@ async def test_the_number_of_handshakes_is_bounded(inner, authority, monkeypatch
         clients = Protocols()
         await server.client(authority.client_options()).connect(clients)
         await clients.all_lost()
+
+
+async def test_one_address_has_half_of_the_handshakes(inner, authority, monkeypatch, log_lines):
+    monkeypatch.setattr(layered_endpoints, "MOST_HANDSHAKES", 4)
+    async with serve(inner, authority.server_options()) as server:
+        where = (LOOPBACK, server.port.getHost().port)
+        mute = [socket.create_connection(where, source_address=("127.0.0.2", 0)) for _ in range(4)]
+        await until(lambda: any("more are refused" in line for line in log_lines))
+        clients = Protocols()
+        await server.client(authority.client_options()).connect(clients)
+        await clients.all_lost()
+        for sock in mute:
+            sock.close()
+        await until(lambda: sum("TLS handshake with" in line for line in log_lines) >= 2)
 
 
 async def test_connections_live_on_when_the_port_has_stopped(inner, authority):

@@ -30,6 +30,7 @@ class Guard:
     def __init__(self, *, admits=True):
         self.inside = self.total = 0
         self.admitted = admits
+        self.admitted_and_gone = 0
         self.asked = []
 
     def admits(self, peer):
@@ -40,8 +41,9 @@ class Guard:
         self.inside += 1
         self.total += 1
 
-    def left(self):
+    def left(self, peer):
         self.inside -= 1
+        self.admitted_and_gone += peer is not None
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +95,7 @@ async def test_a_gate_is_told_of_every_connection(tls, authority):
         with connect(port), connect(port):
             await until(lambda: guard.inside == 2)
         await until(lambda: guard.inside == 0)
-        assert guard.total == 2
+        assert guard.total == guard.admitted_and_gone == 2
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -115,6 +117,7 @@ async def test_whom_a_gate_does_not_admit_is_closed(tls, authority, log_lines):
             assert ends == [b""]
             assert [each[:2] for each in guard.asked] == [client.getsockname()]
         assert guard.inside == 0
+        assert guard.admitted_and_gone == 0
         assert not protocols.built
         assert not any("failed" in line for line in log_lines)
 

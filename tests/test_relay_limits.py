@@ -21,6 +21,8 @@ from twisted.internet.task import Clock
 
 from twisted_netsock import (
     ServerTLSSocketOptions,
+    SocketAddress,
+    SocketConnectionLostError,
     SocketOptions,
     TLSSocketOptions,
     client_endpoint,
@@ -288,17 +290,88 @@ async def test_what_cannot_be_paused_is_closed_at_the_limit(authority):
     context = TLSSocketOptions(certificate_verifier=False)
     async with running(Limits(connections=1), listen=listen) as relay:
         back = client_endpoint(reactor, LOOPBACK, relay.port, context)
-        one, other = Protocols(), Protocols()
+        clients = Protocols()
         try:
-            first = await back.connect(one)
+            first = await back.connect(clients)
             await relay.accept()
-            await back.connect(other)
-            await until(lambda: other.built[0].transport.disconnected)
+            with pytest.raises(SocketConnectionLostError):
+                await back.connect(Protocols())
             assert not first.transport.disconnected
             assert relay.gatekeeper.entered_now == 1
         finally:
-            await one.all_lost()
-            await other.all_lost()
+            await clients.all_lost()
+        await until(lambda: not relay.gatekeeper.entered_now)
+
+
+def mute_listeners(authority):
+    """Return listeners on which a client can be silent before the relay knows of it."""
+    tls = authority_options(authority)
+    return {
+        "TLS": server_endpoint(reactor, LOOPBACK, 0, tls),
+        "PROXY header": server_endpoint(reactor, LOOPBACK, 0, SocketOptions(proxy_protocol="v1")),
+        "both": server_endpoint(reactor, LOOPBACK, 0, tls.replace(proxy_protocol="v1")),
+        "inner": server_endpoint(
+            reactor, None, None, tls, endpoint=server_endpoint(reactor, LOOPBACK, 0)
+        ),
+        "Twisted's": server_endpoint(
+            reactor, None, None, tls, endpoint=TCP4ServerEndpoint(reactor, 0, interface=LOOPBACK)
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["TLS", "PROXY header", "both", "inner", "Twisted's"])
+@pytest.mark.parametrize("per_client", [None, 2])
+async def test_mute_clients_of_one_address_keep_no_other_waiting(
+    kind, per_client, authority, log_lines, monkeypatch
+):
+    monkeypatch.setattr("twisted_netsock.layered_endpoints.MOST_HANDSHAKES", 8)
+    limits = Limits(per_client=per_client, handshakes=8)
+    async with running(limits, listen=mute_listeners(authority)[kind]) as relay:
+        where = (LOOPBACK, relay.port)
+        for _ in range(8):
+            relay.stack.enter_context(socket.create_connection(where))
+        await turns(30)
+        sock = relay.stack.enter_context(
+            socket.create_connection(where, source_address=("127.0.0.2", 0))
+        )
+        if kind in {"PROXY header", "both"}:
+            sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n")
+        peer = Peer(sock)
+        if kind != "PROXY header":
+            await peer.shake_hands(client_context(authority), "localhost")
+        await peer.send(b"x")
+        assert await (await relay.accept()).receives() == b"x"
+        peer.sock.close()
+
+
+@pytest.mark.parametrize("kind", ["TLS", "both", "inner", "Twisted's"])
+async def test_clients_count_from_the_moment_that_they_are_accepted(kind, authority, log_lines):
+    limits = Limits(per_client=2)
+    async with running(limits, listen=mute_listeners(authority)[kind]) as relay:
+        ends = [relay.connect() for _ in range(6)]
+        if kind == "both":
+            for end in ends:
+                end.sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n")
+        await until(lambda: relay.gatekeeper.turned_away == 4)
+        assert relay.gatekeeper.entered_now == 2
+        for end in ends:
+            end.sock.close()
+        await until(lambda: not relay.gatekeeper.entered_now)
+        assert not relay.gatekeeper._admitted
+
+
+async def test_a_burst_of_one_address_is_served_in_turn(authority):
+    listen = server_endpoint(reactor, LOOPBACK, 0, authority_options(authority))
+    async with running(Limits(handshakes=2), listen=listen) as relay:
+        peers = [Peer(relay.connect().sock) for _ in range(20)]
+        await turns(30)
+        context = client_context(authority)
+        for peer in peers:
+            await peer.shake_hands(context, "localhost")
+        for peer in peers:
+            await peer.send(b"x")
+            assert await (await relay.accept()).receives() == b"x"
+            peer.sock.close()
 
 
 @pytest.mark.parametrize(
@@ -309,23 +382,38 @@ async def test_what_cannot_be_paused_is_closed_at_the_limit(authority):
         (IPv6Address("TCP", "2001:db8::1", 1), IPv6Address("TCP", "2001:db8::ffff", 1), True),
         (IPv6Address("TCP", "2001:db8::1", 1), IPv6Address("TCP", "2001:db8:0:1::1", 1), False),
         (IPv6Address("TCP", "fe80::1%lo", 1), IPv6Address("TCP", "fe80::2%lo", 1), True),
+        (SocketAddress(("::ffff:192.0.2.1", 1)), SocketAddress(("192.0.2.1", 1)), True),
+        (SocketAddress(("::ffff:192.0.2.1", 1)), SocketAddress(("::ffff:192.0.2.2", 1)), False),
         (UNIXAddress(b"/tmp/x"), UNIXAddress(b"/tmp/x"), False),
     ],
 )
 def test_addresses_of_one_customer_are_counted_together(first, second, same, log_lines):
     gatekeeper = Gatekeeper(Clock(), Limits(per_client=1))
-    gatekeeper.serve(first)
+    gatekeeper.entered()
+    assert gatekeeper.admits(first)
     assert gatekeeper.admits(second) is not same
-    gatekeeper.served(first)
-    assert gatekeeper.admits(second)
-    assert not gatekeeper._served
+    gatekeeper.left(first)
+    assert gatekeeper.admits(first)
+
+
+def test_nothing_is_kept_of_clients_that_are_gone(log_lines):
+    gatekeeper = Gatekeeper(Clock(), Limits(per_client=1))
+    address = IPv4Address("TCP", "192.0.2.1", 1)
+    gatekeeper.entered()
+    assert gatekeeper.admits(address)
+    gatekeeper.entered()
+    assert not gatekeeper.admits(address)
+    gatekeeper.left(None)
+    gatekeeper.left(address)
+    assert not gatekeeper._admitted
+    assert gatekeeper.entered_now == 0
 
 
 def test_refusals_are_logged_now_and_then(log_lines):
     clock = Clock()
     gatekeeper = Gatekeeper(clock, Limits(per_client=1))
     address = IPv4Address("TCP", "192.0.2.1", 1)
-    gatekeeper.serve(address)
+    assert gatekeeper.admits(address)
     for _ in range(100):
         assert not gatekeeper.admits(address)
         clock.advance(0.2)

@@ -13,6 +13,7 @@ import os
 import socket as _socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
 from typing import Any, Literal, Self, TypeAlias
 
@@ -32,10 +33,14 @@ __all__ = [
     "is_sockaddr",
     "make_address_info",
     "make_sockaddr",
+    "network_of",
     "to_twisted_address",
 ]
 
 _V4_MAPPED = "::ffff:"
+_V6_NETWORK = 64
+"""Bits of an IPv6 address that one customer of a provider has in common."""
+_NETWORKS_KEPT = 1024
 _HOST_AND_PORT = 2
 _HOST_PORT_FLOW_SCOPE = 4
 _PORT_LIMIT = 65536
@@ -294,6 +299,28 @@ class AddressInfo:
             f"<AddressInfo {self.family.name} {self.socket_type!r} "
             f"protocol {self.protocol} {self.address}{f' and {more} more' if more else ''}>"
         )
+
+
+@lru_cache(maxsize=_NETWORKS_KEPT)
+def network_of(host: object) -> str | None:
+    """
+    Return what *host* counts as where one client is to have no more than its share.
+
+    An IPv4 address is itself, also where it is mapped into IPv6, and another IPv6
+    address its network of 64 bits, any address of which one client may have. `None`
+    for what is no address: the path of a UNIX socket, or something of another library's.
+    """
+    if not isinstance(host, str):
+        return None
+    try:
+        parsed = ipaddress.ip_address(strip_zone(host))
+    except ValueError:
+        return None
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, _V6_NETWORK), strict=False))
 
 
 Address: TypeAlias = SocketAddress | AddressInfo | tuple[Any, ...]

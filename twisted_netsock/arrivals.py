@@ -4,12 +4,14 @@ What connections go through before an application sees them, on every kind of se
 A PROXY header is read where the options require one, and then TLS shakes hands
 where it is TLS. A slow, mute or hostile peer costs its own connection and
 nothing else: both together have one time limit, the number of connections on
-the way is bounded, and one that fails is closed, counted and logged.
+the way is bounded, and that of one address is, too. One that fails is closed,
+counted and logged.
 """
 
 from __future__ import annotations
 
 import socket as _socket
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .addresses import SocketAddress
+from .addresses import SocketAddress, network_of
 from .descriptors import Descriptor, PlainDescriptor
 from .errors import NetsockError
 from .options import SocketOptions, TLSSocketOptions
@@ -36,6 +38,70 @@ _PLAIN_SECONDS: Final = 10.0
 _log = Logger()
 
 
+class _Places:
+    """
+    Places for connections on their way, of which one network has half at most.
+
+    What comes of it beyond that waits, in order, and holds no place meanwhile. That takes
+    no timer: the time of those that have the places is over soon.
+
+    Attributes:
+        waiting: Connections that wait.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._taken: Counter[str] = Counter()
+        self._queues: dict[str, deque[Deferred[None]]] = {}
+        self._freed: deque[str] = deque()
+        self._giving = False
+
+    def take(self, network: str, most: int) -> Deferred[None] | None:
+        """Take a place of *most*: `None` if it is taken, else a Deferred that fires with it."""
+        if self._taken[network] < max(1, most // 2):
+            self._taken[network] += 1
+            return None
+        self.waiting += 1
+        queue = self._queues.setdefault(network, deque())
+        place: Deferred[None] = Deferred(lambda place: self._forget(network, place))
+        queue.append(place)
+        return place
+
+    def _forget(self, network: str, place: Deferred[None]) -> None:
+        self._queues[network].remove(place)
+        self._no_longer_waits(network)
+
+    def _no_longer_waits(self, network: str) -> None:
+        self.waiting -= 1
+        if not self._queues[network]:
+            del self._queues[network]
+
+    def free(self, network: str) -> None:
+        """Give a place back, for the next that waits."""
+        self._freed.append(network)
+        if self._giving:
+            # Called by the end of one that was given a place below: thousands may end at
+            # once, and each would call the next.
+            return
+        self._giving = True
+        try:
+            while self._freed:
+                self._give(self._freed.popleft())
+        finally:
+            self._giving = False
+
+    def _give(self, network: str) -> None:
+        queue = self._queues.get(network)
+        if queue:
+            place = queue.popleft()
+            self._no_longer_waits(network)
+            place.callback(None)
+            return
+        self._taken[network] -= 1
+        if not self._taken[network]:
+            del self._taken[network]
+
+
 class Arrival:
     """
     A connection on its way to the application.
@@ -46,10 +112,23 @@ class Arrival:
         watch: Of *descriptor*.
         peer: Whom it comes from: the header's source, where it tells one.
         header: The PROXY header, or `None` where none was required.
+        network: As which it holds a place, or `None`.
+        admitted: Its peer counts as one that has a connection.
         shaking: The header is done, and TLS shakes hands.
     """
 
-    __slots__ = ("_end", "_reactor", "_real", "descriptor", "header", "peer", "shaking", "watch")
+    __slots__ = (
+        "_end",
+        "_reactor",
+        "_real",
+        "admitted",
+        "descriptor",
+        "header",
+        "network",
+        "peer",
+        "shaking",
+        "watch",
+    )
 
     def __init__(
         self,
@@ -61,12 +140,18 @@ class Arrival:
     ) -> None:
         self._reactor = reactor
         self._real = peer
-        self._end = None if seconds is None else reactor.seconds() + seconds
+        self.start_clock(seconds)
         self.descriptor = descriptor
         self.watch = watch
         self.peer = peer
         self.header: ProxyHeader | None = None
+        self.network: str | None = None
+        self.admitted = False
         self.shaking = False
+
+    def start_clock(self, seconds: float | None) -> None:
+        """Leave *seconds* from now on for what is to be done; `None`: no limit."""
+        self._end = None if seconds is None else self._reactor.seconds() + seconds
 
     def remaining(self) -> float | None:
         """Return the seconds that are left for what is to be done; `None`: no limit."""
@@ -95,7 +180,9 @@ class Arrivals:
 
     Attributes:
         failed: How many have failed on the way.
-        most: How many may be on the way at a time; 1024 unless changed.
+        most: How many may be on the way at a time; 1024 unless changed. One address, or
+            network of 64 bits in IPv6, may have half of them.
+        most_waiting: How many more may wait because their address has its half.
     """
 
     def __init__(
@@ -107,7 +194,7 @@ class Arrivals:
         *,
         secure: Secure | None = None,
         admit: Callable[[SocketAddress], bool] | None = None,
-        gone: Callable[[], None] | None = None,
+        gone: Callable[[SocketAddress | None], None] | None = None,
     ) -> None:
         """
         Prepare connections as *options* say.
@@ -121,7 +208,8 @@ class Arrivals:
             secure: Shakes hands, on TLS.
             admit: Asked about the peer of each, which a PROXY header may have
                 told; one that is not admitted is closed.
-            gone: Called for each connection that is closed on the way.
+            gone: Called for each connection that is closed on the way, with its peer
+                if that was admitted, else `None`.
         """
         self._reactor = reactor
         self._version = options.proxy_protocol
@@ -131,7 +219,9 @@ class Arrivals:
         self._admit = admit
         self._gone = gone
         self.most = MOST_ARRIVALS
+        self.most_waiting: float = MOST_ARRIVALS
         self._running: dict[Arrival, Deferred[Any]] = {}
+        self._places = _Places()
         self._closed = False
         self.failed = 0
         if isinstance(options, TLSSocketOptions):
@@ -143,7 +233,8 @@ class Arrivals:
     @property
     def full(self) -> bool:
         """Whether no more may begin for now."""
-        return len(self._running) >= self.most
+        waiting = self._places.waiting
+        return len(self._running) - waiting >= self.most or waiting >= self.most_waiting
 
     def begin(self, sock: _socket.socket, peer: SocketAddress) -> None:
         """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
@@ -151,26 +242,63 @@ class Arrivals:
         arrival = Arrival(self._reactor, PlainDescriptor(sock), watch, peer, self._seconds)
         running: Deferred[Any]
         if self._version is None:
-            running = self._shake(arrival)
+            running = self._enter(arrival)
         else:
-            running = receive_header(
-                self._reactor, watch, sock, self._version, arrival.remaining()
-            ).addCallback(self._greeted, arrival)
+            running = self._in_place(arrival, self._receive)
         self._running[arrival] = running
         running.addBoth(self._finished, arrival)
         running.addErrback(_not_handed_on)
 
-    def _greeted(self, header: ProxyHeader, arrival: Arrival) -> Deferred[Descriptor]:
-        arrival.tell(header)
-        return self._shake(arrival)
+    def _in_place(self, arrival: Arrival, proceed: Secure) -> Deferred[Descriptor]:
+        """Do *proceed* with *arrival* when it has a place."""
+        network = network_of(arrival.peer.host)
+        waiting = None if network is None else self._places.take(network, self.most)
 
-    def _shake(self, arrival: Arrival) -> Deferred[Descriptor]:
+        def given(_: None) -> Deferred[Descriptor]:
+            arrival.network = network
+            if waiting is not None:
+                # As if it had waited in the kernel's queue.
+                arrival.start_clock(self._seconds)
+            return proceed(arrival)
+
+        return given(None) if waiting is None else waiting.addCallback(given)
+
+    def _leave_place(self, arrival: Arrival) -> None:
+        network, arrival.network = arrival.network, None
+        if network is not None:
+            self._places.free(network)
+
+    def _receive(self, arrival: Arrival) -> Deferred[Descriptor]:
+        assert self._version is not None
+        return receive_header(
+            self._reactor,
+            arrival.watch,
+            arrival.descriptor.sock,
+            self._version,
+            arrival.remaining(),
+        ).addCallback(self._greeted, arrival)
+
+    def _greeted(self, header: ProxyHeader, arrival: Arrival) -> Deferred[Descriptor]:
+        # From here on it is a connection of another address.
+        self._leave_place(arrival)
+        arrival.tell(header)
+        return self._enter(arrival)
+
+    def _enter(self, arrival: Arrival) -> Deferred[Descriptor]:
         try:
             if self._admit is not None and not self._admit(arrival.peer):
-                # Who does not admit it tells why.
+                # The gate logs why.
                 return fail(CancelledError())
+            arrival.admitted = True
             if self._secure is None:
                 return succeed(arrival.descriptor)
+            return self._in_place(arrival, self._shake)
+        except BaseException:  # noqa: BLE001 - it costs this connection and no other
+            return fail()
+
+    def _shake(self, arrival: Arrival) -> Deferred[Descriptor]:
+        assert self._secure is not None
+        try:
             arrival.shaking = True
             return self._secure(arrival)
         except BaseException:  # noqa: BLE001 - it costs this connection and no other
@@ -188,11 +316,12 @@ class Arrivals:
                 arrival.descriptor.close()
                 self._report(arrival, result)
                 if self._gone is not None:
-                    self._gone()
+                    self._gone(arrival.peer if arrival.admitted else None)
             else:
                 self._deliver(arrival, result)
         finally:
             # Whatever the others raise: nothing would be accepted any more.
+            self._leave_place(arrival)
             if was_full and not self._closed:
                 self._room()
 
@@ -213,7 +342,8 @@ class Arrivals:
     def close(self) -> None:
         """Close every connection that is not delivered."""
         self._closed = True
-        for running in list(self._running.values()):
+        # The last first: those that wait need no places any more.
+        for running in reversed(list(self._running.values())):
             running.cancel()
 
 

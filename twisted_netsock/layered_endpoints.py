@@ -7,6 +7,7 @@ do; each connection goes through a `twisted_netsock.layers.Layer`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .addresses import network_of
 from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .errors import (
@@ -40,11 +42,18 @@ from .errors import (
 )
 from .factories import start_factory, stop_factory
 from .layers import Layer, LayerFactory
+from .listening_ports import Gate
 from .options import OF_SOCKETS, SocketOptions, TLSSocketOptions
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 
-__all__ = ["check_inner_client", "check_inner_server", "connect_over", "listen_over"]
+__all__ = [
+    "LayeredPort",
+    "check_inner_client",
+    "check_inner_server",
+    "connect_over",
+    "listen_over",
+]
 
 _log = Logger()
 
@@ -157,7 +166,7 @@ class _ClientLayers(LayerFactory):
             self._timer.cancel()
             self._timer = None
         if isinstance(result, Failure):
-            self.gone()
+            self.gone(None)
         self._result.callback(result)
 
     def _give_up(self, error: Exception) -> None:
@@ -204,7 +213,7 @@ class _ClientLayers(LayerFactory):
         if layer is self._layer and not self._over:
             self._end(_in_our_terms(error))
 
-    def gone(self) -> None:
+    def gone(self, layer: Layer | None) -> None:
         """Stop the factory behind, once."""
         if not self._stopped:
             self._stopped = True
@@ -264,7 +273,10 @@ class _ServerLayers(LayerFactory):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.gate: Gate | None = None
         self._running: set[Layer] = set()
+        self._of_network: Counter[str | None] = Counter()
+        self._admitted: dict[Layer, IAddress] = {}
         self._closed = False
         self._full = False
 
@@ -280,26 +292,41 @@ class _ServerLayers(LayerFactory):
         """Begin, unless nobody listens any more or too many are under way."""
         if self._closed:
             return False
-        if len(self._running) >= MOST_HANDSHAKES:
+        network = network_of(getattr(layer.peer, "host", None))
+        # What has come cannot be left to wait, so half is for other addresses than one.
+        has_share = network is not None and self._of_network[network] >= max(
+            1, MOST_HANDSHAKES // 2
+        )
+        if has_share or len(self._running) >= MOST_HANDSHAKES:
             if not self._full:
                 self._full = True
-                _log.warn("{count} handshakes are under way: more are refused",
-                          count=MOST_HANDSHAKES)  # fmt: skip
+                _log.warn(
+                    "{count} handshakes are under way ({most} at most, and half of them of one "
+                    "address): more are refused",
+                    count=len(self._running),
+                    most=MOST_HANDSHAKES,
+                )
             return False
+        if self.gate is not None:
+            self.gate.entered()
+            if not self.gate.admits(layer.peer):
+                self.gate.left(None)
+                return False
+            self._admitted[layer] = layer.peer
         self._running.add(layer)
+        self._of_network[network] += 1
         return True
 
     def succeeded(self, layer: Layer, protocol: Any) -> None:
         """Make room for another handshake."""
-        self._running.discard(layer)
-        self._full = False
+        self._shaken(layer)
 
     def failed(self, layer: Layer, error: Failure) -> None:
         """Make room for another handshake, and say why this one failed."""
         if layer not in self._running:
             return
-        self._running.discard(layer)
-        self._full = False
+        self._shaken(layer)
+        self.gone(layer)
         if error.check(SocketError, *_LOST) is not None:
             _log.info(
                 "TLS handshake with {peer} failed: {error}",
@@ -309,8 +336,18 @@ class _ServerLayers(LayerFactory):
         elif error.check(NoProtocol) is None and not self._closed:
             _log.failure("a new connection could not be served", error)
 
-    def gone(self) -> None:
-        """Do nothing: the factory behind lives as long as the port."""
+    def _shaken(self, layer: Layer) -> None:
+        network = network_of(getattr(layer.peer, "host", None))
+        self._running.discard(layer)
+        self._of_network[network] -= 1
+        if not self._of_network[network]:
+            del self._of_network[network]
+        self._full = False
+
+    def gone(self, layer: Layer | None) -> None:
+        """Tell the gate; the factory behind lives as long as the port."""
+        if self.gate is not None and layer in self._admitted:
+            self.gate.left(self._admitted.pop(layer))
 
     def close(self) -> None:
         """End every connection whose handshake is not done."""
@@ -320,13 +357,17 @@ class _ServerLayers(LayerFactory):
 
 
 @implementer(IListeningPort)
-class _LayeredPort:
+class LayeredPort:
     """The port of an inner endpoint, and the handshakes with its clients."""
 
     def __init__(self, port: IListeningPort, factory: _ServerLayers) -> None:
         self._port = port
         self._factory = factory
         self._file_watch: FileWatch | None = None
+
+    def guard(self, gate: Gate) -> None:
+        """Have *gate* told of every connection to come; see `ListeningPort.guard`."""
+        self._factory.gate = gate
 
     def watch_files(self, reloader: Reloader, seconds: float) -> None:
         """Look every *seconds* whether the files of *reloader* have changed, while listening."""
@@ -397,5 +438,5 @@ def listen_over(
     factory = _ServerLayers(reactor, protocol_factory, options, context_factory)
     ours: Any = factory
     return maybeDeferred(endpoint.listen, ours).addCallback(
-        lambda port: _LayeredPort(port, factory)
+        lambda port: LayeredPort(port, factory)
     )

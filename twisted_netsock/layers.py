@@ -99,8 +99,8 @@ class LayerFactory(ABC):
         """Handle that *layer* connected no protocol, and is gone."""
 
     @abstractmethod
-    def gone(self) -> None:
-        """Handle that a protocol has lost its connection."""
+    def gone(self, layer: Any) -> None:
+        """Handle that the protocol of *layer*, a `Layer`, has lost its connection."""
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -161,7 +161,7 @@ class Layer(Protocol):
             transport.loseConnection()
             return
         self._reported = True
-        transport.pass_on(protocol, self._owner.options, self._owner.gone)
+        transport.pass_on(protocol, self._owner.options, self._gone)
         self._owner.succeeded(self, protocol)
 
     def _shaken(self, _: None) -> None:
@@ -186,8 +186,11 @@ class Layer(Protocol):
             is_client=owner.is_client,
         )
         self._reported = True
-        self._layered.attach(protocol, owner.gone)
+        self._layered.attach(protocol, self._gone)
         owner.succeeded(self, protocol)
+
+    def _gone(self) -> None:
+        self._owner.gone(self)
 
     def _refused(self, _: None) -> None:
         assert self._inner is not None

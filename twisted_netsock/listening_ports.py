@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import socket as _socket
 from collections.abc import Callable
+from functools import partial
 from socket import SOCK_STREAM
 from typing import Any, Protocol
 
@@ -72,18 +74,23 @@ def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
 class Gate(Protocol):
     """Who is told of every connection of a `ListeningPort`, from its first moment to its last."""
 
-    def admits(self, peer: SocketAddress) -> bool:
+    def admits(self, peer: Any) -> bool:
         """
-        Tell whether *peer* may come in: before TLS, behind a PROXY header.
+        Return whether *peer* may have one more connection: before TLS, behind a PROXY header.
 
-        A connection that may not is closed.
+        It counts from then on until it has `left`. A connection that may not is closed.
         """
 
     def entered(self) -> None:
         """Note that a connection was taken from the kernel; here the port may be paused."""
 
-    def left(self) -> None:
-        """Note that one that had entered is gone, be it before or after a protocol had it."""
+    def left(self, peer: Any) -> None:
+        """
+        Note that one that had entered is gone, be it before or after a protocol had it.
+
+        Args:
+            peer: Of whom it was admitted; `None` if it was not.
+        """
 
 
 class IConnectionFactory(Interface):
@@ -229,12 +236,15 @@ class ListeningPort:
         Args:
             gate: Replaces one that was given before.
             most_arrivals: How many connections may be on their way to a protocol
-                at once, through PROXY header and handshake; more stay with the
-                kernel. 1024 if `None`.
+                at once, through PROXY header and handshake, half of them of one
+                address; more stay with the kernel. 1024 if `None`.
         """
         self._gate = gate
-        if most_arrivals is not None and self._arrivals is not None:
-            self._arrivals.most = most_arrivals
+        if self._arrivals is not None:
+            # The gate knows how many connections of one address are too many.
+            self._arrivals.most_waiting = math.inf
+            if most_arrivals is not None:
+                self._arrivals.most = most_arrivals
 
     @property
     def failed_arrivals(self) -> int:
@@ -268,9 +278,9 @@ class ListeningPort:
     def _admits(self, peer: SocketAddress) -> bool:
         return self._gate is None or self._gate.admits(peer)
 
-    def _left(self) -> None:
+    def _left(self, peer: SocketAddress | None) -> None:
         if self._gate is not None:
-            self._gate.left()
+            self._gate.left(peer)
 
     # Connections
 
@@ -281,7 +291,7 @@ class ListeningPort:
         if self._arrivals is None:
             if gate is not None and not gate.admits(peer):
                 connection.close()
-                gate.left()
+                gate.left(None)
                 return
             watch = self._poller.watch(connection.fileno())
             self._build(PlainDescriptor(connection), watch, peer, None)
@@ -305,31 +315,30 @@ class ListeningPort:
     ) -> None:
         """Build a protocol for a connection, or drop the connection."""
         established = Established(descriptor, watch)
+        gone = partial(self._left, peer)
         try:
             if self._takes:
                 host = _local_address(descriptor.sock, header)
-                self._factory.take_connection(established, peer, host, header, self._left)
+                self._factory.take_connection(established, peer, host, header, gone)
                 return
             address = twisted_peer(peer, header)
             protocol = self._factory.buildProtocol(address)
             if protocol is None:
                 if isinstance(descriptor, TLSDescriptor):
-                    say_goodbye(self._reactor, watch, descriptor).addCallback(
-                        lambda _: self._left()
-                    )
+                    say_goodbye(self._reactor, watch, descriptor).addCallback(lambda _: gone())
                 else:
                     established.close()
-                    self._left()
+                    gone()
                 return
             transport = make_transport(
                 self._reactor, established, self._options, address, header=header, is_client=False
             )
         except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
             established.close()
-            self._left()
+            gone()
             contain(error, "a new connection could not be served")
             return
-        transport.attach(protocol, self._left)
+        transport.attach(protocol, gone)
 
     def watch_files(self, reloader: Reloader, seconds: float) -> None:
         """Look every *seconds* whether the files of *reloader* have changed, while listening."""

@@ -121,7 +121,6 @@ class Client:
     def enter(self, client: Any, listener: Any, tls: TLSAccount | None = None) -> None:
         """Open the account, and connect a backend if the client may come in."""
         relay = self._relay
-        relay.gatekeeper.serve(client)
         session = self.session = relay.ledger.open(self, client, listener, tls)
         if not relay.access.allows(tls.certificate if tls is not None and tls.verified else None):
             self._turn_away(session, "denied")
@@ -146,7 +145,6 @@ class Client:
 
     def leave(self, session: Session) -> None:
         """Note that the connection is lost; a backend is waited for no more."""
-        self._relay.gatekeeper.served(session.client)
         if self._connecting is not None:
             connecting = self._connecting
             self._stop_waiting()

@@ -8,15 +8,15 @@ next free one, of another worker say, may take them.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import resource
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Final
 
 import attrs
 from twisted.logger import Logger
+
+from ..addresses import network_of
 
 __all__ = ["Gatekeeper", "Limits", "raise_descriptor_limit"]
 
@@ -27,8 +27,6 @@ _MOST: Final = 100_000
 _DESCRIPTORS_EACH: Final = 2
 _REST_SECONDS: Final = 1.0
 _TELL_SECONDS: Final = 10.0
-_V6_NETWORK: Final = 64
-"""Bits of an IPv6 address that one customer of a provider has in common."""
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -43,7 +41,8 @@ class Limits:
     Attributes:
         connections: Clients at once, with those that shake hands.
         per_client: Of one address, or of one network of 64 bits in IPv6.
-        handshakes: Connections at once on the way through PROXY header and handshake.
+        handshakes: Connections at once on the way through PROXY header and handshake, of
+            which one address may have half.
         connect: Seconds to connect one backend, handshake included.
         idle: Seconds in which nothing has come from either side.
         half_closed: The same when one side has finished.
@@ -90,21 +89,6 @@ def raise_descriptor_limit(connections: int, *, only_check: bool = False) -> Non
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-@lru_cache(maxsize=1024)
-def _group_of(host: object) -> str | None:
-    """Return whom *host* stands for when connections are counted; `None`: nobody."""
-    if not isinstance(host, str):
-        return None
-    try:
-        parsed = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        # The path of a UNIX socket, or an address of somebody's own kind.
-        return None
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed, _V6_NETWORK), strict=False))
-    return str(parsed)
-
-
 class Gatekeeper:
     """
     Counts the connections of a relay, on all that it listens on, and pauses that at the limit.
@@ -123,7 +107,7 @@ class Gatekeeper:
         self._most = limits.connections
         self._per_client = limits.per_client
         self._doors: list[tuple[Callable[[], None], Callable[[], None]]] = []
-        self._served: Counter[str] = Counter()
+        self._admitted: Counter[str] = Counter()
         self._resting: Any = None
         self._paused = False
         self._last_told = float("-inf")
@@ -135,6 +119,11 @@ class Gatekeeper:
     def full(self) -> bool:
         """Whether no more connections are taken for now."""
         return self._most is not None and self.entered_now >= self._most
+
+    @property
+    def overfull(self) -> bool:
+        """Whether there are more connections than there may be."""
+        return self._most is not None and self.entered_now > self._most
 
     @property
     def paused(self) -> bool:
@@ -161,20 +150,34 @@ class Gatekeeper:
         if self._most is not None and self.entered_now >= self._most:
             self._update()
 
-    def left(self) -> None:
-        """Note that one is gone."""
+    def left(self, peer: Any) -> None:
+        """Note that one is gone, which *peer* was admitted with; `None` if it never was."""
+        group = network_of(getattr(peer, "host", None))
+        if self._per_client is not None and group is not None:
+            self._admitted[group] -= 1
+            if not self._admitted[group]:
+                del self._admitted[group]
         self.entered_now -= 1
         if self._paused:
             self._update()
 
     def admits(self, peer: Any) -> bool:
-        """Tell whether *peer* may have one more connection, and log now and then if not."""
+        """
+        Return whether *peer* may have one more connection, which counts until it has `left`.
+
+        Now and then it is logged if not.
+        """
         most = self._per_client
         if most is None:
             return True
-        group = _group_of(getattr(peer, "host", None))
-        if group is None or self._served[group] < most:
+        group = network_of(getattr(peer, "host", None))
+        if group is None:
             return True
+        if self._admitted[group] < most:
+            self._admitted[group] += 1
+            return True
+        if not self._admitted[group]:
+            del self._admitted[group]
         self.turned_away += 1
         now = self._reactor.seconds()
         if now - self._last_told >= _TELL_SECONDS:
@@ -187,22 +190,6 @@ class Gatekeeper:
                 total=self.turned_away,
             )
         return False
-
-    def serve(self, address: Any) -> None:
-        """Note that a client at *address* is served."""
-        if self._per_client is not None:
-            group = _group_of(getattr(address, "host", None))
-            if group is not None:
-                self._served[group] += 1
-
-    def served(self, address: Any) -> None:
-        """Note that it is served no more."""
-        if self._per_client is not None:
-            group = _group_of(getattr(address, "host", None))
-            if group is not None:
-                self._served[group] -= 1
-                if not self._served[group]:
-                    del self._served[group]
 
     def rest(self) -> None:
         """Take no connections for a second: there were no descriptors for a backend."""
@@ -222,3 +209,20 @@ class Gatekeeper:
         self._paused = pausing
         for pause, resume in self._doors:
             (pause if pausing else resume)()
+
+
+class ClosingGate:
+    """
+    Stands between a `Gatekeeper` and a port that cannot be paused.
+
+    What is beyond the limit is closed there.
+    """
+
+    def __init__(self, gatekeeper: Gatekeeper) -> None:
+        self._gatekeeper = gatekeeper
+        self.entered = gatekeeper.entered
+        self.left = gatekeeper.left
+
+    def admits(self, peer: Any) -> bool:
+        """Return whether there is room for one more connection, and for one of *peer*."""
+        return not self._gatekeeper.overfull and self._gatekeeper.admits(peer)

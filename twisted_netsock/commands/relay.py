@@ -18,11 +18,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..client_endpoints import ClientEndpoint
+from ..layered_endpoints import LayeredPort
 from ..listening_ports import ListeningPort
 from ..reloading import FileWatch
 from ..server_endpoints import ServerEndpoint
 from .access import Access
-from .limits import Limits
+from .limits import ClosingGate, Limits
 from .relay_options import RelayOptions
 from .relaying import ForeignFactory, RelayFactory
 from .routing import Routes
@@ -92,7 +93,7 @@ class RelayService(ListeningService):
 
     def factory_for(self, endpoint: IStreamServerEndpoint) -> Any:
         """Return the relay's factory, with what counts where the port does not."""
-        if isinstance(endpoint, ServerEndpoint) and not endpoint.layered:
+        if isinstance(endpoint, ServerEndpoint):
             return self._factory
         return ForeignFactory(self._factory)
 
@@ -102,6 +103,8 @@ class RelayService(ListeningService):
         if isinstance(port, ListeningPort):
             port.guard(gatekeeper, self._limits.handshakes)
             gatekeeper.add_door(port.pause_accepting, port.resume_accepting)
+        elif isinstance(port, LayeredPort):
+            port.guard(ClosingGate(gatekeeper))
         elif hasattr(port, "stopReading") and hasattr(port, "startReading"):
             factory.pauses = True
             gatekeeper.add_door(port.stopReading, port.startReading)

@@ -10,6 +10,7 @@ are of this package, links do without: see `twisted_netsock.commands.links`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -265,8 +266,8 @@ class RelayFactory(Factory):
         return not self.sides
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        """Return the protocol of one client, or `None` if its address has too many."""
-        return _Front(self) if self.gatekeeper.admits(addr) else None
+        """Return the protocol of one client, which the port has admitted."""
+        return _Front(self)
 
     def take_connection(
         self,
@@ -305,11 +306,11 @@ class ForeignFactory(Factory):
         return repr(self._relay)
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        """Return the protocol of one client; see `RelayFactory.buildProtocol`."""
-        if self._relay.gatekeeper.full and not self.pauses:
+        """Return the protocol of one client, or `None` if there are too many, or of it."""
+        gatekeeper = self._relay.gatekeeper
+        if (gatekeeper.full and not self.pauses) or not gatekeeper.admits(addr):
             return None
-        front = self._relay.buildProtocol(addr)
-        if isinstance(front, _Front):
-            self._relay.gatekeeper.entered()
-            front.on_gone = self._relay.gatekeeper.left
+        gatekeeper.entered()
+        front = _Front(self._relay)
+        front.on_gone = partial(gatekeeper.left, addr)
         return front
