@@ -88,7 +88,7 @@ class TestDatagrams:
         await soon(one.sendto(b"looked at", other.getsockname()))
         sender = one.getsockname()
         assert await soon(other.recvfrom(6, socket.MSG_PEEK)) == (b"looked", sender)
-        assert await soon(other.recvfrom_into(bytearray(6), socket.MSG_PEEK)) == (6, sender)
+        assert await soon(other.recvfrom_into(bytearray(6), 0, socket.MSG_PEEK)) == (6, sender)
         assert await soon(other.recvmsg(100)) == (b"looked at", [], 0, sender)
 
     async def test_a_cancelled_receive_leaves_the_datagram(self, open_bound: Open) -> None:
@@ -168,9 +168,9 @@ class TestTruncation:
             await soon(one.sendto(b"0123456789", other.getsockname()))
         buffer = bytearray(b"." * 6)
         room = memoryview(buffer)[:4]
-        assert await soon(other.recv_into(room, socket.MSG_TRUNC)) == 10
+        assert await soon(other.recv_into(room, 0, socket.MSG_TRUNC)) == 10
         assert buffer == b"0123.."
-        count, sender = await soon(other.recvfrom_into(room, socket.MSG_TRUNC))
+        count, sender = await soon(other.recvfrom_into(room, 0, socket.MSG_TRUNC))
         assert (count, sender) == (10, one.getsockname())
         assert buffer == b"0123.."
 

@@ -90,8 +90,7 @@ def perform(sock: Any, name: str, *arguments: Any) -> Any:
         case "recv_into":
             size, flags = arguments
             buffer = bytearray(size)
-            own = isinstance(sock, Socket)
-            return (method(buffer, flags) if own else method(buffer, size, flags)), buffer
+            return method(buffer, size, flags), buffer
         case "recvmsg":
             return method(arguments[0], 0, arguments[1])
         case "setsockopt" | "getsockopt":

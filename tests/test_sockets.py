@@ -275,7 +275,7 @@ class TestFlags:
             await one.sendall(b"look")
             assert await soon(other.recv(10, socket.MSG_PEEK)) == b"look"
             buffer = bytearray(2)
-            assert await soon(other.recv_into(buffer, socket.MSG_PEEK)) == 2
+            assert await soon(other.recv_into(buffer, 0, socket.MSG_PEEK)) == 2
             assert await soon(other.recv(10)) == b"look"
 
     async def test_urgent_data_is_sent_out_of_band(self) -> None:
@@ -324,7 +324,7 @@ class TestDatagrams:
             buffer = bytearray(4)
             assert await soon(other.recv(4)) == b"0123"
             assert (await soon(other.recvfrom_into(buffer)))[0] == 4
-            assert (await soon(other.recvfrom_into(buffer, socket.MSG_TRUNC)))[0] == 10
+            assert (await soon(other.recvfrom_into(buffer, 0, socket.MSG_TRUNC)))[0] == 10
             data, _, flags, _ = await soon(other.recvmsg(4))
             assert data == bytes(buffer) == b"0123"
             assert flags & socket.MSG_TRUNC

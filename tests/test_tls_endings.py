@@ -374,7 +374,7 @@ class TestFlags:
             await other.sendall(b"x")
             for call in (
                 lambda: one.recv(1, socket.MSG_PEEK),
-                lambda: one.recv_into(bytearray(1), socket.MSG_WAITALL),
+                lambda: one.recv_into(bytearray(1), 0, socket.MSG_WAITALL),
                 lambda: one.send(b"x", socket.MSG_OOB),
             ):
                 with pytest.raises(ValueError, match=r"flags=\d+: TLS has no flags"):

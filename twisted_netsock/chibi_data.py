@@ -124,7 +124,7 @@ def receive_into(
         Fails with `CancelledError`, consumes nothing, keeps the socket open.
     """
     check_family(socket, addrinfo)
-    return socket.recv_into(buffer, flags)
+    return socket.recv_into(buffer, 0, flags)
 
 
 def receive_into_non_blocking(

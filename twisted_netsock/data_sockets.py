@@ -20,6 +20,7 @@ from .descriptors import (
     PlainDescriptor,
     Want,
     byte_view,
+    check_flags,
     set_linger_reset,
     writable_view,
 )
@@ -82,7 +83,7 @@ class DataSocket(BaseSocket):
         if n.__class__ is not int or n < 0:
             byte_count(n, "n")
         if flags:
-            self._check_flags(flags)
+            self._check_flags(flags, buffer=False)
             return self._receive(lambda: self._descriptor.try_recv(n, flags))
         # The way of most receives, written out: no closure unless it has to wait.
         descriptor = self._descriptor
@@ -106,21 +107,24 @@ class DataSocket(BaseSocket):
         operation = self._reader = Receiving(self._drop, descriptor, n, want)
         return self._park(operation, self._read_timeout)
 
-    def recv_into(self, buffer: Buffer, flags: int = 0) -> Deferred[int]:
+    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> Deferred[int]:
         """
         Fill *buffer* with what has arrived.
 
         Args:
             buffer: Written from its start; bytes past the count stay untouched.
                 Stays its caller's, who leaves it alone until the Deferred fires.
-            flags: ``MSG_…`` flags.
+            nbytes: The most bytes wanted; as many as *buffer* has room for if 0.
+            flags: ``MSG_…`` flags, as for `recv`, and ``MSG_TRUNC``.
 
         Returns:
             The number of bytes, as soon as there is one; 0 once the peer has
             finished sending.
 
         Raises:
-            TypeError: *buffer* cannot be written.
+            TypeError: *buffer* cannot be written, or an argument is no number.
+            ValueError: *nbytes* is negative or more than *buffer* has room for; or
+                *flags* has one that is not honoured.
 
         Errors:
             As `recv`.
@@ -128,9 +132,9 @@ class DataSocket(BaseSocket):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        view = writable_view(buffer)
-        if flags & ~_socket.MSG_TRUNC:
-            self._check_flags(flags & ~_socket.MSG_TRUNC)
+        view = writable_view(buffer, nbytes)
+        if flags:
+            self._check_flags(flags)
         return self._receive(lambda: self._descriptor.try_recv_into(view, flags))
 
     def recvfrom(self, n: int, flags: int = 0) -> Deferred[tuple[bytes, SocketAddress]]:
@@ -153,22 +157,25 @@ class DataSocket(BaseSocket):
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
         byte_count(n, "n")
-        self._check_flags(flags)
+        self._check_flags(flags, buffer=False)
         return self._receive(lambda: self._datagrams().try_recvfrom(n, flags))
 
-    def recvfrom_into(self, buffer: Buffer, flags: int = 0) -> Deferred[tuple[int, SocketAddress]]:
+    def recvfrom_into(
+        self, buffer: Buffer, nbytes: int = 0, flags: int = 0
+    ) -> Deferred[tuple[int, SocketAddress]]:
         """
         Fill *buffer* with one datagram, and learn who sent it.
 
         Args:
             buffer: As for `recv_into`.
+            nbytes: As for `recv_into`.
             flags: ``MSG_…`` flags; with ``MSG_TRUNC`` the count is the datagram's.
 
         Returns:
             The number of bytes and the sender's address.
 
         Raises:
-            TypeError: *buffer* cannot be written.
+            TypeError, ValueError: As `recv_into`.
 
         Errors:
             As `recv`.
@@ -176,7 +183,8 @@ class DataSocket(BaseSocket):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        view = writable_view(buffer)
+        view = writable_view(buffer, nbytes)
+        self._check_flags(flags)
         return self._receive(lambda: self._datagrams().try_recvfrom_into(view, flags))
 
     def recvmsg(
@@ -204,6 +212,7 @@ class DataSocket(BaseSocket):
         """
         byte_count(n, "n")
         byte_count(ancillary_size, "ancillary_size")
+        self._check_flags(flags)
         return self._receive(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
 
     def _receive(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
@@ -228,17 +237,9 @@ class DataSocket(BaseSocket):
             raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
         return self._descriptor
 
-    def _check_flags(self, flags: int) -> None:
-        """
-        Refuse flags that cannot be honoured.
-
-        With ``MSG_TRUNC`` the kernel counts more bytes than there is room for,
-        which only a caller's buffer survives.
-        """
-        if flags & _socket.MSG_TRUNC:
-            raise ValueError(
-                f"flags={flags}: MSG_TRUNC needs a buffer: use recv_into, recvfrom_into or recvmsg"
-            )
+    def _check_flags(self, flags: int, *, sending: bool = False, buffer: bool = True) -> None:
+        """Refuse flags that are not honoured."""
+        check_flags(flags, sending=sending, waits=False, buffer=buffer)
 
     # Sending
 
@@ -266,7 +267,7 @@ class DataSocket(BaseSocket):
         """
         view = byte_view(data)
         if flags:
-            self._check_flags(flags)
+            self._check_flags(flags, sending=True)
         return self._write(self._send_once(view, flags))
 
     def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
@@ -388,6 +389,7 @@ class DataSocket(BaseSocket):
         Cancelling:
             Fails with `CancelledError`; nothing has been sent, the socket stays open.
         """
+        self._check_flags(flags, sending=True)
         native = as_socket_address(address).native(self._family)
         view = byte_view(data)
         sending = self._write(lambda: self._datagrams().try_sendto(view, flags, native))
@@ -426,6 +428,7 @@ class DataSocket(BaseSocket):
         native = None if address is None else as_socket_address(address).native(self._family)
         views = [byte_view(buffer) for buffer in buffers]
         items = list(ancillary)
+        self._check_flags(flags, sending=True)
         sending = self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
         self._pace_unix_datagrams()
         return sending

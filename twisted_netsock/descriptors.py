@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ._validation import byte_count
 from .addresses import SocketAddress
 from .errors import (
     SocketClosedError,
@@ -90,17 +91,87 @@ def byte_view(data: Buffer) -> memoryview:
     return view.cast("B")
 
 
-def writable_view(buffer: Buffer) -> memoryview:
+def writable_view(buffer: Buffer, nbytes: int = 0) -> memoryview:
     """
-    Return *buffer* as a view of its bytes, to be written.
+    Return *buffer* as a view of its first *nbytes* bytes, to be written; 0: of all.
 
     Raises:
-        TypeError: It cannot be written.
+        TypeError: It cannot be written, or *nbytes* is no number.
+        ValueError: *nbytes* is negative, or more than there is room for.
     """
     view = byte_view(buffer)
     if view.readonly:
         raise TypeError(f"buffer must be writable, not {type(buffer).__name__}")
+    if nbytes:
+        byte_count(nbytes, "nbytes")
+        if nbytes > len(view):
+            raise ValueError(f"nbytes={nbytes} must be at most the {len(view)} bytes of buffer")
+        view = view[:nbytes]
     return view
+
+
+_RECEIVING: Final = frozenset({"MSG_PEEK", "MSG_TRUNC", "MSG_ERRQUEUE", "MSG_CMSG_CLOEXEC"})
+_SENDING: Final = frozenset(
+    {"MSG_CONFIRM", "MSG_DONTROUTE", "MSG_EOR", "MSG_FASTOPEN", "MSG_MORE", "MSG_NOSIGNAL"}
+)
+"""Flags that one direction has and the other would ignore. Others are left to the kernel."""
+
+_DONTWAIT: Final = getattr(_socket, "MSG_DONTWAIT", 0)
+_ERRQUEUE: Final = getattr(_socket, "MSG_ERRQUEUE", 0)
+
+
+def _known(names: Iterable[str]) -> dict[str, int]:
+    return {name: int(getattr(_socket, name)) for name in names if hasattr(_socket, name)}
+
+
+def _refusals(theirs: frozenset[str], where: str, wait_all: str) -> dict[int, str]:
+    found = {flag: f"{name} means nothing in a {where}" for name, flag in _known(theirs).items()}
+    return found | dict.fromkeys(_known({"MSG_WAITALL"}).values(), wait_all)
+
+
+_NOT_RECEIVING: Final = _refusals(
+    _SENDING, "receive", "MSG_WAITALL waits for nothing here: use input_port"
+)
+_NOT_SENDING: Final = _refusals(_RECEIVING, "send", "MSG_WAITALL means nothing in a send")
+_ON_THE_REACTOR: Final = dict.fromkeys(
+    _known({"MSG_DONTWAIT"}).values(),
+    "MSG_DONTWAIT means nothing on the reactor, where no call blocks: cancel the Deferred",
+)
+
+
+def check_flags(flags: int, *, sending: bool, waits: bool, buffer: bool = True) -> None:
+    """
+    Refuse flags that would be ignored, or do something else than they say.
+
+    Args:
+        flags: The argument of that name.
+        sending: Of a send, else of a receive.
+        waits: There is a call to keep from waiting.
+        buffer: The room is the caller's: with ``MSG_TRUNC`` the kernel counts more bytes
+            than fit, which only that survives.
+
+    Raises:
+        TypeError: *flags* is no int.
+        ValueError: One of them is refused.
+    """
+    if not isinstance(flags, int):
+        raise TypeError(f"flags must be MSG_… flags, not {flags!r}")
+    refused = _NOT_SENDING if sending else _NOT_RECEIVING
+    if not waits:
+        refused = refused | _ON_THE_REACTOR
+    for flag, reason in refused.items():
+        if flags & flag:
+            raise ValueError(f"flags={flags}: {reason}")
+    if not buffer and flags & _socket.MSG_TRUNC:
+        raise ValueError(
+            f"flags={flags}: MSG_TRUNC needs a buffer: use recv_into, recvfrom_into or recvmsg"
+        )
+
+
+def may_not_wait(flags: int) -> bool:
+    """Return whether a call with these flags returns at once, whatever there is."""
+    # The queue of errors is never waited for, also where the socket blocks.
+    return bool(flags & (_DONTWAIT | _ERRQUEUE))
 
 
 class Descriptor(Protocol):

@@ -37,7 +37,7 @@ class TLSFacts:
             raise SocketError(self, strerror="This is a listening socket: it has no peer")
         return self._descriptor
 
-    def _check_flags(self, flags: int) -> None:
+    def _check_flags(self, flags: int, **_: bool) -> None:
         if flags:
             raise ValueError(f"flags={flags}: TLS has no flags")
 

@@ -244,7 +244,7 @@ def receive_into(
         SocketClosedError: As `BlockingSocket.recv_into`.
     """
     check_family(socket, addrinfo)
-    return socket.recv_into(buffer, flags)
+    return socket.recv_into(buffer, 0, flags)
 
 
 def receive_into_non_blocking(

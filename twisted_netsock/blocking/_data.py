@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import socket as _socket
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 from .._validation import byte_count
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..data_sockets import FLUSH_LIMIT
-from ..descriptors import PlainDescriptor, Want, byte_view, writable_view
+from ..descriptors import (
+    PlainDescriptor,
+    Want,
+    byte_view,
+    check_flags,
+    may_not_wait,
+    writable_view,
+)
 from ..errors import SocketBusyError, SocketClosedError, SocketError, SocketPortError
 from ..file_sources import FileSource
 from ._base import BlockingBase
@@ -24,7 +32,23 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingData"]
 
+T = TypeVar("T")
+
 _MODES: Final = frozenset("rwb")
+
+
+def once_if(flags: int, attempt: Callable[[], T | Want]) -> Callable[[], T | Want]:
+    """Return *attempt*, or with ``MSG_DONTWAIT`` one that raises `BlockingIOError`, not waits."""
+    if not may_not_wait(flags):
+        return attempt
+
+    def once() -> T | Want:
+        result = attempt()
+        if isinstance(result, Want):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return result
+
+    return once
 
 
 class BlockingData(BlockingBase):
@@ -56,9 +80,9 @@ class BlockingData(BlockingBase):
         """
         byte_count(n, "n")
         if flags:
-            self._check_flags(flags)
+            self._check_flags(flags, buffer=False)
             self._drained = False
-            return self._read(lambda: self._try_recv(n, flags))
+            return self._read(once_if(flags, lambda: self._try_recv(n, flags)))
         descriptor = self._descriptor
         if not n:
             # Nothing is wanted, and so nothing waited for.
@@ -80,7 +104,7 @@ class BlockingData(BlockingBase):
         """Tell whether a receive of *count* bytes has left nothing in the kernel, probably."""
         return 0 < count < wanted
 
-    def recv_into(self, buffer: Buffer, flags: int = 0) -> int:
+    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """
         Fill *buffer* with what has arrived.
 
@@ -91,16 +115,17 @@ class BlockingData(BlockingBase):
             finished sending.
 
         Raises:
-            TypeError: *buffer* cannot be written.
+            TypeError: *buffer* cannot be written, or an argument is no number.
+            ValueError: *nbytes* is negative or more than *buffer* has room for; or
+                *flags* has one that is not honoured.
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        view = writable_view(buffer)
+        view = writable_view(buffer, nbytes)
         if flags:
-            if flags & ~_socket.MSG_TRUNC:
-                self._check_flags(flags & ~_socket.MSG_TRUNC)
+            self._check_flags(flags)
             self._drained = False
-            return self._read(lambda: self._try_recv_into(view, flags))
+            return self._read(once_if(flags, lambda: self._try_recv_into(view, flags)))
         return self._read(self._filling(view))
 
     def _try_recv_into(self, view: memoryview, flags: int) -> int | Want:
@@ -140,11 +165,13 @@ class BlockingData(BlockingBase):
             SocketClosedError, SocketPortError: As `recv`.
         """
         byte_count(n, "n")
-        self._check_flags(flags)
+        self._check_flags(flags, buffer=False)
         self._drained = False
-        return self._read(lambda: self._datagrams().try_recvfrom(n, flags))
+        return self._read(once_if(flags, lambda: self._datagrams().try_recvfrom(n, flags)))
 
-    def recvfrom_into(self, buffer: Buffer, flags: int = 0) -> tuple[int, SocketAddress]:
+    def recvfrom_into(
+        self, buffer: Buffer, nbytes: int = 0, flags: int = 0
+    ) -> tuple[int, SocketAddress]:
         """
         Fill *buffer* with one datagram, and learn who sent it.
 
@@ -154,13 +181,14 @@ class BlockingData(BlockingBase):
             The number of bytes and the sender's address.
 
         Raises:
-            TypeError: *buffer* cannot be written.
+            TypeError, ValueError: As `recv_into`.
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        view = writable_view(buffer)
+        view = writable_view(buffer, nbytes)
+        self._check_flags(flags)
         self._drained = False
-        return self._read(lambda: self._datagrams().try_recvfrom_into(view, flags))
+        return self._read(once_if(flags, lambda: self._datagrams().try_recvfrom_into(view, flags)))
 
     def recvmsg(
         self, n: int, ancillary_size: int = 0, flags: int = 0
@@ -181,8 +209,14 @@ class BlockingData(BlockingBase):
         """
         byte_count(n, "n")
         byte_count(ancillary_size, "ancillary_size")
+        self._check_flags(flags)
         self._drained = False
-        return self._read(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
+        return self._read(
+            once_if(
+                flags,
+                lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags),
+            )
+        )
 
     def _before_read(self) -> None:
         if self._input is not None and held_by(self._input):
@@ -201,17 +235,9 @@ class BlockingData(BlockingBase):
             raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
         return self._descriptor
 
-    def _check_flags(self, flags: int) -> None:
-        """
-        Refuse flags that cannot be honoured.
-
-        With ``MSG_TRUNC`` the kernel counts more bytes than there is room for,
-        which only a caller's buffer survives.
-        """
-        if flags & _socket.MSG_TRUNC:
-            raise ValueError(
-                f"flags={flags}: MSG_TRUNC needs a buffer: use recv_into, recvfrom_into or recvmsg"
-            )
+    def _check_flags(self, flags: int, *, sending: bool = False, buffer: bool = True) -> None:
+        """Refuse flags that are not honoured."""
+        check_flags(flags, sending=sending, waits=True, buffer=buffer)
 
     # Sending
 
@@ -235,8 +261,8 @@ class BlockingData(BlockingBase):
         """
         view = byte_view(data)
         if flags:
-            self._check_flags(flags)
-        return self._write(self._send_once(view, flags))
+            self._check_flags(flags, sending=True)
+        return self._write(once_if(flags, self._send_once(view, flags)))
 
     def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
         return lambda: self._descriptor.try_send(view, flags)
@@ -320,9 +346,12 @@ class BlockingData(BlockingBase):
             SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError: As `send`.
         """
+        self._check_flags(flags, sending=True)
         native = as_socket_address(address).native(self._family)
         view = byte_view(data)
-        return self._write(lambda: self._datagrams().try_sendto(view, flags, native))
+        return self._write(
+            once_if(flags, lambda: self._datagrams().try_sendto(view, flags, native))
+        )
 
     def sendmsg(
         self,
@@ -347,7 +376,13 @@ class BlockingData(BlockingBase):
         native = None if address is None else as_socket_address(address).native(self._family)
         views = [byte_view(buffer) for buffer in buffers]
         items = list(ancillary)
-        return self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
+        self._check_flags(flags, sending=True)
+        return self._write(
+            once_if(
+                flags,
+                lambda: self._datagrams().try_sendmsg(views, items, flags, native),
+            )
+        )
 
     def _before_write(self) -> None:
         if self._output is not None:
