@@ -26,6 +26,7 @@ pytestmark = pytest.mark.once
 
 ORDER = [
     "_version",
+    "_text",
     "errors",
     "names",
     "_validation",

@@ -10,8 +10,11 @@ from clocks import turns, until
 from protocols import Kind, Protocols, client_context, listening, raw_client, raw_receive, tls_peer
 from twisted.internet import reactor
 from twisted.internet.defer import fail
+from twisted.internet.task import Clock
+from twisted.logger import Logger
 
 from twisted_netsock import ProxyHeader, SocketAddress, SocketOptions
+from twisted_netsock._text import FailureLog
 from twisted_netsock.arrivals import Arrival, Arrivals
 
 HEADER = ProxyHeader(("192.0.2.1", 56324), ("192.0.2.2", 443)).encode("v1")
@@ -145,6 +148,38 @@ async def test_closing_ends_those_that_wait_as_well(authority):
             port.stopListening()
             for client in clients:
                 assert await raw_receive(client) == b""
+
+
+def test_failures_of_a_minute_are_summed_up_behind_the_first(log_lines):
+    clock = Clock()
+    failures = FailureLog(clock, Logger())
+    for number in range(500):
+        failures.note("{peer} failed: {error}", peer=f"/x\x1b[2J\r\n{number}", error="no\nway")
+    assert len(log_lines) == 10
+    assert log_lines[0] == r"/x\x1b[2J\r\n0 failed: no\nway"
+    clock.advance(60)
+    failures.note("{peer} failed: {error}", peer="late", error="why")
+    assert log_lines[10:] == [
+        "490 more connections have failed within 60 s, without a line each",
+        "late failed: why",
+    ]
+    failures.end()
+    assert len(log_lines) == 12
+    assert not clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_strangers_do_not_fill_the_log(tls, authority, log_lines):
+    kind = Kind(authority, tls=tls)
+    options = kind.server(proxy_protocol=None if tls else "v1")
+    async with listening(options, Protocols()) as port:
+        for number in range(1, 101):
+            with raw_client(port) as client:
+                client.send(b"?")
+            await until(lambda number=number: port.failed_arrivals == number)
+    told = "TLS handshake with" if tls else "connection from"
+    assert sum(line.startswith(told) for line in log_lines) == 10
+    assert any("90 more connections have failed" in line for line in log_lines)
 
 
 async def test_closing_gives_no_room(log_lines):

@@ -64,9 +64,9 @@ def makers(request, authority):
     return Makers(authority, tls=request.param == "tls")
 
 
-def raw(listener: Any, said: bytes = b"") -> socket.socket:
+def raw(listener: Any, said: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
     """Return a connection to *listener* that has said no more than this."""
-    sock = socket.create_connection(listener.getsockname(), timeout=5)
+    sock = socket.create_connection(listener.getsockname(), timeout=5, source_address=(source, 0))
     sock.sendall(said)
     return sock
 
@@ -211,7 +211,11 @@ async def test_the_number_of_connections_on_the_way_is_bounded(makers, monkeypat
     async with await makers.listen(backlog=512) as listener:
         accepting = listener.accept()
         with contextlib.ExitStack() as stack:
-            first, *mute = [stack.enter_context(raw(listener)) for _ in range(64)]
+            # Of several addresses: one alone would have half of the places.
+            first, *mute = [
+                stack.enter_context(raw(listener, source=f"127.0.1.{number % 4 + 1}"))
+                for number in range(64)
+            ]
             connecting = makers.connect(listener)
             await turns(10)
             assert not accepting.called

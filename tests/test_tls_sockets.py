@@ -60,9 +60,10 @@ def tls(authority: CertificateAuthority) -> TLSStreams:
     return TLSStreams(authority)
 
 
-def raw_connection(listener: Any) -> socket.socket:
+def raw_connection(listener: Any, source: str = "127.0.0.1") -> socket.socket:
     """Return a connection to *listener* that has said nothing yet."""
-    return socket.create_connection(listener.getsockname(), timeout=5)
+    where = listener.getsockname()
+    return socket.create_connection(where, timeout=5, source_address=(source, 0))
 
 
 class TestNegotiated:
@@ -382,7 +383,8 @@ class TestAccepting:
         monkeypatch.setattr("twisted_netsock.arrivals.MOST_ARRIVALS", 128)
         clock = ClockedReactor()
         listener = await tls.listen(reactor=clock, backlog=512)
-        mute = [raw_connection(listener) for _ in range(128)]
+        # Of several addresses: one alone would have half of the places.
+        mute = [raw_connection(listener, f"127.0.1.{number % 4 + 1}") for number in range(128)]
         accepting = listener.accept()
         await until(lambda: len(clock.getDelayedCalls()) == 128)
         connecting = tls.connect(listener)

@@ -13,7 +13,7 @@ from clocks import the_reactor
 from credentials import shake_hands
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from peers import ANSWER, Entity, ask, make_entity, make_hierarchy, resolving, standard_server
 from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
 
@@ -27,6 +27,7 @@ from twisted_netsock import (
     server_context_factory,
 )
 from twisted_netsock.testing import CertificateAuthority
+from twisted_netsock.verification import Verification
 
 NAME = "service.example"
 EXPIRED = 10
@@ -226,6 +227,19 @@ async def test_an_exception_refuses_and_is_logged(
     [event] = logged_errors
     assert event["log_failure"].type is kind
     logged_errors.clear()
+
+
+@pytest.mark.parametrize("code", [0, 20])
+@pytest.mark.parametrize("host", [NAME, None])
+def test_a_certificate_that_cannot_be_read_is_refused_without_a_traceback(code, host, authority):
+    encoded = authority.issue(NAME).certificate.public_bytes(serialization.Encoding.DER)
+    # Version 10, where 2 stands for X.509 version 3.
+    odd = encoded.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09", 1)
+    certificate = crypto.load_certificate(crypto.FILETYPE_ASN1, odd)
+    for verifier in (None, lambda *_: True):
+        verification = Verification(host, verifier)
+        assert not verification.judge(certificate, code, 0)
+        assert "InvalidVersion" in str(verification.failure)
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, Outlandish])

@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ._text import FailureLog, printable
 from .addresses import SocketAddress, network_of
 from .descriptors import Descriptor, PlainDescriptor
 from .errors import NetsockError
@@ -166,7 +167,7 @@ class Arrival:
     def __str__(self) -> str:
         """Name the peer in the log, and through whom it came."""
         # The header's source may be a path of any bytes, line breaks among them.
-        peer = str(self.peer).encode("unicode_escape").decode("ascii")
+        peer = printable(str(self.peer))
         return peer if self.peer is self._real else f"{peer} through {self._real}"
 
 
@@ -222,6 +223,7 @@ class Arrivals:
         self.most_waiting: float = MOST_ARRIVALS
         self._running: dict[Arrival, Deferred[Any]] = {}
         self._places = _Places()
+        self._failures = FailureLog(reactor, _log)
         self._closed = False
         self.failed = 0
         if isinstance(options, TLSSocketOptions):
@@ -337,7 +339,7 @@ class Arrivals:
             if arrival.shaking
             else "connection from {peer} refused: {error}"
         )
-        _log.info(told, peer=str(arrival), error=str(failure.value))
+        self._failures.note(told, peer=arrival, error=failure.value)
 
     def close(self) -> None:
         """Close every connection that is not delivered."""
@@ -345,6 +347,7 @@ class Arrivals:
         # The last first: those that wait need no places any more.
         for running in reversed(list(self._running.values())):
             running.cancel()
+        self._failures.end()
 
 
 def _not_handed_on(failure: Failure) -> None:

@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ._text import FailureLog
 from .addresses import network_of
 from .base_transports import seconds
 from .client_contexts import ClientContextFactory
@@ -274,6 +275,7 @@ class _ServerLayers(LayerFactory):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.gate: Gate | None = None
+        self._failures = FailureLog(self.reactor, _log)
         self._running: set[Layer] = set()
         self._of_network: Counter[str | None] = Counter()
         self._admitted: dict[Layer, IAddress] = {}
@@ -328,10 +330,10 @@ class _ServerLayers(LayerFactory):
         self._shaken(layer)
         self.gone(layer)
         if error.check(SocketError, *_LOST) is not None:
-            _log.info(
+            self._failures.note(
                 "TLS handshake with {peer} failed: {error}",
                 peer=_told(layer.peer),
-                error=str(error.value),
+                error=error.value,
             )
         elif error.check(NoProtocol) is None and not self._closed:
             _log.failure("a new connection could not be served", error)
@@ -354,6 +356,7 @@ class _ServerLayers(LayerFactory):
         self._closed = True
         for layer in list(self._running):
             layer.end(CancelledError())
+        self._failures.end()
 
 
 @implementer(IListeningPort)

@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults, mayb
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ._text import FailureLog, printable
 from .errors import SocketClosedError, SocketConnectionLostError, SocketError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class _Serving:
         self._cancelled = False
         self._running: dict[BaseSocket, Deferred[Any]] = {}
         self._one_less: Deferred[None] | None = None
+        self._failures: FailureLog | None = None
         # One callback, and one method object, for what follows each handler: they take
         # memory for as long as it runs.
         self._then = self._ended
@@ -55,6 +57,9 @@ class _Serving:
         except BaseException:
             self._end_all()
             raise
+        finally:
+            if self._failures is not None:
+                self._failures.end()
 
     def _wait_for_one_less(self) -> Deferred[None]:
         self._one_less = Deferred()
@@ -69,8 +74,27 @@ class _Serving:
         if isinstance(result, Failure) and not (
             self._cancelled and result.check(CancelledError) is not None
         ):
-            _report(result, connection)
+            self._report(result, connection)
         _close(connection).addBoth(self._finish, connection)
+
+    def _report(self, failure: Failure, connection: BaseSocket) -> None:
+        """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
+        if failure.check(CancelledError) is not None:
+            return
+        error = failure.value
+        # What a peer calls itself may be a path of any bytes.
+        node = printable(str(connection.node))
+        if isinstance(error, SocketError) and error.socket in _ends(connection):
+            if self._failures is None:
+                self._failures = FailureLog(connection._reactor, _log)
+            self._failures.note(
+                "serving {node} {service} ended: {error}",
+                node=node,
+                service=connection.service,
+                error=error,
+            )
+        else:
+            _log.failure("serving {node} failed", failure, node=node)
 
     def _finish(self, _: object, connection: BaseSocket) -> None:
         del self._running[connection]
@@ -94,17 +118,3 @@ def _close(connection: BaseSocket) -> Deferred[Any]:
     if connection._successor is None:
         return connection.close()
     return gatherResults([end.close() for end in _ends(connection)])
-
-
-def _report(failure: Failure, connection: BaseSocket) -> None:
-    """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
-    error = failure.value
-    if isinstance(error, SocketError) and error.socket in _ends(connection):
-        _log.info(
-            "serving {node} {service} ended: {error}",
-            node=connection.node,
-            service=connection.service,
-            error=str(error),
-        )
-    else:
-        _log.failure("serving {node} failed", failure, node=connection.node)

@@ -21,6 +21,7 @@ from service_identity.cryptography import (
 )
 from twisted.logger import Logger
 
+from ._text import printable
 from .errors import CertificateVerificationError, unraised
 from .names import is_ip_address, reference_identity
 from .option_types import VerifyResult
@@ -104,7 +105,7 @@ class Verification:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
-            _log.failure("verifying a certificate failed, so it is refused")
+            # Mostly of a parser: certificates are what a peer likes to send.
             text = f"verification failed with {type(error).__name__}"
             self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
             return False
@@ -127,7 +128,11 @@ class Verification:
         verdict = result.code == X509_V_OK
         if not callable(self._verifier):
             return verdict
-        answer: Any = self._verifier(depth, result, certificate)
+        try:
+            answer: Any = self._verifier(depth, result, certificate)
+        except BaseException:
+            _log.failure("verifying a certificate failed, so it is refused")
+            raise
         if answer is None:
             return verdict
         # Anything but an explicit True refuses.
@@ -173,7 +178,7 @@ def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
         why = f"the certificate is not for {identity!r}"
     except (CertificateError, ValueError) as error:
         # ValueError: the subjectAltName cannot be parsed.
-        why = f"the certificate cannot be matched with {identity!r}: {error}"
+        why = f"the certificate cannot be matched with {identity!r}: {printable(str(error))}"
     else:
         return X509_V_OK, "ok"
     return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
@@ -206,7 +211,7 @@ def first_expiry(connection: SSL.Connection) -> float:
     try:
         chain = connection.get_verified_chain(as_cryptography=True) or ()
         expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
-    except ValueError:
+    except Exception:  # noqa: BLE001 - parsers raise what they like
         return 0.0
     return min(expiries, default=0.0)
 

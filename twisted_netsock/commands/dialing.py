@@ -8,7 +8,7 @@ descriptor's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .._text import printable
 from ..client_endpoints import ClientEndpoint
 from ..proxy_headers import ProxyHeader
 from ..proxy_tlvs import ProxyTLS, ProxyTLV
@@ -27,6 +28,8 @@ from .routing import Routes, Target
 from .serving import written
 
 __all__ = ["Client", "Relay"]
+
+_LONGEST_ERROR: Final = 1000
 
 _log = Logger()
 
@@ -205,7 +208,7 @@ class Client:
                 "cannot connect {client} to {backend}: {error}",
                 client=written(session.client),
                 backend=target.name,
-                error=error,
+                error=printable(error, _LONGEST_ERROR),
             )
         if _lacks_descriptors(failure.value):
             # Those that there are go on; each that came now would fare no better.

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from .._text import printable
 from ..addresses import SocketAddress, to_twisted_address
 from ..transports import Transport
 
@@ -140,14 +141,14 @@ class ListeningService(Service):
 
 
 def written(address: Any) -> str:
-    """Return an address as people write it."""
+    """Return an address as people write it, escaped: a path is what a peer calls itself."""
     if isinstance(address, SocketAddress):
         if len(address) > 1:
             return str(address)
         address = to_twisted_address(address)
     host = getattr(address, "host", None)
     if host is None:
-        return str(address)
+        return printable(str(address))
     return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
 
 

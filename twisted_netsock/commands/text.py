@@ -6,25 +6,11 @@ import os
 import sys
 from typing import Final
 
+from .._text import printable
+
 __all__ = ["Style", "encoded", "printable"]
 
-_LONGEST: Final = 200
 _COLOURS: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
-
-
-def printable(text: str, longest: int = _LONGEST) -> str:
-    r"""
-    Return *text* with everything that is not printed as itself written as ``\xNN``.
-
-    That is control characters and escape sequences, line breaks of every kind,
-    and what is invisible or changes the direction of the text. Beyond *longest*
-    characters it is cut short.
-    """
-    cut = text if len(text) <= longest else text[: longest - 1] + "…"
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in cut
-    )
 
 
 def encoded(text: str) -> bytes:

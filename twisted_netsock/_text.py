@@ -1,0 +1,79 @@
+"""Text that peers have chosen, as it is logged and shown; and their failures, summed up."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.logger import Logger
+
+__all__ = ["FailureLog", "printable"]
+
+_LONGEST: Final = 200
+_LONGEST_ERROR: Final = 1000
+
+_PERIOD_SECONDS: Final = 60.0
+_LINES_A_PERIOD: Final = 10
+"""Enough to see what is wrong where something is, and less than fills a disk."""
+
+
+def printable(text: str, longest: int = _LONGEST) -> str:
+    r"""
+    Return *text* with everything that is not printed as itself written as ``\xNN``.
+
+    That is control characters and escape sequences, line breaks of every kind,
+    and what is invisible or changes the direction of the text. Beyond *longest*
+    characters it is cut short.
+    """
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
+        for each in cut
+    )
+
+
+class FailureLog:
+    """
+    Logs what peers fail with: the first of a minute a line each, then their number.
+
+    The number comes with the first failure after that minute, or at the end: so nothing
+    waits for a timer, and nothing is left behind.
+    """
+
+    def __init__(self, reactor: Any, log: Logger) -> None:
+        """Tell the time by *reactor*, and write to *log*."""
+        self._reactor = reactor
+        self._log = log
+        self._begin = float("-inf")
+        self._lines = 0
+        self._more = 0
+
+    def note(self, text: str, *, error: object, **fields: object) -> None:
+        """
+        Log one failure, at level info.
+
+        Args:
+            text: The format of the line.
+            error: Why; the text of an exception, escaped.
+            fields: Of the format, escaped where they are not numbers.
+        """
+        now = self._reactor.seconds()
+        if now - self._begin >= _PERIOD_SECONDS:
+            self.end()
+            self._begin = now
+            self._lines = 0
+        if self._lines >= _LINES_A_PERIOD:
+            self._more += 1
+            return
+        self._lines += 1
+        told = {name: printable(str(value)) for name, value in fields.items()}
+        self._log.info(text, error=printable(str(error), _LONGEST_ERROR), **told)
+
+    def end(self) -> None:
+        """Log how many failures had no line of their own."""
+        more, self._more = self._more, 0
+        if more:
+            self._log.info(
+                "{more} more connections have failed within {seconds:.0f} s, without a line each",
+                more=more,
+                seconds=self._reactor.seconds() - self._begin,
+            )
