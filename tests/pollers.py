@@ -24,11 +24,11 @@ class Owner:
         self.act = act
         watch.owner = self
 
-    def on_readable(self) -> None:
+    def on_receive_ready(self) -> None:
         self.heard.append("readable")
         self.act(self)
 
-    def on_writable(self) -> None:
+    def on_send_ready(self) -> None:
         self.heard.append("writable")
         self.act(self)
 

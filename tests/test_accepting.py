@@ -52,7 +52,7 @@ async def test_64_connections_are_taken_at_a_time(listener, dial):
         dial()
     with accepting(listener) as found:
         found.acceptor.start()
-        found.acceptor.on_readable()
+        found.acceptor.on_receive_ready()
         assert len(found.delivered) == 64
         await until(lambda: len(found.delivered) == 100)
 

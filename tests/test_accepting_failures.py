@@ -77,7 +77,7 @@ async def test_many_errors_of_connections_do_not_hold_up_the_reactor(listener, d
     dial()
     with accepting(flaky) as found:
         found.acceptor.start()
-        found.acceptor.on_readable()
+        found.acceptor.on_receive_ready()
         assert flaky.numbers
         await until(lambda: found.delivered)
 
@@ -230,7 +230,7 @@ async def test_a_listener_that_fails_is_told_once_and_is_the_end(listener):
         assert error.errno == errno.EINVAL
         with pytest.raises(SocketError):
             found.acceptor.take()
-        assert not found.watch.reading
+        assert not found.watch.receive
 
 
 async def test_the_end_of_the_poller_is_told_once(listener):

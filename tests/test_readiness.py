@@ -39,7 +39,7 @@ def fill(sock):
 
 async def test_readable_is_reported_for_as_long_as_it_is_so(poller):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         await turns(3)
         assert owner.heard == []
         peer.send(b"x")
@@ -54,7 +54,7 @@ async def test_readable_is_reported_for_as_long_as_it_is_so(poller):
 async def test_writable_is_reported_for_as_long_as_it_is_so(poller):
     with watched(poller) as (owner, peer):
         fill(owner.sock)
-        owner.watch.want_write()
+        owner.watch.want_send()
         await turns(3)
         assert owner.heard == []
         while True:
@@ -68,30 +68,30 @@ async def test_writable_is_reported_for_as_long_as_it_is_so(poller):
 
 async def test_both_directions_are_reported_to_one_owner(poller):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
-        owner.watch.want_write()
+        owner.watch.want_receive()
+        owner.watch.want_send()
         peer.send(b"x")
         await until(lambda: len(owner.heard) >= 4)
         assert set(owner.heard) == {"readable", "writable"}
 
 
-@pytest.mark.parametrize("direction", ["read", "write"])
+@pytest.mark.parametrize("direction", ["receive", "send"])
 async def test_a_direction_that_is_given_up_is_not_reported(poller, direction):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
-        owner.watch.want_write()
+        owner.watch.want_receive()
+        owner.watch.want_send()
         getattr(owner.watch, f"stop_{direction}")()
         peer.send(b"x")
         await until(lambda: len(owner.heard) >= 3)
-        assert set(owner.heard) == {"readable" if direction == "write" else "writable"}
+        assert set(owner.heard) == {"readable" if direction == "send" else "writable"}
 
 
 async def test_a_stream_that_has_ended_wakes_nobody(poller, calls):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         peer.close()
         await until(lambda: owner.heard)
-        owner.watch.end_read()
+        owner.watch.end_receive()
         await turns(3)
         owner.heard.clear()
         calls.clear()
@@ -102,25 +102,25 @@ async def test_a_stream_that_has_ended_wakes_nobody(poller, calls):
 
 async def test_what_is_to_be_sent_is_reported_after_the_end_of_reading(poller):
     with watched(poller) as (owner, _):
-        owner.watch.want_read()
-        owner.watch.want_write()
-        owner.watch.end_read()
+        owner.watch.want_receive()
+        owner.watch.want_send()
+        owner.watch.end_receive()
         await until(lambda: len(owner.heard) >= 3)
         assert set(owner.heard) == {"writable"}
 
 
 async def test_the_end_of_the_stream_counts_as_readable(poller):
-    with watched(poller, act=lambda owner: owner.watch.stop_read()) as (owner, peer):
-        owner.watch.want_read()
+    with watched(poller, act=lambda owner: owner.watch.stop_receive()) as (owner, peer):
+        owner.watch.want_receive()
         peer.close()
         await until(lambda: owner.heard)
         assert owner.heard == ["readable"]
 
 
 async def test_a_hang_up_counts_as_writable(poller):
-    with watched(poller, act=lambda owner: owner.watch.stop_write()) as (owner, peer):
+    with watched(poller, act=lambda owner: owner.watch.stop_send()) as (owner, peer):
         fill(owner.sock)
-        owner.watch.want_write()
+        owner.watch.want_send()
         peer.close()
         await until(lambda: owner.heard)
         assert owner.heard == ["writable"]
@@ -132,8 +132,8 @@ async def test_a_refused_connection_counts_as_writable(poller):
         here.setblocking(False)
         with pytest.raises(BlockingIOError):
             here.connect(closed.getsockname())
-        owner = Owner(poller.watch(here.fileno()), lambda owner: owner.watch.stop_write())
-        owner.watch.want_write()
+        owner = Owner(poller.watch(here.fileno()), lambda owner: owner.watch.stop_send())
+        owner.watch.want_send()
         await until(lambda: owner.heard)
         owner.watch.close()
         assert owner.heard == ["writable"]
@@ -141,9 +141,9 @@ async def test_a_refused_connection_counts_as_writable(poller):
 
 @pytest.mark.parametrize("end", ["here", "there"])
 async def test_a_watch_can_be_waited_on_again(poller, end):
-    with watched(poller, act=lambda owner: owner.watch.stop_read()) as (owner, peer):
+    with watched(poller, act=lambda owner: owner.watch.stop_receive()) as (owner, peer):
         for count in range(1, 4):
-            owner.watch.want_read()
+            owner.watch.want_receive()
             peer.send(b"x")
             await until(lambda count=count: owner.heard == ["readable"] * count)
             if end == "here":
@@ -159,11 +159,11 @@ async def test_a_watch_can_be_waited_on_again(poller, end):
 async def test_what_nobody_waits_for_is_reported_once_at_the_most(poller, calls, event):
     with watched(poller) as (owner, peer):
         if event == "room to write":
-            owner.watch.want_write()
-            owner.watch.stop_write()
+            owner.watch.want_send()
+            owner.watch.stop_send()
         else:
-            owner.watch.want_read()
-            owner.watch.stop_read()
+            owner.watch.want_receive()
+            owner.watch.stop_receive()
         if event == "data":
             peer.send(b"x")
         elif event == "end of the stream":
@@ -178,8 +178,8 @@ async def test_what_nobody_waits_for_is_reported_once_at_the_most(poller, calls,
 
 async def test_a_hang_up_wakes_nobody_who_waits_for_nothing(poller, calls):
     """Also after another direction had been waited for, and was served."""
-    with watched(poller, act=lambda owner: owner.watch.stop_write()) as (owner, peer):
-        owner.watch.want_write()
+    with watched(poller, act=lambda owner: owner.watch.stop_send()) as (owner, peer):
+        owner.watch.want_send()
         await until(lambda: owner.heard)
         peer.close()
         await turns(20)
@@ -189,9 +189,9 @@ async def test_a_hang_up_wakes_nobody_who_waits_for_nothing(poller, calls):
 
 async def test_room_to_write_wakes_nobody_who_waits_to_read(poller, calls):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
-        owner.watch.want_write()
-        owner.watch.stop_write()
+        owner.watch.want_receive()
+        owner.watch.want_send()
+        owner.watch.stop_send()
         await turns(20)
         assert owner.heard == []
         assert len(calls) <= 1
@@ -205,10 +205,10 @@ async def test_an_owner_that_waits_no_more_can_leave_its_watch_and_be_forgotten(
     with here, there:
         watch = poller.watch(here.fileno())
         owner = weakref.ref(Owner(watch))
-        watch.want_read()
+        watch.want_receive()
         gc.collect()
         assert owner() is not None
-        watch.stop_read()
+        watch.stop_receive()
         watch.owner = None
         gc.collect()
         assert owner() is None
@@ -221,9 +221,9 @@ async def test_the_reactor_holds_nothing_while_nothing_is_waited_for(poller):
     assert in_reactor() == set()
     with watched(poller) as (first, _), watched(poller) as (second, _):
         assert in_reactor() == set()
-        first.watch.want_read()
-        second.watch.want_read()
-        second.watch.want_write()
+        first.watch.want_receive()
+        second.watch.want_receive()
+        second.watch.want_send()
         assert in_reactor()
         first.watch.close()
         assert in_reactor()
@@ -233,8 +233,8 @@ async def test_the_reactor_holds_nothing_while_nothing_is_waited_for(poller):
 
 async def test_what_the_reactor_holds_names_the_descriptors(poller):
     with watched(poller) as (first, _), watched(poller) as (second, _):
-        first.watch.want_read()
-        second.watch.want_read()
+        first.watch.want_receive()
+        second.watch.want_receive()
         shown = " ".join(repr(each) for each in in_reactor())
         assert "twisted_netsock" in shown
         for owner in (first, second):
@@ -267,7 +267,7 @@ async def test_each_of_many_is_told_in_turn_at_most_128_at_a_time(poller, monkey
             stack.callback(os.close, number)
             owner = Owner(poller.watch(number), lambda owner: heard.append(owner.watch.fd))
             stack.callback(owner.watch.close)
-            owner.watch.want_read()
+            owner.watch.want_receive()
         await turns(10)
     assert max(told_at_once) == 128
     assert len(set(heard)) == 300

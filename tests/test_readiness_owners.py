@@ -31,7 +31,7 @@ def calls(monkeypatch):
 
 async def test_an_error_of_one_owner_is_logged_and_touches_no_other(poller, logged_errors):
     def fail(owner):
-        owner.watch.stop_read()
+        owner.watch.stop_receive()
         raise ZeroDivisionError("the owner's own mistake")
 
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ async def test_an_error_of_one_owner_is_logged_and_touches_no_other(poller, logg
         well, well_peer = stack.enter_context(watched(poller))
         pairs.append((well, well_peer))
         for owner, peer in pairs:
-            owner.watch.want_read()
+            owner.watch.want_receive()
             peer.send(b"x")
         await until(lambda: len(well.heard) >= 3 and all(owner.heard for owner, _ in pairs))
         assert [owner.heard for owner, _ in pairs[:2]] == [["readable"], ["readable"]]
@@ -54,7 +54,7 @@ async def test_an_owner_that_fails_goes_on_hearing(poller, logged_errors):
         raise ZeroDivisionError
 
     with watched(poller, act=fail) as (owner, peer):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         peer.send(b"x")
         await until(lambda: len(owner.heard) >= 3)
     assert len(logged_errors) == len(owner.heard)
@@ -64,12 +64,12 @@ async def test_an_owner_that_fails_goes_on_hearing(poller, logged_errors):
 async def test_an_owner_may_close_any_watch_while_it_is_told(poller):
     """Whoever is told first closes the other, which then hears nothing."""
     with watched(poller) as (first, first_peer), watched(poller) as (second, second_peer):
-        first.act = lambda _: (first.watch.stop_read(), second.watch.close())
-        second.act = lambda _: (second.watch.stop_read(), first.watch.close())
+        first.act = lambda _: (first.watch.stop_receive(), second.watch.close())
+        second.act = lambda _: (second.watch.stop_receive(), first.watch.close())
         first_peer.send(b"x")
         second_peer.send(b"x")
-        first.watch.want_read()
-        second.watch.want_read()
+        first.watch.want_receive()
+        second.watch.want_receive()
         await until(lambda: first.heard or second.heard)
         await turns(5)
         assert sorted([first.heard, second.heard]) == [[], ["readable"]]
@@ -78,13 +78,13 @@ async def test_an_owner_may_close_any_watch_while_it_is_told(poller):
 @pytest.mark.parametrize("poller", [EpollPoller], indirect=True)
 async def test_a_descriptor_that_cannot_be_waited_for_is_refused_at_once(poller):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         gone, other = socket.socketpair()
         bad = poller.watch(gone.fileno())
         gone.close()
         other.close()
         with pytest.raises(OSError, match="descriptor"):
-            bad.want_read()
+            bad.want_receive()
         bad.close()
         peer.send(b"x")
         await until(lambda: owner.heard)
@@ -95,12 +95,12 @@ async def test_a_descriptor_that_cannot_be_waited_for_is_refused_at_once(poller)
 
 async def test_a_closed_watch_hears_nothing_of_the_next_descriptor_of_its_number(poller):
     with watched(poller) as (old, _), watched(poller) as (unused, peer):
-        old.watch.want_read()
+        old.watch.want_receive()
         old.watch.close()
         number = old.sock.fileno()
         os.dup2(unused.sock.fileno(), number)
-        new = Owner(poller.watch(number), lambda owner: owner.watch.stop_read())
-        new.watch.want_read()
+        new = Owner(poller.watch(number), lambda owner: owner.watch.stop_receive())
+        new.watch.want_receive()
         peer.send(b"x")
         await until(lambda: new.heard)
         new.watch.close()
@@ -109,11 +109,11 @@ async def test_a_closed_watch_hears_nothing_of_the_next_descriptor_of_its_number
 
 async def test_closing_twice_leaves_the_next_watch_of_the_number_alone(poller):
     with watched(poller) as (old, _), watched(poller) as (unused, peer):
-        old.watch.want_read()
+        old.watch.want_receive()
         old.watch.close()
         os.dup2(unused.sock.fileno(), old.sock.fileno())
-        new = Owner(poller.watch(old.sock.fileno()), lambda owner: owner.watch.stop_read())
-        new.watch.want_read()
+        new = Owner(poller.watch(old.sock.fileno()), lambda owner: owner.watch.stop_receive())
+        new.watch.want_receive()
         old.watch.close()
         peer.send(b"x")
         await until(lambda: new.heard)
@@ -122,7 +122,7 @@ async def test_closing_twice_leaves_the_next_watch_of_the_number_alone(poller):
 
 async def test_a_closed_watch_hears_nothing_though_a_copy_of_the_descriptor_lives(poller, calls):
     with watched(poller) as (owner, peer):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         owner.watch.close()
         with owner.sock.dup():
             owner.sock.close()
@@ -137,14 +137,14 @@ async def test_a_closed_watch_hears_nothing_though_a_copy_of_the_descriptor_live
 async def test_what_remove_all_dropped_is_told_at_the_next_registration(poller):
     """As the clean-up of trial does it, which tells nobody."""
     with watched(poller) as (old, _), watched(poller) as (new, peer):
-        old.watch.want_read()
+        old.watch.want_receive()
         old.watch.keep()
         the_reactor().removeAll()
         await turns(2)
         assert old.heard == []
-        new.watch.want_read()
+        new.watch.want_receive()
         assert [type(reason) for reason in old.heard] == [SocketConnectionLostError]
-        assert not old.watch.reading
+        assert not old.watch.receive
         peer.send(b"x")
         await until(lambda: new.heard)
         assert new.heard[0] == "readable"
@@ -156,11 +156,11 @@ async def test_nobody_waits_for_ever_after_remove_all_if_another_one_goes_on(pol
     with ExitStack() as stack:
         pairs = [stack.enter_context(watched(poller)) for _ in range(3)]
         (renewed, _), (old, old_peer), (new, _) = pairs
-        renewed.watch.want_read()
-        old.watch.want_read()
+        renewed.watch.want_receive()
+        old.watch.want_receive()
         the_reactor().removeAll()
-        renewed.watch.want_read()
-        new.watch.want_read()
+        renewed.watch.want_receive()
+        new.watch.want_receive()
         old_peer.send(b"x")
         await turns(20)
         assert old.heard
@@ -170,10 +170,10 @@ async def test_who_waits_anew_in_a_report_hears_more_though_all_was_removed_in_i
     def remove_all(owner):
         if len(owner.heard) == 1:
             the_reactor().removeAll()
-            owner.watch.want_read()
+            owner.watch.want_receive()
 
     with watched(poller, act=remove_all) as (owner, peer):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         peer.send(b"x")
         await until(lambda: len(owner.heard) > 1)
         assert set(owner.heard) == {"readable"}
@@ -185,12 +185,12 @@ async def test_an_owner_may_wait_anew_when_it_hears_of_the_loss(poller):
         def wait_anew(owner):
             if owner.heard[-1] != "readable":
                 owner.watch.owner = owner
-                owner.watch.want_read()
+                owner.watch.want_receive()
 
         old.act = wait_anew
-        old.watch.want_read()
+        old.watch.want_receive()
         the_reactor().removeAll()
-        new.watch.want_read()
+        new.watch.want_receive()
         old_peer.send(b"x")
         new_peer.send(b"x")
         await until(lambda: new.heard and len(old.heard) > 1)
@@ -201,9 +201,9 @@ def whoever_may_hear(poller, stack):
     """Return owners: one that waits, one that is kept, one that is neither, one that left."""
     owners = [stack.enter_context(watched(poller))[0] for _ in range(4)]
     waiting, kept, idle, closed = owners
-    waiting.watch.want_read()
+    waiting.watch.want_receive()
     kept.watch.keep()
-    closed.watch.want_write()
+    closed.watch.want_send()
     closed.watch.keep()
     closed.watch.close()
     assert idle.heard == []
@@ -228,7 +228,7 @@ async def test_an_error_in_hearing_of_the_end_touches_no_other(poller, logged_er
     with ExitStack() as stack:
         owners = [stack.enter_context(watched(poller, act=fail))[0] for _ in range(3)]
         for owner in owners:
-            owner.watch.want_read()
+            owner.watch.want_receive()
         poller.lose_all()
         assert [len(owner.heard) for owner in owners] == [1, 1, 1]
     assert len(logged_errors) == 3
@@ -237,6 +237,6 @@ async def test_an_error_in_hearing_of_the_end_touches_no_other(poller, logged_er
 
 async def test_disconnecting_all_tells_who_waits(poller):
     with watched(poller) as (owner, _):
-        owner.watch.want_read()
+        owner.watch.want_receive()
         the_reactor().disconnectAll()
         assert [type(reason) for reason in owner.heard] == [SocketConnectionLostError]

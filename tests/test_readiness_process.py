@@ -31,8 +31,8 @@ class Owner:
         self.name = name
         self.heard = []
 
-    def on_readable(self):
-        self.watch.stop_read()
+    def on_receive_ready(self):
+        self.watch.stop_receive()
         self.heard.append(f"{self.name}: readable")
 
     def on_fork(self):
@@ -46,7 +46,7 @@ class Owner:
 here, there = socket.socketpair()
 other, another = socket.socketpair()
 waiting = Owner("waiting", here)
-waiting.watch.want_read()
+waiting.watch.want_receive()
 idle = Owner("idle", other)
 """
 
@@ -148,8 +148,8 @@ async def main():
         try:
             lines = [
                 *waiting.heard,
-                told_by(idle.watch.want_read),
-                told_by(waiting.watch.want_write),
+                told_by(idle.watch.want_receive),
+                told_by(waiting.watch.want_send),
                 told_by(lambda: poller.watch(there.fileno())),
                 str(poller_for(reactor) is poller),
             ]
@@ -160,7 +160,7 @@ async def main():
     assert os.waitpid(child, 0)[1] == 0
     print(os.read(read_end, 65536).decode())
     print(waiting.heard)
-    idle.watch.want_read()
+    idle.watch.want_receive()
     there.send(b"x")
     for _ in range(200):
         if waiting.heard:

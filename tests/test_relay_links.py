@@ -17,10 +17,10 @@ from twisted_netsock import client_endpoint, server_endpoint
 from twisted_netsock.commands.links import Link, TLSLink
 from twisted_netsock.commands.pipes import Pipes
 from twisted_netsock.commands.relay import RelayFactory, RelayService
-from twisted_netsock.descriptors import WANT_READ, WANT_WRITE, PlainDescriptor
+from twisted_netsock.descriptors import PlainDescriptor
 from twisted_netsock.errors import SocketConnectionLostError
 from twisted_netsock.racing import Established
-from twisted_netsock.readiness import poller_for
+from twisted_netsock.readiness import WANT_READ, WANT_WRITE, poller_for
 
 BLOCK = bytes(range(256)) * 4096
 
@@ -132,7 +132,7 @@ async def test_a_receive_that_wants_goes_on(wants):
         client.send(b"hello")
         assert await received(server, 5) == b"hello"
         # Nobody waits to write any more, which would spin.
-        await until(lambda: not first._watch.writing)
+        await until(lambda: not first._watch.send)
 
 
 @pytest.mark.parametrize("wants", [[WANT_WRITE], [WANT_READ], [WANT_READ, WANT_WRITE]])
@@ -140,14 +140,14 @@ async def test_a_send_that_wants_goes_on_and_the_other_side_waits(wants):
     with joined() as (_, first, second, client, server):
         first._descriptor.wants["send"].extend(wants)
         server.send(b"hello")
-        await until(lambda: not first._descriptor.wants["send"] or not second._watch.reading)
+        await until(lambda: not first._descriptor.wants["send"] or not second._watch.receive)
         # What it waits for to be readable.
         client.send(b"!" * 3)
         server.send(b" there")
         assert await received(client, 11) == b"hello there"
         assert await received(server, 3) == b"!!!"
-        assert second._watch.reading
-        assert not first._watch.writing
+        assert second._watch.receive
+        assert not first._watch.send
 
 
 async def test_a_piece_that_is_not_flushed_holds_the_other_side_up():
@@ -158,7 +158,7 @@ async def test_a_piece_that_is_not_flushed_holds_the_other_side_up():
         server.send(b"hello")
         assert await received(client, 5) == b"hello"
         assert not descriptor.wants["flush"]
-        assert second._watch.reading
+        assert second._watch.receive
 
 
 async def test_nothing_more_is_read_while_something_waits_to_be_sent():
@@ -168,12 +168,12 @@ async def test_nothing_more_is_read_while_something_waits_to_be_sent():
             with contextlib.suppress(BlockingIOError):
                 sent += server.send(BLOCK[sent % 256 :])
             await turns(2)
-        assert not second._watch.reading
+        assert not second._watch.receive
         # What the link holds is bounded by what it reads at once.
         assert len(first._queue) <= 256 * 1024
         found = await received(client, sent)
         assert found == (bytes(range(256)) * (sent // 256 + 1))[:sent]
-        assert second._watch.reading
+        assert second._watch.receive
 
 
 async def test_bytes_that_the_poller_cannot_see_are_read_in_the_next_turn():
@@ -181,7 +181,7 @@ async def test_bytes_that_the_poller_cannot_see_are_read_in_the_next_turn():
         first.pause()
         client.send(b"hello")
         await turns(3)
-        assert not first._watch.reading
+        assert not first._watch.receive
         first._descriptor.buffered = True
         first.resume()
         assert first._call is not None

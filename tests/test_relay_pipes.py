@@ -269,7 +269,7 @@ async def held_up(second, client):
 async def test_nothing_more_is_read_while_a_pipe_holds_something():
     with joined() as (_, first, second, client, server):
         sent = await held_up(second, client)
-        assert not first._watch.reading
+        assert not first._watch.receive
         while more := put(client, 1 << 20):
             sent += more
             await turns(1)
@@ -279,7 +279,7 @@ async def test_nothing_more_is_read_while_a_pipe_holds_something():
         await until(lambda: take_into(found, server) == len(sent))
         assert found == sent
         assert second._pipe is None
-        assert first._watch.reading
+        assert first._watch.receive
 
 
 async def test_the_end_comes_after_what_a_pipe_holds():

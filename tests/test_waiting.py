@@ -10,8 +10,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from twisted_netsock import SocketConnectionLostError, SocketReadTimeoutError
-from twisted_netsock.descriptors import WANT_READ, WANT_WRITE
-from twisted_netsock.readiness import poller_for
+from twisted_netsock.readiness import WANT_READ, WANT_WRITE, poller_for
 from twisted_netsock.waiting import drive
 
 
@@ -56,7 +55,7 @@ def clock():
 
 
 def is_idle(watch):
-    return (watch.reading, watch.writing, watch.owner) == (False, False, None)
+    return (watch.receive, watch.send, watch.owner) == (None, None, None)
 
 
 @pytest.mark.parametrize("result", [None, 0, b"", 7])
@@ -124,7 +123,7 @@ async def test_only_the_wanted_direction_counts(clock, watch):
     await until(lambda: attempt.count == 2)
     # It stays writable, and that is not what is waited for.
     await turns(5)
-    assert (watch.reading, watch.writing) == (True, False)
+    assert (watch.receive, watch.send) == (WANT_READ, None)
     running.cancel()
     with pytest.raises(CancelledError):
         await running

@@ -105,7 +105,7 @@ class Acceptor:
     def stop(self) -> None:
         """Leave what comes to the kernel's queue."""
         self._running = False
-        self._watch.stop_read()
+        self._watch.stop_receive()
         self._watch.owner = None
         if self._pause is not None:
             self._pause.cancel()
@@ -161,7 +161,7 @@ class Acceptor:
 
     def _listen(self) -> None:
         self._watch.owner = self
-        self._watch.want_read()
+        self._watch.want_receive()
 
     def _rest(self, error: OSError) -> None:
         """Try again in a while: retrying at once would only burn the processor."""
@@ -174,7 +174,7 @@ class Acceptor:
                 seconds=_PAUSE_SECONDS,
                 error=error,
             )
-        self._watch.stop_read()
+        self._watch.stop_receive()
         if self._pause is None:
             self._pause = self._reactor.callLater(_PAUSE_SECONDS, self._resume)
 
@@ -183,7 +183,7 @@ class Acceptor:
         if self._running:
             self._listen()
 
-    def on_readable(self) -> None:
+    def on_receive_ready(self) -> None:
         """Take what has come; for the poller."""
         starts = self._starts
         for _ in range(_BATCH):
@@ -203,7 +203,7 @@ class Acceptor:
             except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
                 contain(error, "a new connection could not be served")
 
-    def on_writable(self) -> None:
+    def on_send_ready(self) -> None:
         """Do nothing: a listening descriptor is never written."""
 
     def on_poller_lost(self, reason: Exception) -> None:

@@ -23,7 +23,7 @@ from twisted.python.log import ILogContext
 from zope.interface import implementer
 
 from .client_contexts import ClientContextFactory
-from .descriptors import WANT_READ, Descriptor, Want
+from .descriptors import Descriptor
 from .factories import log_prefix
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
@@ -96,8 +96,6 @@ class BaseTransport:
         self._shaking: ClientContextFactory | ServerContextFactory | None = None
         self._shaking_timer: Any = None
         self._aborting = False
-        self._read_want: Want = WANT_READ
-        self._write_want: Want | None = None
         self._goodbye: Deferred[None] | None = None
         self._handshake: Deferred[None] | None = None
         self._behind_handshake: list[bytes] = []
@@ -178,8 +176,8 @@ class BaseTransport:
         """Lose the connection in the next turn: nothing is told from inside a write."""
         if not self._aborting:
             self._aborting = True
-            self._watch.stop_read()
-            self._watch.stop_write()
+            self._watch.stop_receive()
+            self._watch.stop_send()
             self._call_soon(self._lose, Failure(error))
 
     def _protocol_failed(self) -> None:
@@ -205,14 +203,13 @@ class BaseTransport:
         self.disconnected = True
 
     def _update_reading(self) -> None:
-        """Wait to read if, and only if, somebody wants what could be read."""
+        """Wait to receive if, and only if, somebody wants what could be received."""
         if not self.connected or self._handshake is not None or self._goodbye is not None:
             return
-        if (self._reads and self._read_want is WANT_READ) or self._write_want is WANT_READ:
-            if not self._watch.reading:
-                self._watch.want_read()
-        else:
-            self._watch.stop_read()
+        if not self._reads:
+            self._watch.stop_receive()
+        elif self._watch.receive is None:
+            self._watch.want_receive()
 
     @property
     def _reads(self) -> bool:

@@ -15,10 +15,7 @@ from ._validation import byte_count
 from .addresses import Address, SocketAddress, as_socket_address
 from .base_sockets import BaseSocket
 from .descriptors import (
-    WANT_READ,
-    WANT_WRITE,
     PlainDescriptor,
-    Want,
     byte_view,
     check_flags,
     set_linger_reset,
@@ -28,6 +25,7 @@ from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
 from .file_sources import FileSource
 from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Receiving
 from .ports import InputPort, OutputPort
+from .readiness import WANT_READ, WANT_WRITE, Want
 from .resuming import Done
 from .waiting import drive
 

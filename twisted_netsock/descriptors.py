@@ -16,7 +16,6 @@ import select
 import socket as _socket
 import ssl
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._validation import byte_count
@@ -30,22 +29,13 @@ from .errors import (
     SocketError,
     opened_before_fork,
 )
+from .readiness import WANT_READ, WANT_WRITE, Want
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["WANT_READ", "WANT_WRITE", "Descriptor", "PlainDescriptor", "Want", "from_os_error"]
+__all__ = ["Descriptor", "PlainDescriptor", "from_os_error"]
 
-
-class Want(Enum):
-    """What a descriptor must be before an operation is tried again."""
-
-    READ = "readable"
-    WRITE = "writable"
-
-
-WANT_READ: Final = Want.READ
-WANT_WRITE: Final = Want.WRITE
 
 _NOBODY: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
 """Who sent what is no datagram: the end."""

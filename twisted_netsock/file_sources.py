@@ -16,8 +16,9 @@ from socket import SOCK_STREAM
 from typing import IO, Any, Final
 
 from ._validation import byte_count
-from .descriptors import WANT_WRITE, Descriptor, Want
+from .descriptors import Descriptor
 from .errors import SocketError
+from .readiness import WANT_WRITE, Want
 
 __all__ = ["FileSource"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from OpenSSL import SSL
 
-from .descriptors import WANT_READ, WANT_WRITE, Want
 from .errors import SocketConnectionLostError, TLSHandshakeError
+from .readiness import WANT_READ, WANT_WRITE, Want
 
 if TYPE_CHECKING:
     from .connections import Connection

@@ -10,6 +10,7 @@ goodbye, limits and errors are those of `twisted_netsock.tls` and of
 
 from __future__ import annotations
 
+import select
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -19,7 +20,6 @@ from twisted.internet.interfaces import IHalfCloseableDescriptor, ISSLTransport,
 from twisted.python.failure import Failure
 
 from .client_contexts import ClientContextFactory
-from .descriptors import WANT_READ, WANT_WRITE, Want
 from .errors import (
     SocketConnectionLostError,
     SocketError,
@@ -28,6 +28,7 @@ from .errors import (
     unraised,
 )
 from .handshake_records import TOO_LONG, MessageLimit
+from .readiness import WANT_READ, WANT_WRITE, Slots, Want
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
 from .transports import TLSTransport
@@ -295,54 +296,51 @@ class LayeredDescriptor(TLSDescriptor):
         return self.loss() if self._broken(error) else super()._data_error(error)
 
 
-class LayeredWatch:
+class LayeredWatch(Slots):
     """
     Tells its owner that something has come in, or may be written, as a `Watch` does.
 
     Attributes:
         fd: No descriptor: -1.
-        owner: Who is told.
-        reading: The owner waits to read.
-        writing: The owner waits to write.
     """
 
     def __init__(self, reactor: Any, descriptor: LayeredDescriptor) -> None:
+        super().__init__()
         self._reactor = reactor
         self._descriptor = descriptor
         self._inner = descriptor.inner
         self._call: Any = None
         self.fd = -1
-        self.owner: Any = None
-        self.reading = False
-        self.writing = False
 
-    def want_read(self) -> None:
-        """Report when something has come in, until `stop_read`."""
-        self.reading = True
-        self._inner.resume()
-        if self._descriptor.readable:
+    def want_receive(self, want: Want = WANT_READ) -> None:
+        """Call `Owner.on_receive_ready` whenever the inner transport is as wanted."""
+        self.receive = want
+        self._ask(want)
+
+    def want_send(self, want: Want = WANT_WRITE) -> None:
+        """Call `Owner.on_send_ready` whenever the inner transport is as wanted."""
+        self.send = want
+        self._ask(want)
+
+    def _ask(self, want: Want) -> None:
+        if want is WANT_READ:
+            self._inner.resume()
+        if self._events & self.wanted:
             self._report_soon()
 
-    def want_write(self) -> None:
-        """Report when something may be written, until `stop_write`."""
-        self.writing = True
-        if not self._inner.blocked:
-            self._report_soon()
-
-    def stop_read(self) -> None:
-        """Report no more what comes in."""
-        self.reading = False
-
-    def stop_write(self) -> None:
-        """Report no more that something may be written."""
-        self.writing = False
+    @property
+    def _events(self) -> int:
+        """What could be reported now, as a mask of poll(2)."""
+        return (select.POLLIN if self._descriptor.readable else 0) | (
+            0 if self._inner.blocked else select.POLLOUT
+        )
 
     def keep(self) -> None:
         """Do nothing: the inner transport keeps all of this alive."""
 
     def close(self) -> None:
         """Report nothing any more."""
-        self.reading = self.writing = False
+        self.receive = self.send = None
         self.owner = None
         if self._call is not None:
             self._call.cancel()
@@ -350,20 +348,18 @@ class LayeredWatch:
 
     def arrived(self) -> None:
         """Report what has come in; the inner transport pauses if nobody wants it."""
-        if self.reading:
-            self.report()
+        if self.wanted & select.POLLIN:
+            self.report_all()
         else:
             self._inner.pause()
 
-    def report(self) -> None:
+    def report_all(self) -> None:
         """Report what the owner waits for, as long as it waits."""
         for _ in range(_REPORTS):
-            if self.reading and self._descriptor.readable:
-                self.owner.on_readable()
-            elif self.writing and not self._inner.blocked:
-                self.owner.on_writable()
-            else:
+            events = self._events & self.wanted
+            if not events:
                 return
+            self.report(events)
         self._report_soon()
 
     def _report_soon(self) -> None:
@@ -372,7 +368,7 @@ class LayeredWatch:
 
     def _run(self) -> None:
         self._call = None
-        self.report()
+        self.report_all()
 
 
 class LayeredTransport(TLSTransport):
@@ -400,8 +396,8 @@ class LayeredTransport(TLSTransport):
     def _begin_to_end(self, reason: Failure) -> None:
         self._ending = reason
         self._aborting = self.disconnecting = True
-        self._watch.stop_read()
-        self._watch.stop_write()
+        self._watch.stop_receive()
+        self._watch.stop_send()
         for timer in (self._read_timer, self._write_timer):
             if timer is not None and timer.active():
                 timer.cancel()
@@ -412,8 +408,8 @@ class LayeredTransport(TLSTransport):
         broken = self._inner.lost is not None and self._inner.lost.check(ConnectionDone) is None
         if self._ending is not None:
             self._lose(self._ending)
-        elif self._goodbye is not None or (self._reads and self._watch.reading):
-            self._watch.report()
+        elif self._goodbye is not None or (self._reads and self._watch.receive is not None):
+            self._watch.report_all()
         elif self._read_closed or broken:
             self._lose(Failure(self._descriptor.loss()))
 

@@ -281,7 +281,7 @@ class Layer(Protocol):
         if self._layered is not None:
             self._layered.inner_ended()
         elif self._running is not None:
-            self._watch.report()
+            self._watch.report_all()
         else:
             self._report()
 
@@ -295,7 +295,7 @@ class Layer(Protocol):
         assert self._inner is not None
         self._inner.blocked = False
         if self._watch is not None:
-            self._watch.report()
+            self._watch.report_all()
 
     def stopProducing(self) -> None:
         """Do nothing: the inner connection ends, and tells of that itself."""

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from .descriptors import WANT_READ, WANT_WRITE, Descriptor, Want, from_os_error
+from .descriptors import Descriptor, from_os_error
 from .errors import (
     SocketBusyError,
     SocketClosedError,
@@ -25,7 +25,7 @@ from .errors import (
     SocketWriteTimeoutError,
 )
 from .options import SocketOptions
-from .readiness import Watch, has_event
+from .readiness import WANT_READ, WANT_WRITE, Want, Watch, has_event
 from .resuming import Done, Resumable
 
 __all__ = ["Operating", "Operation", "Receiving"]
@@ -242,10 +242,10 @@ class Operating:
             self._arm(operation, timeout.total_seconds())
         try:
             self._watch.owner = self
-            if operation.want is WANT_READ:
-                self._watch.want_read()
+            if operation is self._reader:
+                self._watch.want_receive(operation.want)
             else:
-                self._watch.want_write()
+                self._watch.want_send(operation.want)
         except OSError as error:
             self._complete(operation, Failure(from_os_error(error)))
         return operation
@@ -306,7 +306,7 @@ class Operating:
             operation.rest = None
             self._retry(operation)
 
-        self._watch.stop_write()
+        self._watch.stop_send()
         operation.rest = self._reactor.callLater(seconds, wake)
 
     def _complete(self, operation: Operation[Any], result: object) -> None:
@@ -337,45 +337,44 @@ class Operating:
     def _adjust(self) -> None:
         """Wait for exactly what the parked operations want."""
         watch = self._watch
-        wants = {parked.want for parked in (self._reader, self._writer) if parked is not None}
-        if self._descriptor.unflushed and not self._closed:
+        receive = None if self._reader is None else self._reader.want
+        send = None if self._writer is None else self._writer.want
+        if send is None and self._descriptor.unflushed and not self._closed:
             # What an abandoned send has left goes out by itself.
-            wants.add(WANT_WRITE)
-        if not wants:
-            watch.reading = watch.writing = False
+            send = watch.send or WANT_WRITE
+        if receive is None and send is None:
+            watch.receive = watch.send = None
             watch.owner = None
             return
-        if WANT_READ not in wants:
-            watch.stop_read()
-        elif not watch.reading:
-            watch.want_read()
-        if WANT_WRITE not in wants:
-            watch.stop_write()
-        elif not watch.writing:
-            watch.want_write()
+        if receive is None:
+            watch.stop_receive()
+        elif watch.receive is not receive:
+            watch.want_receive(receive)
+        if send is None:
+            watch.stop_send()
+        elif watch.send is not send:
+            watch.want_send(send)
 
-    def on_readable(self) -> None:
-        """Go on with what waited for the descriptor to be readable; for the poller."""
+    def on_receive_ready(self) -> None:
+        """Go on with what receives; for the poller."""
         self._in_a_row = 0
         reader = self._reader
-        if reader is None or self._writer is not None or self._descriptor.unflushed:
-            for operation in (reader, self._writer):
-                if operation is not None and operation.want is WANT_READ:
-                    self._retry(operation)
+        if reader is None:
+            return
+        if self._writer is not None or self._descriptor.unflushed:
+            self._retry(reader)
             return
         # As `_retry`, on the way of most receives: nothing else is under way.
-        if reader.want is not WANT_READ:
-            return
         try:
             result = reader.attempt()
         except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
             self._attempt_failed(reader, error)
             return
         if self._reader is not reader:
-            # Closed by whom the attempt itself called.
+            # A callback run by the attempt closed this socket.
             return
         if result.__class__ is Want:
-            if result is not WANT_READ:
+            if result is not reader.want:
                 reader.want = result
                 self._adjust()
             return
@@ -383,25 +382,24 @@ class Operating:
         if reader.timer is not None:
             reader.timer.cancel()
             reader.timer = None
-        self._watch.reading = False
+        self._watch.receive = None
         self._watch.owner = None
         reader.finish(result)
 
-    def on_writable(self) -> None:
-        """Go on with what waited for the descriptor to be writable; for the poller."""
+    def on_send_ready(self) -> None:
+        """Go on with what sends; for the poller."""
         self._in_a_row = 0
-        if self._writer is None and self._descriptor.unflushed:
+        if self._writer is not None:
+            self._retry(self._writer)
+        elif self._descriptor.unflushed:
             self._flush_abandoned()
-        for operation in (self._writer, self._reader):
-            if operation is not None and operation.want is WANT_WRITE:
-                self._retry(operation)
 
     def _flush_abandoned(self) -> None:
         try:
-            self._descriptor.try_flush()
+            self._watch.send = self._descriptor.try_flush()
         except SocketError:
             # The descriptor keeps it, and whoever sends or receives next gets it.
-            self._watch.stop_write()
+            self._watch.stop_send()
         self._adjust()
 
     def on_poller_lost(self, reason: Exception) -> None:

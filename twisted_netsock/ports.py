@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from .descriptors import RECEIVE_LIMIT, WANT_READ, Want
+from .descriptors import RECEIVE_LIMIT
 from .errors import (
     SocketClosedError,
     SocketError,
@@ -24,6 +24,7 @@ from .errors import (
     unraised,
 )
 from .operations import MOST_AT_ONCE, Operating
+from .readiness import WANT_READ, Want
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -13,7 +13,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 
 from .addresses import SocketAddress
-from .descriptors import WANT_READ, PlainDescriptor, Want, from_os_error
+from .descriptors import PlainDescriptor, from_os_error
 from .errors import (
     ProxyHeaderError,
     SocketConnectionLostError,
@@ -21,7 +21,7 @@ from .errors import (
 )
 from .options import SocketOptions
 from .proxy_headers import HEADER_LIMIT, ProxyHeader, header_end
-from .readiness import Watch
+from .readiness import WANT_READ, Want, Watch
 from .waiting import drive
 
 __all__ = ["check_header", "receive_header", "send_header"]

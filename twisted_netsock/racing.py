@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .addresses import AddressInfo, SocketAddress, as_socket_address
-from .descriptors import Connect, Descriptor, PlainDescriptor, Want
+from .descriptors import Connect, Descriptor, PlainDescriptor
 from .errors import (
     SocketBindError,
     SocketConnectionError,
@@ -24,7 +24,7 @@ from .errors import (
 )
 from .opening import apply_options, open_socket
 from .options import SocketOptions
-from .readiness import Watch, poller_for
+from .readiness import Want, Watch, poller_for
 from .waiting import drive
 
 __all__ = ["ATTEMPT_DELAY", "Established", "Race"]

@@ -17,6 +17,7 @@ import select
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Any, Final, Protocol
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -32,7 +33,7 @@ from zope.interface import implementer
 
 from .errors import SocketConnectionLostError, SocketError, opened_before_fork
 
-__all__ = ["Poller", "Watch", "has_event", "poller_for"]
+__all__ = ["WANT_READ", "WANT_WRITE", "Poller", "Want", "Watch", "has_event", "poller_for"]
 
 _MOST_EVENTS: Final = 128
 """Events handled between two turns of the reactor, so that timers and others get theirs."""
@@ -59,14 +60,25 @@ _READ_OR_EDGE: Final = select.POLLIN | _EDGE
 _log = Logger()
 
 
+class Want(Enum):
+    """What a descriptor must be before an operation is tried again."""
+
+    READ = "readable"
+    WRITE = "writable"
+
+
+WANT_READ: Final = Want.READ
+WANT_WRITE: Final = Want.WRITE
+
+
 class Owner(Protocol):
-    """What a `Watch` reports to."""
+    """What a `Watch` reports to. A descriptor that failed or was hung up is ready, too."""
 
-    def on_readable(self) -> None:
-        """Handle a readable descriptor (or one that failed or was hung up)."""
+    def on_receive_ready(self) -> None:
+        """Try again what receives: the descriptor is what that waited for."""
 
-    def on_writable(self) -> None:
-        """Handle a writable descriptor (or one that failed or was hung up)."""
+    def on_send_ready(self) -> None:
+        """Try again what sends: the descriptor is what that waited for."""
 
     def on_poller_lost(self, reason: Exception) -> None:
         """Handle the end of all reports: nothing comes after this."""
@@ -79,56 +91,112 @@ class Owner(Protocol):
         """
 
 
-class Watch:
+class Slots:
+    """
+    What the two directions of a connection wait for, and the owner that may go on then.
+
+    Over TLS a receive may wait until the descriptor is writable, and a send until it is
+    readable. The owner is called by the direction that may go on, and needs to know
+    nothing of that crossing.
+
+    Attributes:
+        owner: Who is called.
+        receive: What a receive waits for now; `None`: none does.
+        send: What a send waits for now; `None`: none does.
+    """
+
+    __slots__ = ("owner", "receive", "send")
+
+    def __init__(self) -> None:
+        self.owner: Owner | None = None
+        self.receive: Want | None = None
+        self.send: Want | None = None
+
+    def stop_receive(self) -> None:
+        """Call `Owner.on_receive_ready` no more."""
+        self.receive = None
+
+    def stop_send(self) -> None:
+        """Call `Owner.on_send_ready` no more."""
+        self.send = None
+
+    @property
+    def wanted(self) -> int:
+        """What the slots wait for, as a mask of poll(2)."""
+        receive, send = self.receive, self.send
+        return (select.POLLIN if receive is WANT_READ or send is WANT_READ else 0) | (
+            select.POLLOUT if receive is WANT_WRITE or send is WANT_WRITE else 0
+        )
+
+    def report(self, events: int) -> bool:
+        """
+        Call the owner for each slot whose wait *events* end.
+
+        Returns:
+            Whether the kernel reports what nobody waits for. Room to send beside something
+            to receive does not count: it is mostly waited for again soon.
+        """
+        wanted = self.wanted
+        readable, writable = events & ~select.POLLOUT, events & ~select.POLLIN
+        # One event may end both waits. Receiving goes first, unless it is sending that waits
+        # for what is received: the other direction's call would take that.
+        crossed = self.send is WANT_READ
+        for receives in (not crossed, crossed):
+            want = self.receive if receives else self.send
+            owner = self.owner
+            if owner is None or not (readable if want is WANT_READ else want and writable):
+                continue
+            if receives:
+                owner.on_receive_ready()
+            else:
+                owner.on_send_ready()
+        return not events & wanted or bool(events & select.POLLIN & ~wanted)
+
+
+class Watch(Slots):
     """
     The interest in one descriptor; level-triggered.
 
-    `reading` and `writing` say what the owner waits for now. What the kernel
-    was asked for may be more: an interest that goes away is forgotten at the
-    first report that nobody waits for. The poller holds on to the owner of a
-    watch that waits; an owner that may be dropped while idle takes itself off
-    the watch (``watch.owner = None``) whenever it stops waiting.
+    What the kernel was asked for may be more than the slots say: an interest that goes
+    away is forgotten at the first report that nobody waits for. The poller holds on to
+    the owner of a watch that waits; an owner that may be dropped while idle takes itself
+    off the watch (``watch.owner = None``) whenever it stops waiting.
     """
 
-    __slots__ = ("_adapter", "_mask", "_poller", "fd", "owner", "reading", "writing")
+    __slots__ = ("_adapter", "_mask", "_poller", "fd")
 
     def __init__(self, poller: Poller, fd: int) -> None:
+        super().__init__()
         self._poller = poller
         self._mask = 0
         self._adapter: Any = None
         self.fd = fd
-        self.owner: Owner | None = None
-        self.reading = False
-        self.writing = False
 
-    def want_read(self) -> None:
-        """Report when the descriptor is readable, until `stop_read`."""
-        self.reading = True
+    def want_receive(self, want: Want = WANT_READ) -> None:
+        """Call `Owner.on_receive_ready` whenever the descriptor is as wanted."""
+        self.receive = want
+        self._ask(want)
+
+    def want_send(self, want: Want = WANT_WRITE) -> None:
+        """Call `Owner.on_send_ready` whenever the descriptor is as wanted."""
+        self.send = want
+        self._ask(want)
+
+    def _ask(self, want: Want) -> None:
         poller = self._poller
-        if poller.reporting and self._mask & _READ_OR_EDGE == select.POLLIN:
+        if want is WANT_WRITE:
+            poller.park(self, select.POLLOUT)
+        elif poller.reporting and self._mask & _READ_OR_EDGE == select.POLLIN:
             # It is asked for already, and `doRead` sees to the rest.
             poller.parked = True
         else:
             poller.park(self, select.POLLIN)
 
-    def want_write(self) -> None:
-        """Report when the descriptor is writable, until `stop_write`."""
-        self.writing = True
-        self._poller.park(self, select.POLLOUT)
-
-    def stop_read(self) -> None:
-        """Report no more that the descriptor is readable."""
-        self.reading = False
-
-    def end_read(self) -> None:
-        """Do as `stop_read`, for good: there is nothing to be read any more."""
-        self.reading = False
+    def end_receive(self) -> None:
+        """Do as `stop_receive`, for good: there is nothing to be received any more."""
+        self.receive = None
         if self._mask:
             self._poller.shrink(self)
-
-    def stop_write(self) -> None:
-        """Report no more that the descriptor is writable."""
-        self.writing = False
 
     def keep(self) -> None:
         """
@@ -144,7 +212,7 @@ class Watch:
 
     def close(self) -> None:
         """Leave the poller; to be called before the descriptor is closed."""
-        self.reading = self.writing = False
+        self.receive = self.send = None
         self.owner = None
         poller = self._poller
         poller.forget(self)
@@ -235,7 +303,7 @@ class Poller:
         self._registered.clear()
         owners = {*self.remembered}
         for watch in watches:
-            watch.reading = watch.writing = False
+            watch.receive = watch.send = None
             if watch.owner is not None:
                 owners.add(watch.owner)
         self._inherited = [*watches, *owners]
@@ -253,7 +321,7 @@ class Poller:
             self.forget(watch)
             self.kept.discard(watch)
         for watch in lost:
-            watch.reading = watch.writing = False
+            watch.receive = watch.send = None
             owner, watch.owner = watch.owner, None
             if owner is not None:
                 try:
@@ -278,7 +346,7 @@ def contain(error: BaseException, what: str) -> None:
     _log.failure("{what}", Failure(error), what=what)
 
 
-def _call(method: Callable[..., None], *args: object) -> None:
+def _call(method: Callable[..., object], *args: object) -> None:
     """Call an owner; see `contain`."""
     try:
         method(*args)
@@ -350,11 +418,12 @@ class EpollPoller(Poller):
                 try:
                     if (
                         events == _ONLY_READABLE
-                        and watch.reading
+                        and watch.receive is WANT_READ
+                        and watch.send is not WANT_READ
                         and owner is not None
                         and watch._mask < _EDGE
                     ):
-                        owner.on_readable()
+                        owner.on_receive_ready()
                     else:
                         self._report(watch, events)
                 except KeyboardInterrupt as error:
@@ -382,18 +451,7 @@ class EpollPoller(Poller):
 
     def _report(self, watch: Watch, events: int) -> None:
         """Tell the owner what it waits for, and the kernel what nobody waits for."""
-        unwanted = False
-        if events & ~select.EPOLLOUT:
-            if watch.reading and watch.owner is not None:
-                watch.owner.on_readable()
-            else:
-                unwanted = True
-        if events & ~select.EPOLLIN:
-            if watch.writing and watch.owner is not None:
-                watch.owner.on_writable()
-            elif not watch.reading or events == select.EPOLLOUT:
-                unwanted = True
-        if unwanted and watch._mask:
+        if watch.report(events) and watch._mask:
             self.shrink(watch)
         if watch._mask and (events & _UNASKED or watch._mask & _EDGE):
             self._settle(watch)
@@ -417,7 +475,7 @@ class EpollPoller(Poller):
             watch._mask = mask
 
     def shrink(self, watch: Watch) -> None:
-        mask = (select.EPOLLIN if watch.reading else 0) | (select.EPOLLOUT if watch.writing else 0)
+        mask = watch.wanted
         if not mask:
             # Never an empty mask: a hang-up is reported for that too, and would spin.
             self.forget(watch)
@@ -466,16 +524,17 @@ class _Adapter:
         self._fd = watch.fd
 
     def doRead(self) -> None:
-        if self._watch.reading and self._watch.owner is not None:
-            _call(self._watch.owner.on_readable)
-        else:
-            self._poller.shrink(self._watch)
+        self._report(select.POLLIN)
 
     def doWrite(self) -> None:
-        if self._watch.writing and self._watch.owner is not None:
-            _call(self._watch.owner.on_writable)
+        self._report(select.POLLOUT)
+
+    def _report(self, event: int) -> None:
+        watch = self._watch
+        if watch.wanted & event:
+            _call(watch.report, event)
         else:
-            self._poller.shrink(self._watch)
+            self._poller.shrink(watch)
 
     def fileno(self) -> int:
         return self._fd
@@ -495,10 +554,7 @@ class _Adapter:
             return
         self._poller.forget(watch)
         # This is how some reactors tell of a hang-up: the owner finds out by trying.
-        if watch.owner is not None and watch.reading:
-            _call(watch.owner.on_readable)
-        if watch.owner is not None and watch.writing:
-            _call(watch.owner.on_writable)
+        _call(watch.report, select.POLLIN | select.POLLOUT)
 
     def __repr__(self) -> str:
         return f"<twisted_netsock descriptor {self._fd}>"
@@ -523,9 +579,9 @@ class ReactorPoller(Poller):
 
     def rejoin(self, watch: Watch) -> None:
         """Have what the owner waits for reported again, after the reactor let go of it."""
-        if watch.reading:
+        if watch.wanted & select.POLLIN:
             self._reactor.addReader(watch._adapter)
-        if watch.writing:
+        if watch.wanted & select.POLLOUT:
             self._reactor.addWriter(watch._adapter)
 
     def forget(self, watch: Watch) -> None:
@@ -543,9 +599,9 @@ class ReactorPoller(Poller):
     def shrink(self, watch: Watch) -> None:
         if watch._adapter is None:
             return
-        if not watch.reading:
+        if not watch.wanted & select.POLLIN:
             self._reactor.removeReader(watch._adapter)
-        if not watch.writing:
+        if not watch.wanted & select.POLLOUT:
             self._reactor.removeWriter(watch._adapter)
 
     def _was_dropped(self) -> bool:
@@ -553,8 +609,8 @@ class ReactorPoller(Poller):
         readers = set(self._reactor.getReaders())
         writers = set(self._reactor.getWriters())
         return any(
-            (watch.reading and watch._adapter not in readers)
-            or (watch.writing and watch._adapter not in writers)
+            (watch.wanted & select.POLLIN and watch._adapter not in readers)
+            or (watch.wanted & select.POLLOUT and watch._adapter not in writers)
             for watch in self._registered.values()
         )
 

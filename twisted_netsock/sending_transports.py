@@ -16,8 +16,9 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 
 from .base_transports import BaseTransport
-from .descriptors import WANT_READ, Want, byte_view, set_linger_reset
+from .descriptors import byte_view, set_linger_reset
 from .errors import SocketError, SocketWriteTimeoutError, unraised
+from .readiness import WANT_WRITE, Want
 from .tls import TLSDescriptor
 from .tls_stages import say_goodbye
 
@@ -68,7 +69,7 @@ class SendingTransport(BaseTransport):
         if not self.connected or self._write_closed or self._aborting or self._goodbye is not None:
             return
         data = byte_view(data) if isinstance(data, memoryview) else data
-        if self._queue or self._shaking is not None or self._write_want is not None:
+        if self._queue or self._shaking is not None or self._descriptor.unflushed:
             self._enqueue(data)
             return
         size = len(data)
@@ -77,7 +78,7 @@ class SendingTransport(BaseTransport):
             while sent < size:
                 count = self._descriptor.try_send(memoryview(data)[sent:] if sent else data)
                 if count.__class__ is Want:
-                    self._write_want = count
+                    self._wait_to_send(count)
                     break
                 sent += count
                 if sent < size and not self._is_tls:
@@ -126,16 +127,13 @@ class SendingTransport(BaseTransport):
             return
         if self._shaking is not None and not self._queue:
             return
-        if self._write_want is WANT_READ:
-            self._update_reading()
-        elif not self._watch.writing:
-            self._watch.want_write()
+        if self._watch.send is None:
+            self._watch.want_send()
         if self._write_limit is not None and self._write_timer is None:
             self._last_write = self.reactor.seconds()
             self._write_timer = self.reactor.callLater(self._write_limit, self._check_writing)
 
     def _flush(self) -> None:
-        self._write_want = None
         descriptor = self._descriptor
         budget = _FLUSH_LIMIT
         try:
@@ -143,7 +141,7 @@ class SendingTransport(BaseTransport):
                 chunk = self._next_chunk()
                 count = descriptor.try_send(chunk)
                 if count.__class__ is Want:
-                    self._wait_to_flush(count)
+                    self._wait_to_send(count)
                     return
                 budget -= count
                 self._queued -= count
@@ -153,13 +151,14 @@ class SendingTransport(BaseTransport):
                 else:
                     self._queue.popleft()
             if self._queue:
+                self._wait_to_send(WANT_WRITE)
                 return
             want = descriptor.try_flush()
         except SocketError as error:
             self._lose(Failure(unraised(error)))
             return
         if want is not None:
-            self._wait_to_flush(want)
+            self._wait_to_send(want)
             return
         self._drained()
 
@@ -176,18 +175,13 @@ class SendingTransport(BaseTransport):
             queue.appendleft(b"".join(parts))
         return queue[0]
 
-    def _wait_to_flush(self, want: Want) -> None:
-        self._write_want = want
-        if want is WANT_READ:
-            self._watch.stop_write()
-            self._update_reading()
-        elif not self._watch.writing:
-            self._watch.want_write()
+    def _wait_to_send(self, want: Want) -> None:
+        if self._watch.send is not want:
+            self._watch.want_send(want)
 
     def _drained(self) -> None:
         """Everything is with the kernel: go on with what waited for that."""
-        self._watch.stop_write()
-        self._update_reading()
+        self._watch.stop_send()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
@@ -268,7 +262,7 @@ class SendingTransport(BaseTransport):
             self._lose(Failure(unraised(error)))
             return
         if want is not None:
-            self._wait_to_flush(want)
+            self._wait_to_send(want)
             return
         self._write_closed = True
         try:
@@ -311,8 +305,8 @@ class SendingTransport(BaseTransport):
             handshaking, self._handshake = self._handshake, None
             if handshaking is not None:
                 handshaking.cancel()
-            self._watch.stop_read()
-            self._watch.stop_write()
+            self._watch.stop_receive()
+            self._watch.stop_send()
             set_linger_reset(self._descriptor.sock)
         self._call_soon(self._lose, Failure(ConnectionAborted()))
 

@@ -21,15 +21,7 @@ from .accepting import Acceptor
 from .addresses import Address, SocketAddress, as_socket_address
 from .arrivals import Arrival, Arrivals
 from .data_sockets import DataSocket
-from .descriptors import (
-    WANT_READ,
-    Connect,
-    Descriptor,
-    PlainDescriptor,
-    Want,
-    adopt,
-    from_os_error,
-)
+from .descriptors import Connect, Descriptor, PlainDescriptor, adopt, from_os_error
 from .errors import (
     SocketBusyError,
     SocketClosedError,
@@ -38,7 +30,7 @@ from .errors import (
     SocketPortError,
 )
 from .operations import Operation
-from .readiness import poller_for
+from .readiness import WANT_READ, Want, poller_for
 from .serving import serve
 
 __all__ = ["Socket"]

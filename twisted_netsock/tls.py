@@ -20,7 +20,7 @@ from OpenSSL import SSL
 
 from .client_contexts import ClientContextFactory
 from .connections import RECORD, can_move, forget_errors
-from .descriptors import WANT_READ, WANT_WRITE, Want, from_os_error, inherit
+from .descriptors import from_os_error, inherit
 from .errors import (
     SocketClosedError,
     SocketConnectionLostError,
@@ -34,6 +34,7 @@ from .errors import (
 from .handshake_records import HandshakeRecords
 from .negotiated import Negotiated
 from .options import TLSSocketOptions
+from .readiness import WANT_READ, WANT_WRITE, Want
 from .server_contexts import ServerContextFactory, quiet_context
 from .verification import first_expiry
 

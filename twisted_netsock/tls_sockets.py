@@ -10,12 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .arrivals import Arrivals
-from .descriptors import WANT_READ, Descriptor, Want
+from .descriptors import Descriptor
 from .errors import SocketError
 from .handshakes import shaking_hands
 from .operations import Operation
 from .options import SocketOptions
-from .readiness import Watch
+from .readiness import WANT_READ, Want, Watch
 from .reloading import FileWatch, Reloader
 from .server_contexts import ServerContextFactory
 from .sockets import Socket

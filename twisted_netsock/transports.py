@@ -29,10 +29,10 @@ from zope.interface import Interface, implementer
 from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .contexts import negotiated_protocols
-from .descriptors import WANT_READ, WANT_WRITE, Want
 from .errors import SocketConnectionTimeoutError, SocketError, SocketReadTimeoutError, unraised
 from .foreign_tls import ForeignTLS, check_context_factory
 from .options import SocketOptions
+from .readiness import Want
 from .sending_transports import SendingTransport
 from .server_contexts import ServerContextFactory
 from .tls import TLSDescriptor
@@ -130,21 +130,17 @@ class Transport(SendingTransport):
         usual = len(SCRATCH) if self._deliver is not None else _READ_LIMIT
         self._target = SCRATCH[: usual if size is None else min(size, usual)]
 
-    def on_readable(self) -> None:
+    def on_receive_ready(self) -> None:
         """Receive; for the poller."""
         if self._deliver is not None:
-            # Whoever takes views is quick, and names itself in what it logs.
-            self._on_readable()
-            return
-        context.call(self._log_context, self._on_readable)
-
-    def _on_readable(self) -> None:
-        if self._write_want is WANT_READ:
-            self._flush()
-        if self._reads:
+            # A protocol that takes views is quick, and names itself in what it logs.
             self._receive()
+            return
+        context.call(self._log_context, self._receive)
 
     def _receive(self) -> None:
+        if not self._reads:
+            return
         deliver = self._deliver
         target = self._target
         try:
@@ -153,13 +149,9 @@ class Transport(SendingTransport):
             self._lose(Failure(unraised(error)))
             return
         if count.__class__ is Want:
-            if count is not self._read_want:
-                self._read_want = count
-                self._update_reading()
-                if count is WANT_WRITE:
-                    self._watch.want_write()
+            if count is not self._watch.receive:
+                self._watch.want_receive(count)
             return
-        self._read_want = WANT_READ
         if count == 0:
             self._end_of_stream()
             return
@@ -183,8 +175,7 @@ class Transport(SendingTransport):
 
     def _continue(self) -> None:
         self._continuing = False
-        if self._reads:
-            context.call(self._log_context, self._receive)
+        context.call(self._log_context, self._receive)
 
     def _end_of_stream(self) -> None:
         self._read_closed = True
@@ -234,16 +225,11 @@ class Transport(SendingTransport):
         """Do as `pauseProducing`, under the name of Twisted's descriptors."""
         self.pauseProducing()
 
-    def on_writable(self) -> None:
+    def on_send_ready(self) -> None:
         """Send; for the poller."""
-        context.call(self._log_context, self._on_writable)
+        context.call(self._log_context, self._on_send_ready)
 
-    def _on_writable(self) -> None:
-        if self._read_want is WANT_WRITE:
-            self._read_want = WANT_READ
-            self._update_reading()
-            if self._reads:
-                self._receive()
+    def _on_send_ready(self) -> None:
         if self.connected and not self._aborting:
             self._flush()
 

@@ -14,8 +14,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from .descriptors import WANT_READ, Want
-from .readiness import Watch
+from .readiness import Want, Watch
 
 __all__ = ["drive"]
 
@@ -84,20 +83,16 @@ class _Drive(Generic[T]):
     def start(self, timeout: float | None, first: Want) -> Deferred[T]:
         deferred = self._deferred
         self._watch.owner = self
+        # One attempt needs one slot; the other may still be its last owner's.
+        self._watch.stop_send()
         self._wait(first)
         if timeout is not None and not deferred.called:
             self._timer = self._reactor.callLater(max(0.0, timeout), self._expire)
         return deferred
 
     def _wait(self, want: Want) -> None:
-        watch = self._watch
         try:
-            if want is WANT_READ:
-                watch.stop_write()
-                watch.want_read()
-            else:
-                watch.stop_read()
-                watch.want_write()
+            self._watch.want_receive(want)
         except OSError as error:
             self._finish(Failure(error))
 
@@ -124,8 +119,7 @@ class _Drive(Generic[T]):
         if timer is not None:
             timer.cancel()
         watch = self._watch
-        watch.stop_read()
-        watch.stop_write()
+        watch.stop_receive()
         watch.owner = None
 
     def _cancel(self, _: object) -> None:
@@ -136,11 +130,11 @@ class _Drive(Generic[T]):
         assert self._timed_out is not None
         self._finish(Failure(self._timed_out()))
 
-    def on_readable(self) -> None:
+    def on_receive_ready(self) -> None:
         self._try()
 
-    def on_writable(self) -> None:
-        self._try()
+    def on_send_ready(self) -> None:
+        """Do nothing: a single attempt waits in the other slot."""
 
     def on_poller_lost(self, reason: Exception) -> None:
         self._finish(Failure(reason))

@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from ..descriptors import WANT_READ, Descriptor, Want, set_linger_reset
+from ..descriptors import Descriptor, set_linger_reset
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -36,6 +36,7 @@ from ..errors import (
     SocketWriteTimeoutError,
 )
 from ..options import SocketOptions
+from ..readiness import WANT_READ, Want
 from ._bridge import Call
 from ._facts import BlockingFacts, in_seconds
 from ._waiting import (

@@ -15,7 +15,6 @@ from ..addresses import Address, SocketAddress, as_socket_address
 from ..data_sockets import FLUSH_LIMIT
 from ..descriptors import (
     PlainDescriptor,
-    Want,
     byte_view,
     check_flags,
     may_not_wait,
@@ -23,6 +22,7 @@ from ..descriptors import (
 )
 from ..errors import SocketBusyError, SocketClosedError, SocketError, SocketPortError
 from ..file_sources import FileSource
+from ..readiness import Want
 from ._base import BlockingBase
 from ._ports import RawPort, drop, has_failed, held_by, open_input_port, open_output_port
 from ._waiting import Deadline, Expired, current_waiter

@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
-from ..descriptors import Descriptor, Want, set_linger_reset
+from ..descriptors import Descriptor, set_linger_reset
 from ..errors import SocketBusyError, SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
-from ..readiness import poller_for
+from ..readiness import Want, poller_for
 from ..server_contexts import ServerContextFactory
 from ..sockets import Socket
 from ..tls import TLSDescriptor

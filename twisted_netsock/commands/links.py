@@ -17,9 +17,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 
-from ..descriptors import WANT_READ, WANT_WRITE, Want, from_os_error, set_linger_reset
+from ..descriptors import from_os_error, set_linger_reset
 from ..errors import SocketError
 from ..racing import Established
+from ..readiness import WANT_WRITE, Want
 from ..tls import TLSDescriptor
 from ..tls_stages import say_goodbye
 from ..transports import SCRATCH
@@ -83,13 +84,13 @@ class Link:
     def resume(self) -> None:
         """Read, unless the peer has finished."""
         if not self.ended:
-            self._watch.want_read()
+            self._watch.want_receive()
 
     def pause(self) -> None:
         """Read nothing until `resume`."""
-        self._watch.stop_read()
+        self._watch.stop_receive()
 
-    def on_readable(self) -> None:
+    def on_receive_ready(self) -> None:
         """Receive, and pass it on; for the poller."""
         pipe = self._relay.pipes.lend() if self._in_bulk else None
         try:
@@ -132,7 +133,7 @@ class Link:
         if sent < len(data):
             self._queue = bytes(data[sent:])
             self.other.pause()
-            self._watch.want_write()
+            self._watch.want_send()
 
     def pass_pipe_on(self, pipe: Pipe) -> None:
         """Send what is in *pipe*, which is given back when it is empty; until then pause."""
@@ -147,7 +148,7 @@ class Link:
             return
         self._pipe = pipe
         self.other.pause()
-        self._watch.want_write()
+        self._watch.want_send()
 
     def _end(self) -> None:
         """Pass the end of the stream on, and go on with the other direction."""
@@ -156,13 +157,9 @@ class Link:
         if self._finished:
             self.lose(None)
         else:
-            self._stop_reading()
+            self._watch.end_receive()
 
-    def _stop_reading(self) -> None:
-        """Read nothing any more: the peer has finished."""
-        self._watch.end_read()
-
-    def on_writable(self) -> None:
+    def on_send_ready(self) -> None:
         """Send what waits; for the poller."""
         try:
             if not self._send_rest():
@@ -172,7 +169,7 @@ class Link:
         except OSError as error:
             self.lose(from_os_error(error))
             return
-        self._watch.stop_write()
+        self._watch.stop_send()
         if self._finishing:
             self.finish()
         else:
@@ -279,46 +276,28 @@ class TLSLink(Link):
         self, relay: Relay, established: Established, session: Session | None = None
     ) -> None:
         super().__init__(relay, established, session)
-        self._reads = False
-        self._read_waits_to_write = False
-        self._write_waits_to_read = False
         self._stalled = False
         self._call: Any = None
         self._goodbye: Deferred[None] | None = None
 
     def resume(self) -> None:
         """Read, unless the peer has finished."""
-        if not self.ended:
-            self._reads = True
-            self._watch.want_read()
-            self._read_on_if_buffered()
-
-    def pause(self) -> None:
-        """Read nothing until `resume`."""
-        self._reads = False
-        if not self._write_waits_to_read:
-            self._watch.stop_read()
-
-    def _stop_reading(self) -> None:
-        """Read nothing any more; what is still to be sent may wait to read."""
-        self.pause()
+        super().resume()
+        self._read_on_if_buffered()
 
     def _read_on_if_buffered(self) -> None:
         """Read on in the next turn if bytes wait where the poller cannot see them."""
-        if self._call is None and self._reads and self._descriptor.buffered:
+        if self._call is None and self._watch.receive is not None and self._descriptor.buffered:
             self._call = self._relay.ledger.reactor.callLater(0, self._read_on)
 
     def _read_on(self) -> None:
         self._call = None
-        if self._reads:
+        if self._watch.receive is not None:
             self._take()
 
-    def on_readable(self) -> None:
+    def on_receive_ready(self) -> None:
         """Receive, and pass it on; for the poller."""
-        if self._write_waits_to_read:
-            self._write_on()
-        if self._reads and not self.lost:
-            self._take()
+        self._take()
 
     def _take(self) -> None:
         try:
@@ -327,9 +306,8 @@ class TLSLink(Link):
             self.lose(error)
             return
         if count.__class__ is Want:
-            if count is WANT_WRITE:
-                self._read_waits_to_write = True
-                self._watch.want_write()
+            if count is not self._watch.receive:
+                self._watch.want_receive(count)
             return
         if not count:
             self._end()
@@ -363,44 +341,23 @@ class TLSLink(Link):
             return
         self._queue = queue
         if want is not None:
-            self._wait(want)
+            self._watch.want_send(want)
             if not self._stalled:
                 self._stalled = True
                 self.other.pause()
         elif self._stalled:
             self._stalled = False
-            self._wait(None)
+            self._watch.stop_send()
             self.other.resume()
             if self._finishing:
                 self.finish()
 
-    def _wait(self, want: Want | None) -> None:
-        """Wait for what a write wants."""
-        self._write_waits_to_read = want is WANT_READ
-        if want is WANT_READ:
-            self._watch.want_read()
-        elif not self._reads:
-            self._watch.stop_read()
-        if want is WANT_WRITE:
-            self._watch.want_write()
-        elif not self._read_waits_to_write:
-            self._watch.stop_write()
-
-    def _write_on(self) -> None:
+    def on_send_ready(self) -> None:
+        """Send what waits; for the poller."""
         if self._stalled:
             self._go_on_sending()
         elif self._finishing:
             self.finish()
-
-    def on_writable(self) -> None:
-        """Send what waits; for the poller."""
-        if self._read_waits_to_write:
-            self._read_waits_to_write = False
-            self._watch.stop_write()
-            if self._reads:
-                self._take()
-        if not self.lost:
-            self._write_on()
 
     def finish(self) -> None:
         """Send close_notify when everything is sent; see `Link.finish`."""
@@ -418,10 +375,12 @@ class TLSLink(Link):
         except SocketError as error:
             self.lose(error)
             return
-        self._wait(want)
-        if want is None:
-            self._finishing = False
-            self._finished = True
+        if want is not None:
+            self._watch.want_send(want)
+            return
+        self._watch.stop_send()
+        self._finishing = False
+        self._finished = True
 
     def on_fork(self) -> None:
         """Become unusable in a forked child; for the poller."""
