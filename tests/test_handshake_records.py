@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import turns
 from OpenSSL import SSL
 from stream_helpers import (
     LONGEST as SECONDS,
@@ -17,6 +19,7 @@ from stream_helpers import (
     TLSStreams,
     in_thread,
     noise,
+    python_client_context,
     python_server_context,
     read_exactly,
     soon,
@@ -109,6 +112,35 @@ async def test_what_comes_right_behind_the_handshake_is_received(
             if ends:
                 assert await soon(sock.input_port.read(1)) == b""
         await serving
+
+
+async def test_a_client_that_goes_right_behind_the_handshake_is_heard(
+    authority: CertificateAuthority,
+) -> None:
+    """The server's tickets find nobody, and what the client sent is received all the same."""
+    context = python_client_context(authority)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    async with await make_server_tls_socket("127.0.0.1", 0, authority.server_options()) as server:
+        accepting = server.accept()
+        with socket.create_connection(server.getsockname()[:2]) as client:
+            client.setblocking(False)
+            while True:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    ours.do_handshake()
+                    break
+                if outgoing.pending:
+                    client.sendall(outgoing.read())
+                await turns(1)
+                with contextlib.suppress(BlockingIOError):
+                    incoming.write(client.recv(65536))
+            assert ours.version() == "TLSv1.3"
+            ours.write(b"last words")
+            client.sendall(outgoing.read())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection = await soon(accepting)
+        assert await soon(connection.recv(100)) == b"last words"
+        await connection.close()
 
 
 def send_in_pieces(connection: socket.socket, data: bytes, size: int) -> None:

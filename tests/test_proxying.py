@@ -115,7 +115,7 @@ async def test_a_part_of_a_header_is_not_reported_again_and_again(ends, part):
     receiving.cancel()
     with pytest.raises(CancelledError):
         await receiving
-    assert not ends.watch.reading
+    assert not ends.watch.receive
 
 
 @pytest.mark.parametrize("part", [b"", b"PROXY TCP4", HEADERS[1][:-1]])

@@ -205,8 +205,28 @@ class HandshakeRecords:
                 sent = self._sock.send(self._outgoing)
             except BlockingIOError:
                 return False
+            except (BrokenPipeError, ConnectionResetError):
+                if not self._only_tickets:
+                    raise
+                self._outgoing = b""
+                return True
             self._outgoing = self._outgoing[sent:]
         return True
+
+    @property
+    def _only_tickets(self) -> bool:
+        """
+        Whether what is to be sent are the session tickets behind a handshake with TLS 1.3.
+
+        A client that has gone does not need them, and what it sent before it went is still
+        to be received. OpenSSL ignores the error, too, where it sends them by itself.
+        """
+        connection = self._connection
+        return (
+            self._done
+            and self._limit is not None
+            and connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        )
 
     def _take(self) -> None:
         """
