@@ -156,12 +156,12 @@ class _Front(_Side, Client):
         self._early.append(bytes(data))
         self._early_left -= len(data)
         own = self._own
-        # Twisted's own transports deliver as much as the limit at once, and cannot be told
-        # to deliver less: one piece of theirs is all.
-        if self._early_left > 0 and isinstance(own, Transport):
-            own.read_at_most(self._early_left)
-        else:
+        if self._early_left <= 0:
             own.pauseProducing()
+        elif isinstance(own, Transport):
+            # Twisted's own transports cannot be told how much to deliver: of theirs one read,
+            # 64 KiB, may come in excess. Not to read on would hide that the client goes away.
+            own.read_at_most(self._early_left)
 
     def reached(self, back: Any, session: Session) -> None:
         """Join this side with *back*, what early words there are first."""
