@@ -293,6 +293,12 @@ def requiring(authority: CertificateAuthority) -> ServerTLSSocketOptions:
     )
 
 
+@pytest.fixture(autouse=True)
+def _a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each failure logged with a line of its own, of which there are many here."""
+    monkeypatch.setattr("twisted_netsock._text._LINES_A_PERIOD", 100_000)
+
+
 class Server:
     """A server of ours that requires certificates, and what forgers make of it."""
 

@@ -205,6 +205,12 @@ class Echo(Recorder):
         self.transport.write(data)
 
 
+@pytest.fixture(autouse=True)
+def _a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each failure logged with a line of its own, of which there are many here."""
+    monkeypatch.setattr("twisted_netsock._text._LINES_A_PERIOD", 100_000)
+
+
 def count_refused(log_lines: list[str]) -> int:
     return sum("TLS handshake with" in line for line in log_lines)
 
