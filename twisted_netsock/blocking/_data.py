@@ -443,6 +443,9 @@ class BlockingData(BlockingBase):
             if self._input is None:
                 self._check_open()
                 self._input = open_input_port(self)
+                if self._closed:
+                    # By a signal handler, meanwhile.
+                    drop(self._input)
             return self._input
 
     @property
@@ -457,6 +460,8 @@ class BlockingData(BlockingBase):
             if self._output is None:
                 self._check_open()
                 self._output = open_output_port(self)
+                if self._closed:
+                    drop(self._output)
             return self._output
 
     def makefile(
