@@ -11,10 +11,11 @@ import pytest
 from clocks import the_reactor, turns, until
 from pollers import note_calls
 from protocols import LOOPBACK, Protocols
-from stream_helpers import soon
+from stream_helpers import in_thread, soon
 from twisted.internet.task import deferLater
 
-from twisted_netsock import Socket, SocketOptions, client_endpoint, server_endpoint
+from twisted_netsock import Socket, SocketOptions, blocking, client_endpoint, server_endpoint
+from twisted_netsock.descriptors import PlainDescriptor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's reports")
 
@@ -105,6 +106,33 @@ async def test_an_error_in_the_queue_of_a_socket_does_not_keep_the_reactor_busy(
     assert await soon(waiting) == b"late"
     await sock.close()
     there.close()
+
+
+async def test_neither_does_it_keep_a_thread_busy(monkeypatch):
+    here, there = udp_pair()
+    here.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    address = there.getsockname()
+    there.close()
+    here.send(b"nobody hears this")
+    sock = await in_thread(blocking.BlockingSocket.from_socket, here)
+    attempts: list[int] = []
+    attempt = PlainDescriptor.try_recv
+
+    def noting(self: Any, n: int, flags: int = 0) -> Any:
+        attempts.append(n)
+        return attempt(self, n, flags)
+
+    monkeypatch.setattr(PlainDescriptor, "try_recv", noting)
+    with pytest.raises(ConnectionRefusedError):
+        await in_thread(sock.recv, 10)
+    waiting = in_thread(sock.recv, 10)
+    await deferLater(the_reactor(), 0.2)
+    assert len(attempts) < FEW
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(address)
+        other.sendto(b"late", sock.getsockname())
+        assert await waiting == b"late"
+    await in_thread(sock.close)
 
 
 async def test_neither_does_one_of_a_transport(monkeypatch):

@@ -27,6 +27,9 @@ __all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "stop_all"]
 _LONGEST: Final = 86400.0
 """Seconds of one poll(2), which counts milliseconds in a C int."""
 
+_RETRY_SECONDS: Final = 0.05
+"""Between two looks at a descriptor whose error stays: a late datagram waits so long at most."""
+
 READ: Final = select.POLLIN
 WRITE: Final = select.POLLOUT
 
@@ -47,6 +50,7 @@ class Waiter:
 
     __slots__ = (
         "__weakref__",
+        "_failed",
         "_lock",
         "_prepared",
         "_reading",
@@ -66,6 +70,8 @@ class Waiter:
         except OSError as error:
             raise SocketError(errno=error.errno, strerror=error.strerror) from None
         self._prepared: tuple[int, int, Any] = (-1, 0, None)
+        self._failed = -1
+        """The descriptor that was reported last for an error alone."""
         self.ended = False
         """The program has ended but for its daemon threads, of which this is one."""
         self.limit: Deadline | None = None
@@ -103,9 +109,24 @@ class Waiter:
             self._prepared = (fd, events, poll)
         found = poll.poll() if seconds is None else poll.poll(min(seconds, _LONGEST) * 1000)
         if len(found) == 1 and found[0][0] == fd:
+            if not found[0][1] & events:
+                self._wait_longer(fd, seconds)
+            else:
+                self._failed = -1
             return True
         self._settle(found)
         return any(number == fd for number, _ in found)
+
+    def _wait_longer(self, fd: int, seconds: float | None) -> None:
+        """
+        Wait a while, if *fd* is reported for an error alone, as it was before.
+
+        Some errors no receive takes away: those in the queue of ``IP_RECVERR``. Poll(2)
+        reports them for as long as they stand, and would keep the processor busy.
+        """
+        if fd == self._failed:
+            self.pause(_RETRY_SECONDS if seconds is None else min(seconds, _RETRY_SECONDS))
+        self._failed = fd
 
     def wait_any(self, wanted: Iterable[tuple[int, int]], seconds: float | None) -> set[int]:
         """Wait until one of several descriptors has its events; return those that have."""
