@@ -511,6 +511,25 @@ def test_a_forked_child_gets_a_reactor_of_its_own():
     """) == [f"{[(b'x', 'SelectReactor')] * 3} 0", "True"]
 
 
+def test_a_child_whose_threads_were_replaced_is_refused_at_once():
+    """By gevent, say: the parent's kind of reactor would block what runs in its thread."""
+    assert output_of("""
+        import _thread
+        blocking.make_server_socket("127.0.0.1", 0).close()
+        child = os.fork()
+        if child == 0:
+            start = _thread.start_new_thread
+            _thread.start_new_thread = lambda *args: start(*args)
+            for _ in range(2):
+                try:
+                    blocking.make_server_socket("127.0.0.1", 0)
+                except RuntimeError as error:
+                    print("threads were replaced" in str(error), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """) == ["True", "True"]
+
+
 def test_a_child_of_an_application_with_a_reactor_gets_one_of_its_own():
     assert output_of(
         APPLICATION

@@ -13,6 +13,7 @@ child has no reactor.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import sys
@@ -36,6 +37,9 @@ from ._waiting import check_thread, reactor_stopped
 __all__ = ["Call", "in_reactor", "run", "setup", "use"]
 
 T = TypeVar("T")
+
+_start_new_thread: Final = _thread.start_new_thread
+"""As it was when this was imported: gevent puts its own there."""
 
 _START_SECONDS: Final = 30.0
 """How long a reactor may take to start."""
@@ -206,7 +210,15 @@ def _make_link() -> _Link:
 
 def _install(name: str | None) -> Any:
     """Install a reactor and return it: of that name, the parent's kind, or the default."""
-    stale, _start.forked_from = _start.forked_from, None
+    stale = _start.forked_from
+    if stale is not None and _thread.start_new_thread is not _start_new_thread:
+        # The reactor that was imported before would block all that runs in its thread.
+        raise RuntimeError(
+            "threads were replaced (by gevent.monkey.patch_all, say) after this process was "
+            "forked from one that used twisted_netsock.blocking: replace them before that is "
+            "imported, or use it in the children alone"
+        )
+    _start.forked_from = None
     if stale is not None:
         # The parent's, whose thread is not here.
         del sys.modules["twisted.internet.reactor"]
