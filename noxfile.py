@@ -13,6 +13,16 @@ nox.options.reuse_existing_virtualenvs = True
 
 REACTORS = ("epoll", "asyncio")
 EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
+GUARDED = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "blocking_clients", "blocking_data", "blocking_servers", "contexts", "endpoints",
+        "hostile_handshakes", "layered_handshakes", "output_ports", "resolver", "serving",
+        "server_names", "sessions", "sockets", "tls_endings", "tls_sockets", "transports",
+        "verification",
+    )
+)  # fmt: skip
+"""What also runs without the inner parts of libraries."""
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
@@ -78,6 +88,14 @@ def tests_dev(session: nox.Session) -> None:
     session.install("-q", "-e", ".[test]")
     arguments = session.posargs or ["-q", "-n", "auto"]
     session.run("pytest", *arguments, env={"PYTHONDEVMODE": "1"})
+
+
+@nox.session(name="tests-guards")
+def tests_guards(session: nox.Session) -> None:
+    """Run some tests without the inner parts of pyOpenSSL, Twisted and crochet that we use."""
+    session.install("-q", "-e", ".[test]")
+    arguments = session.posargs or ["-q", "-n", "auto", *GUARDED]
+    session.run("pytest", *arguments, env={"NETSOCK_HIDDEN": "all"})
 
 
 @nox.session

@@ -1,6 +1,8 @@
 """
 How the tests run: on the reactor that ``NETSOCK_REACTOR`` names, each one clean.
 
+Without the inner parts of libraries that ``NETSOCK_HIDDEN`` names (see `hidden`).
+
 Coroutine tests run on that reactor. A test fails if it leaves anything in it,
 or if anything was logged as an error that it does not flush.
 """
@@ -15,6 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hidden import hide_chosen
+
+hide_chosen()
 
 
 def _install_reactor(name: str) -> None:

@@ -5,7 +5,7 @@ pyOpenSSL's own has no way to send several records, or to receive into somebody'
 buffer, without a detour of several calls and a copy for each; nor to change what it
 reads from. So this module, and no other, takes some of its inner parts. Each is
 looked for when this is imported. Where a release of pyOpenSSL has it no more, the
-public way serves: slower, or without a bound, as each method says.
+public way serves: slower, or without a bound, which `report_missing` says then.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from __future__ import annotations
 import os
 import socket as _socket
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
-from OpenSSL._util import ffi, lib
+from twisted.logger import Logger
+
+try:
+    from OpenSSL._util import ffi, lib
+except ImportError:
+    # Then nothing of it is found by `_has`.
+    ffi = lib = None
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,16 +35,22 @@ __all__ = [
     "can_pass_through",
     "default_places",
     "forget_errors",
+    "report_missing",
 ]
 
 RECORD: Final = 16384
 """The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
 
 
-def _has(library: tuple[str, ...], connection: tuple[str, ...]) -> bool:
+_log = Logger()
+
+
+def _has(library: tuple[str, ...], connection: tuple[str, ...] = ()) -> bool:
     made = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
-    return all(hasattr(lib, name) for name in library) and all(
-        hasattr(made, name) for name in connection
+    return (
+        ffi is not None
+        and all(hasattr(lib, name) for name in library)
+        and all(hasattr(made, name) for name in connection)
     )
 
 
@@ -54,6 +67,13 @@ _CAN_MOVE: Final = _has(
     ("_ssl", "_socket", "_into_ssl", "_from_ssl", "_raise_ssl_error"),
 )
 _CAN_PASS_THROUGH: Final = _has(("SSL_read", "SSL_write"), ("_ssl", "_raise_ssl_error"))
+_CAN_RETURN: Final = _has(("SSL_clear_mode", "SSL_MODE_AUTO_RETRY"), ("_ssl",))
+_KNOWS_PLACES: Final = _has(("X509_get_default_cert_file", "X509_get_default_cert_dir"))
+_CAN_CLEAR_ERRORS: Final = _has(("ERR_clear_error",))
+
+_empty = SSL.Context(SSL.TLS_METHOD)
+"""Has no key, and so nothing to check."""
+_reported = False
 
 _rooms: list[Any] = []
 """Room for a record each, lent to one call at a time: `list.pop` is safe among threads."""
@@ -76,15 +96,39 @@ def forget_errors() -> None:
     pyOpenSSL leaves an error of the system there, and OpenSSL before version 4 takes
     it for that of whichever connection comes next.
     """
-    if hasattr(lib, "ERR_clear_error"):
+    if _CAN_CLEAR_ERRORS:
         lib.ERR_clear_error()
+        return
+    with suppress(Exception):
+        # It has none, and what this raises is made of all that is in the queue.
+        _empty.check_privatekey()
+
+
+def report_missing() -> None:
+    """Log, once, which bounds do not hold with this pyOpenSSL."""
+    global _reported  # noqa: PLW0603 - once in a process
+    missing = []
+    if not _CAN_MOVE:
+        missing.append(
+            "on handshakes: before a peer is verified it can make this process hold 160 KiB, or "
+            "as a server hold up the reactor by requests to renegotiate"
+        )
+    if not _CAN_RETURN:
+        missing.append("on new keys: a peer that sends them without end can hold up the reactor")
+    if missing and not _reported:
+        _log.warn(
+            "this release of pyOpenSSL lacks inner parts that twisted_netsock uses; there is no "
+            "bound {missing}. Everything else works",
+            missing="; and none ".join(missing),
+        )
+    _reported = True
 
 
 def default_places() -> list[str]:
     """Return the file and the directories that OpenSSL takes the platform's authorities from."""
     places = ssl.get_default_verify_paths()
     file, directory = places.openssl_cafile, places.openssl_capath
-    if hasattr(lib, "X509_get_default_cert_file") and hasattr(lib, "X509_get_default_cert_dir"):
+    if _KNOWS_PLACES:
         # Python's OpenSSL may be another one, with other places.
         file = os.fsdecode(ffi.string(lib.X509_get_default_cert_file()))
         directory = os.fsdecode(ffi.string(lib.X509_get_default_cert_dir()))
@@ -109,7 +153,7 @@ class Connection(SSL.Connection):
 
     def _return_after_each_message(self) -> None:
         # pyOpenSSL has this for contexts only.
-        if hasattr(lib, "SSL_clear_mode"):
+        if _CAN_RETURN:
             inner: Any = self
             lib.SSL_clear_mode(inner._ssl, lib.SSL_MODE_AUTO_RETRY)
 

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 
 from .certificates import Identity, file_signature
-from .connections import Connection, default_places
+from .connections import Connection, default_places, report_missing
 from .options import TLSSocketOptions
 from .sessions import Resumption
 from .verification import Verification
@@ -143,6 +143,7 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
     Raises:
         ValueError: The certificate or key cannot be used for TLS.
     """
+    report_missing()
     context = Context()
     context.set_options(_OPTIONS)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)

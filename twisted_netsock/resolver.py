@@ -25,7 +25,6 @@ from socket import (
 from typing import Any
 
 import attrs
-from twisted.internet._resolver import GAIResolver
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import (
@@ -383,6 +382,12 @@ class _Receiver:
         self._done(self._found)
 
 
+def _is_default(resolver: Any) -> bool:
+    """Return whether a reactor's resolver is the one that Twisted gives it; no import names it."""
+    kind = type(resolver)
+    return kind.__name__ == "GAIResolver" and kind.__module__.startswith("twisted.internet.")
+
+
 def look_up(
     reactor: Any,
     node: str | None,
@@ -404,7 +409,7 @@ def look_up(
     port = numeric_service(service)
     if (
         resolver is None
-        or type(resolver) is GAIResolver
+        or _is_default(resolver)
         or name is None
         or is_ip_address(name)
         or port is None

@@ -29,14 +29,18 @@ T = TypeVar("T")
 def _find_resume() -> Any:
     """Return what Twisted adds to a Deferred that a coroutine awaits, or `None`."""
     made: Deferred[None] = Deferred()
-    resume = getattr(defer, "_gotResultInlineCallbacks", None)
-    status = getattr(defer, "_CancellationStatus", None)
+    resume: Any = getattr(defer, "_gotResultInlineCallbacks", None)
+    status: Any = getattr(defer, "_CancellationStatus", None)
     parts = ("_callbacks", "_canceller", "_runningCallbacks")
-    if resume is None or status is None or not all(hasattr(made, part) for part in parts):
+    if not all(hasattr(made, part) for part in parts):
         return None
-    takes = resume.__code__.co_varnames[: resume.__code__.co_argcount]
-    known = takes == ("r", "waiting", "gen", "status", "context")
-    return resume if known and hasattr(status(made), "waitingOn") else None
+    try:
+        takes = resume.__code__.co_varnames[: resume.__code__.co_argcount]
+        known = takes == ("r", "waiting", "gen", "status", "context")
+        return resume if known and hasattr(status(made), "waitingOn") else None
+    except (AttributeError, TypeError):
+        # It is gone, or something else.
+        return None
 
 
 _RESUME: Final = _find_resume()

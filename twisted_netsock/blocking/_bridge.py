@@ -19,13 +19,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
 import crochet
 from twisted.application.reactors import getReactorTypes, installReactor
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import AlreadyCalledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorCore, IReactorFDSet
 from twisted.internet.main import installReactor as installReactorObject
 from twisted.python import threadable
@@ -55,11 +56,22 @@ class _Event(threading.Event):
 
 
 class _Answer(crochet.EventualResult):  # type: ignore[misc]
-    """One result that a thread waits for."""
+    """One result that a thread waits for; it needs nothing that is crochet's own."""
 
     def __init__(self, reactor: Any) -> None:
-        super().__init__(None, reactor)
+        self._outcome: Deferred[Any] = Deferred()
+        super().__init__(self._outcome, reactor)
+        # A crochet that calls it otherwise does not ask it by the name that warns.
         self._result_set = _Event()
+
+    def follow(self, deferred: Deferred[Any]) -> None:
+        """Have what *deferred* gives; in the reactor's thread."""
+        deferred.addBoth(self.fire)
+
+    def fire(self, result: Any) -> None:
+        """Have *result*, unless there is one already; in any thread."""
+        with suppress(AlreadyCalledError):
+            self._outcome.callback(result)
 
     def __del__(self) -> None:
         """Log nothing: `Call` sees to results that nobody waits for."""
@@ -86,7 +98,7 @@ class _Link:
     def let_go(self) -> None:
         """Fail the calls that wait."""
         for answer in list(self._answers):
-            answer._set_result(Failure(crochet.ReactorStopped()))
+            answer.fire(Failure(crochet.ReactorStopped()))
 
     def submit(self, answer: _Answer, function: Callable[[], Deferred[Any]]) -> None:
         """Call *function* in the reactor's thread; *answer* gets what its Deferred does."""
@@ -94,7 +106,7 @@ class _Link:
         # In this order: `_on_stop` may come in between.
         if self.stopped:
             raise crochet.ReactorStopped
-        self.reactor.callFromThread(lambda: answer._connect_deferred(function()))
+        self.reactor.callFromThread(lambda: answer.follow(function()))
 
     def forget(self, answer: _Answer) -> None:
         """Know that nobody waits for *answer* any more."""
