@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket as _socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from OpenSSL import SSL
@@ -137,9 +138,11 @@ class _Sites:
         try:
             self._switch(connection)
         except BaseException:  # noqa: BLE001 - pyOpenSSL would go on with the first certificate
-            # Refused before it is logged, because an observer of the log may raise as well.
+            # Refused before it is logged, because an observer of the log may raise as well;
+            # nothing else than the standard error would hear of that here.
             connection.set_context(self._refusing)
-            _log.failure("choosing a certificate by server name failed")
+            with suppress(BaseException):
+                _log.failure("choosing a certificate by server name failed")
 
     def _switch(self, connection: StatefulConnection) -> None:
         raw = connection.get_servername()
