@@ -36,6 +36,7 @@ ORDER = [
     "proxy_tlvs",
     "proxy_headers",
     "resolver",
+    "fairness",
     "readiness",
     "certificates",
     "activation",

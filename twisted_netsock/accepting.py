@@ -18,12 +18,10 @@ from twisted.logger import Logger
 from .addresses import SocketAddress
 from .descriptors import from_os_error, inherit
 from .errors import SocketError
+from .fairness import ACCEPTS
 from .readiness import Watch, contain
 
 __all__ = ["Acceptor"]
-
-_BATCH: Final = 64
-"""Connections taken between two turns of the reactor."""
 
 _PAUSE_SECONDS: Final = 1.0
 
@@ -119,7 +117,7 @@ class Acceptor:
             SocketError: The listening descriptor failed.
         """
         # What comes after so many errors in a row waits for the reactor's next turn.
-        for _ in range(_BATCH):
+        for _ in range(ACCEPTS):
             try:
                 connection, peer = self._accept()
             except BlockingIOError:
@@ -186,7 +184,7 @@ class Acceptor:
     def on_receive_ready(self) -> None:
         """Take what has come; for the poller."""
         starts = self._starts
-        for _ in range(_BATCH):
+        for _ in range(ACCEPTS):
             if not self._running or self._starts != starts:
                 # Stopped, or begun anew, by whom it was delivered to.
                 return

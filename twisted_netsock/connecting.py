@@ -18,12 +18,13 @@ from twisted.python.failure import Failure
 from .addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
 from .client_contexts import ClientContextFactory
 from .errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
+from .fairness import HANDSHAKE_WEIGHT
 from .opening import look_up_known_place, look_up_place, unix_info
 from .options import SocketOptions
 from .proxy_headers import ProxyHeader
 from .proxying import send_header
 from .racing import Established, Race
-from .readiness import HANDSHAKE, poller_for
+from .readiness import poller_for
 from .tls import TLSDescriptor
 from .tls_stages import handshake
 
@@ -216,7 +217,7 @@ async def _connect(
         place = node if service is None else service
         established.descriptor = descriptor = TLSDescriptor(sock, factory, protocols, place)
         if factory.options.handshake:
-            poller_for(reactor).at_once += HANDSHAKE
+            poller_for(reactor).at_once += HANDSHAKE_WEIGHT
             await handshake(reactor, watch, descriptor, seconds)
     except BaseException:
         established.close()

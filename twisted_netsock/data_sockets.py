@@ -22,8 +22,9 @@ from .descriptors import (
     writable_view,
 )
 from .errors import SocketError, SocketPortError, SocketWriteTimeoutError
+from .fairness import BYTES, BYTES_OF_ONE
 from .file_sources import FileSource
-from .operations import BYTES_OF_ONE, MOST_AT_ONCE, Receiving
+from .operations import Receiving
 from .ports import InputPort, OutputPort
 from .readiness import WANT_READ, WANT_WRITE, Want
 from .resuming import Done
@@ -315,7 +316,7 @@ class DataSocket(BaseSocket):
 
         def attempt() -> Want | None:
             nonlocal offset
-            end = offset + MOST_AT_ONCE
+            end = offset + BYTES
             while offset < size:
                 if offset >= end:
                     return WANT_WRITE

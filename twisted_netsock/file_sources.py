@@ -18,15 +18,13 @@ from typing import IO, Any, Final
 from ._validation import byte_count
 from .descriptors import Descriptor
 from .errors import SocketError
+from .fairness import BYTES
 from .readiness import WANT_WRITE, Want
 
 __all__ = ["FileSource"]
 
 _PIECE: Final = 256 * 1024
 """Bytes that are read at a time."""
-
-_AT_ONCE: Final = 1024 * 1024
-"""Bytes between two turns, which others wait for."""
 
 _CANNOT: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """What a kernel says that cannot send from, or to, what it is given."""
@@ -95,7 +93,7 @@ class FileSource:
             self._begun = True
             if self._number is None:
                 self.conclude()
-        end = self.sent + _AT_ONCE
+        end = self.sent + BYTES
         while self._left != 0:
             if self.sent >= end:
                 return WANT_WRITE
@@ -115,7 +113,7 @@ class FileSource:
         """Send a part; 0 at the end of the file."""
         if self._moves:
             descriptor: Any = self._descriptor
-            most = _AT_ONCE if self._left is None else min(self._left, _AT_ONCE)
+            most = BYTES if self._left is None else min(self._left, BYTES)
             try:
                 moved: int | Want
                 moved = descriptor.try_sendfile(self._number, self._offset + self.sent, most)

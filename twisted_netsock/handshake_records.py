@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from OpenSSL import SSL
 
 from .errors import SocketConnectionLostError, TLSHandshakeError
+from .fairness import HANDSHAKE_RECORDS
 from .readiness import WANT_READ, WANT_WRITE, Want
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ _VERSION: Final = 3
 
 _LONGEST: Final = 2**14 + 2048
 """What OpenSSL takes for the length of a record (RFC 5246, section 6.2.3)."""
-
-_AT_ONCE: Final = 32
-"""Records between two turns of the reactor."""
 
 _IN_ALL: Final = 256 * 1024
 """Bytes of one handshake: OpenSSL takes 100 KiB of certificates."""
@@ -279,7 +277,7 @@ class HandshakeRecords:
 def _whole_records(data: bytes) -> int:
     """Return where the last whole record ends, of as many as may be handed over at once."""
     size, end = len(data), 0
-    for _ in range(_AT_ONCE):
+    for _ in range(HANDSHAKE_RECORDS):
         following = end + _HEADER
         if following > size:
             break

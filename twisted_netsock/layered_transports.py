@@ -27,6 +27,7 @@ from .errors import (
     TLSHandshakeError,
     unraised,
 )
+from .fairness import REPORTS
 from .handshake_records import TOO_LONG, MessageLimit
 from .readiness import WANT_READ, WANT_WRITE, Slots, Want
 from .server_contexts import ServerContextFactory
@@ -40,9 +41,6 @@ __all__ = ["InnerTransport", "LayeredDescriptor", "LayeredTransport", "LayeredWa
 
 _CHUNK: Final = 64 * 1024
 """Bytes that are taken from OpenSSL at a time."""
-
-_REPORTS: Final = 16
-"""Reports to an owner between two turns of the reactor."""
 
 T = TypeVar("T")
 
@@ -355,7 +353,7 @@ class LayeredWatch(Slots):
 
     def report_all(self) -> None:
         """Report what the owner waits for, as long as it waits."""
-        for _ in range(_REPORTS):
+        for _ in range(REPORTS):
             events = self._events & self.wanted
             if not events:
                 return

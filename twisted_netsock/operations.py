@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable
 from copy import copy
 from datetime import timedelta
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -24,6 +24,7 @@ from .errors import (
     SocketReadTimeoutError,
     SocketWriteTimeoutError,
 )
+from .fairness import BYTES_OF_ONE, OPERATIONS
 from .options import SocketOptions
 from .readiness import WANT_READ, WANT_WRITE, Want, Watch, has_event
 from .resuming import Done, Resumable
@@ -31,15 +32,6 @@ from .resuming import Done, Resumable
 __all__ = ["Operating", "Operation", "Receiving"]
 
 T = TypeVar("T")
-
-_MOST_IN_A_ROW: Final = 64
-"""Operations of one socket that succeed at once between two turns of the reactor."""
-
-BYTES_OF_ONE: Final = 16384
-"""A larger operation counts as several: what others wait for is the time that it takes."""
-
-MOST_AT_ONCE: Final = _MOST_IN_A_ROW * BYTES_OF_ONE
-"""Bytes that one attempt moves, after which it waits for the reactor's next turn."""
 
 
 class Operation(Resumable[T]):
@@ -229,7 +221,7 @@ class Operating:
         """
         self._in_a_row += 1
         descriptor = self._descriptor
-        if self._in_a_row <= _MOST_IN_A_ROW or descriptor.buffered or descriptor.finished:
+        if self._in_a_row <= OPERATIONS or descriptor.buffered or descriptor.finished:
             return True
         self._in_a_row = 0
         return False

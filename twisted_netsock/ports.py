@@ -23,7 +23,8 @@ from .errors import (
     SocketWriteTimeoutError,
     unraised,
 )
-from .operations import MOST_AT_ONCE, Operating
+from .fairness import BYTES
+from .operations import Operating
 from .readiness import WANT_READ, Want
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class InputPort:
                 result = ready()
                 if result is not None:
                     return result
-                if received >= MOST_AT_ONCE and not descriptor.buffered:
+                if received >= BYTES and not descriptor.buffered:
                     return WANT_READ
                 data = descriptor.try_recv(RECEIVE_LIMIT)
                 if isinstance(data, Want):

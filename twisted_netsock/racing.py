@@ -22,6 +22,7 @@ from .errors import (
     SocketConnectionTimeoutError,
     SocketError,
 )
+from .fairness import ADDRESSES
 from .opening import apply_options, open_socket
 from .options import SocketOptions
 from .readiness import Want, Watch, poller_for
@@ -31,9 +32,6 @@ __all__ = ["ATTEMPT_DELAY", "Established", "Race"]
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between two attempts: the recommendation of RFC 8305, section 5."""
-
-_MOST_IN_A_ROW: Final = 64
-"""Attempts that fail at once, before others on the reactor get their turn."""
 
 # What an address gives that could not even be tried from here.
 _NO_ROUTE: Final = frozenset(
@@ -132,7 +130,7 @@ class Race:
         self._stop_timer()
         in_a_row = 0
         while self._waiting and not self._over:
-            if in_a_row == _MOST_IN_A_ROW:
+            if in_a_row == ADDRESSES:
                 self._timer = self._reactor.callLater(0, self._after_delay)
                 return
             in_a_row += 1

@@ -32,17 +32,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .errors import SocketConnectionLostError, SocketError, opened_before_fork
+from .fairness import CONNECTS, EVENTS
 
 __all__ = ["WANT_READ", "WANT_WRITE", "Poller", "Want", "Watch", "has_event", "poller_for"]
-
-_MOST_EVENTS: Final = 128
-"""Events handled between two turns of the reactor, so that timers and others get theirs."""
-
-_MOST_AT_ONCE: Final = 64
-"""Connections that are made between two turns of the reactor without waiting for one."""
-
-HANDSHAKE: Final = 8
-"""For how many of those a TLS handshake counts, by the time that it takes."""
 
 _ONLY_READABLE: Final = select.POLLIN
 """What epoll reports most: there is something to read, and nothing else."""
@@ -266,7 +258,7 @@ class Poller:
         Within one machine all do. Who makes one after the other would never give way.
         """
         self.at_once += 1
-        if self.at_once < _MOST_AT_ONCE:
+        if self.at_once < CONNECTS:
             return True
         self.at_once = 0
         return False
@@ -410,7 +402,7 @@ class EpollPoller(Poller):
         self.reporting = True
         self.at_once = 0
         try:
-            for fd, events in self._epoll.poll(0, _MOST_EVENTS):
+            for fd, events in self._epoll.poll(0, EVENTS):
                 watch = registered.get(fd)
                 if watch is None:
                     continue

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from .base_transports import BaseTransport
 from .descriptors import byte_view, set_linger_reset
 from .errors import SocketError, SocketWriteTimeoutError, unraised
+from .fairness import BYTES
 from .readiness import WANT_WRITE, Want
 from .tls import TLSDescriptor
 from .tls_stages import say_goodbye
@@ -26,9 +27,6 @@ __all__ = ["SendingTransport", "check_bytes", "joined"]
 
 _BUFFER_FULL: Final = 64 * 1024
 """Queued bytes above which a streaming producer is paused, as in Twisted."""
-
-_FLUSH_LIMIT: Final = 1024 * 1024
-"""Bytes sent for one connection between two turns of the reactor."""
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 
@@ -135,7 +133,7 @@ class SendingTransport(BaseTransport):
 
     def _flush(self) -> None:
         descriptor = self._descriptor
-        budget = _FLUSH_LIMIT
+        budget = BYTES
         try:
             while self._queue and budget > 0:
                 chunk = self._next_chunk()

@@ -31,6 +31,7 @@ from .errors import (
     opened_before_fork,
     unraised,
 )
+from .fairness import TLS_BYTES
 from .handshake_records import HandshakeRecords
 from .negotiated import Negotiated
 from .options import TLSSocketOptions
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["TLSDescriptor"]
-
-_MOST_SENT: Final = 16 * RECORD
-"""Bytes of one send, so that others get their turn beside a peer that takes all of them."""
 
 _DISCARD_LIMIT: Final = 1024 * 1024
 """How many bytes to read and drop while waiting for the peer's close_notify."""
@@ -344,7 +342,7 @@ class TLSDescriptor(Negotiated):
         piece = memoryview(view)
         if piece.format != "B":
             piece = piece.cast("B")
-        size = min(len(piece), _MOST_SENT)
+        size = min(len(piece), TLS_BYTES)
         if not size:
             return 0
         if self._maybe_refused:

@@ -30,6 +30,7 @@ from .base_transports import seconds
 from .client_contexts import ClientContextFactory
 from .contexts import negotiated_protocols
 from .errors import SocketConnectionTimeoutError, SocketError, SocketReadTimeoutError, unraised
+from .fairness import DELIVERY
 from .foreign_tls import ForeignTLS, check_context_factory
 from .options import SocketOptions
 from .readiness import Want
@@ -42,9 +43,6 @@ __all__ = ["SCRATCH", "ForeignTLSTransport", "IViewProtocol", "TLSTransport", "T
 
 SCRATCH: Final = memoryview(bytearray(256 * 1024))
 """What every transport of the process reads into; copied or passed on before the next read."""
-
-_READ_LIMIT: Final = 64 * 1024
-"""Bytes that one delivery to an ordinary protocol holds at most."""
 
 
 class IViewProtocol(Interface):
@@ -65,7 +63,7 @@ class IViewProtocol(Interface):
 class Transport(SendingTransport):
     """A connected descriptor for a protocol; see `BaseTransport` for its attributes."""
 
-    _target = SCRATCH[:_READ_LIMIT]
+    _target = SCRATCH[:DELIVERY]
     """What is received at once fits in there."""
 
     def attach(self, protocol: Any, on_gone: Callable[[], None] | None = None) -> None:
@@ -127,7 +125,7 @@ class Transport(SendingTransport):
 
     def read_at_most(self, size: int | None) -> None:
         """Deliver at most *size* bytes, 1 or more, at a time; as usual if `None`."""
-        usual = len(SCRATCH) if self._deliver is not None else _READ_LIMIT
+        usual = len(SCRATCH) if self._deliver is not None else DELIVERY
         self._target = SCRATCH[: usual if size is None else min(size, usual)]
 
     def on_receive_ready(self) -> None:
