@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hidden import CONNECTION, LIBRARY, NAMES
 
+from twisted_netsock import connections
+
 pytestmark = [pytest.mark.once, pytest.mark.long]
 
 PROGRAM = """
@@ -114,7 +116,6 @@ def test_tls_and_threads_work_without(name: str) -> None:
 
 
 def test_all_names_that_are_looked_for_are_hidden_here() -> None:
-    package = Path(__file__).parent.parent / "twisted_netsock"
-    source = (package / "connections.py").read_text()
+    source = Path(connections.__file__).read_text()
     for name in (*LIBRARY, *CONNECTION):
         assert f'"{name}"' in source
