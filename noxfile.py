@@ -14,23 +14,23 @@ nox.options.reuse_existing_virtualenvs = True
 REACTORS = ("epoll", "asyncio")
 EVERY_REACTOR = ("select", "poll", "epoll", "asyncio", "uvloop")
 GUARDED = (
-    "tests/test_blocking_clients.py",
-    "tests/test_blocking_data.py",
-    "tests/test_blocking_servers.py",
-    "tests/test_contexts.py",
-    "tests/test_endpoints.py",
-    "tests/test_hostile_handshakes.py",
-    "tests/test_layered_handshakes.py",
-    "tests/test_output_ports.py",
-    "tests/test_resolver.py",
-    "tests/test_serving.py",
-    "tests/test_server_names.py",
-    "tests/test_sessions.py",
-    "tests/test_sockets.py",
-    "tests/test_tls_endings.py",
-    "tests/test_tls_sockets.py",
-    "tests/test_transports.py",
-    "tests/test_verification.py",
+    "tests/blocking/test_clients.py",
+    "tests/blocking/test_data.py",
+    "tests/blocking/test_servers.py",
+    "tests/_tls/test_context.py",
+    "tests/_endpoints/test_client.py",
+    "tests/hostile/test_hostile_handshakes.py",
+    "tests/_endpoints/test_inner_handshakes.py",
+    "tests/_sockets/test_output_ports.py",
+    "tests/_net/test_resolver.py",
+    "tests/_sockets/test_serve.py",
+    "tests/_tls/test_server_names.py",
+    "tests/_tls/test_sessions.py",
+    "tests/_sockets/test_socket.py",
+    "tests/_sockets/test_tls_endings.py",
+    "tests/_sockets/test_tls_socket.py",
+    "tests/_endpoints/test_transport.py",
+    "tests/_tls/test_verification.py",
 )
 """What also runs without the inner parts of libraries."""
 
@@ -133,10 +133,11 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
+    """Check style and format, and print the lines of code."""
     session.install("-q", "ruff>=0.15")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("python", "tests/support/code_lines.py")
 
 
 @nox.session
@@ -151,28 +152,28 @@ def docs(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run every code block of README and docs."""
     session.install("-q", "-e", ".[test]")
-    session.run("pytest", "-q", "tests/test_documentation.py", *session.posargs)
+    session.run("pytest", "-q", "tests/project/test_documentation.py", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare with peers; name scenarios to run only those."""
     session.install("-q", "-e", ".", "uvloop", "trio", "anyio")
-    session.run("python", "-m", "tests.benchmarks", *session.posargs, env=dict(os.environ))
+    session.run("python", "-m", "benchmarks", *session.posargs, env=dict(os.environ))
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Let good, slow, dying and hostile clients come, ``-- --seconds N`` for each reactor."""
     session.install("-q", "-e", ".[test]")
-    run_long(session, "tests/test_soak.py", "NETSOCK_SOAK_SECONDS", REACTORS)
+    run_long(session, "tests/hostile/test_soak.py", "NETSOCK_SOAK_SECONDS", REACTORS)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Feed random input to whatever parses any, ``-- --seconds N`` in all."""
     session.install("-q", "-e", ".[test]")
-    run_long(session, "tests/test_fuzz.py", "NETSOCK_FUZZ_SECONDS", REACTORS[:1])
+    run_long(session, "tests/hostile/test_fuzz.py", "NETSOCK_FUZZ_SECONDS", REACTORS[:1])
 
 
 @nox.session
@@ -181,7 +182,9 @@ def netns(session: nox.Session) -> None:
     session.install("-q", "-e", ".[test]")
     for reactor in REACTORS:
         environment = {"NETSOCK_REACTOR": reactor, "NETSOCK_NETNS": "1"}
-        session.run("pytest", "-q", "tests/test_netns.py", *session.posargs, env=environment)
+        session.run(
+            "pytest", "-q", "tests/hostile/test_netns.py", *session.posargs, env=environment
+        )
 
 
 @nox.session
@@ -189,7 +192,7 @@ def testssl(session: nox.Session) -> None:
     """Have testssl.sh look for weaknesses in our TLS servers; needs it installed."""
     session.install("-q", "-e", ".[test]")
     environment = {"NETSOCK_TESTSSL": "1"}
-    session.run("pytest", "-q", "tests/test_testssl.py", *session.posargs, env=environment)
+    session.run("pytest", "-q", "tests/_tls/test_testssl.py", *session.posargs, env=environment)
 
 
 def run_long(

@@ -14,7 +14,8 @@ from typing import Any
 import attrs
 from pygments.lexers.special import TextLexer
 
-from twisted_netsock import ServerTLSSocketOptions, SocketOptions, option_types
+from twisted_netsock import ServerTLSSocketOptions, SocketOptions
+from twisted_netsock import _option_types as option_types
 from twisted_netsock._version import __version__
 
 project = "twisted_netsock"
@@ -70,9 +71,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"AddressFamily|SocketKind|TLSVersion|copy|pickle|open|io"),
     # What stands behind public names: classes that users do not make, and aliases of
     # types, which reference/options.md explains.
-    ("py:class", r"twisted_netsock\.\w+\.(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
+    ("py:class", r"twisted_netsock\.(\w+\.)+(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
     ("py:class", r"twisted_netsock\.(\w+\.)+(SocketFacts|Blocking(Base|Data|Facts)|T|S)"),
-    ("py:class", r"twisted_netsock\.\w+\.(Watch|Descriptor)"),
+    ("py:class", r"twisted_netsock\.(\w+\.)+(Watch|Descriptor)"),
     ("py:class", r"(Any)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
     ("py:class", r"Verifier|Version"),
     # An attribute of the error that it is written beside.
@@ -99,7 +100,7 @@ def _homes(target: str) -> list[str]:
     homes = [
         f"twisted_netsock.{target}",
         f"twisted_netsock.{name}",
-        f"twisted_netsock.ports.{name}",
+        f"twisted_netsock._sockets.ports.{name}",
         f"twisted_netsock.testing.{name}",
         f"twisted_netsock.blocking.{name}",
         f"twisted_netsock.chibi.{name}",
@@ -241,6 +242,6 @@ def setup(app: Any) -> None:
     # Before napoleon, whose priority is 500.
     app.connect("autodoc-process-docstring", write_sections_as_fields, priority=400)
     app.connect("autodoc-process-signature", write_signature)
-    # Endpoint strings, which tests/test_documentation.py parses.
+    # Endpoint strings, which tests/project/test_documentation.py parses.
     for language in ("client-endpoint", "server-endpoint"):
         app.add_lexer(language, TextLexer)

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hidden import hide_chosen
+
+from tests.support.hidden import hide_chosen
 
 hide_chosen()
 
@@ -50,13 +51,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells have what runs in the background ignore it, and children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from clocks import ClockedReactor  # noqa: E402
-from protocols import Kind  # noqa: E402
 from twisted.internet import reactor  # noqa: E402
 from twisted.internet.defer import Deferred  # noqa: E402
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
+from tests.support.clocks import ClockedReactor  # noqa: E402
+from tests.support.protocols import Kind  # noqa: E402
 from twisted_netsock.testing import CertificateAuthority, clean_reactor  # noqa: E402
 
 assert clean_reactor

@@ -23,10 +23,10 @@ from socket import (
 )
 
 import pytest
-from address_forms import NOTHING, UNIX, UNNAMED, V4, V4_TUPLES, V6
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.address_forms import NOTHING, UNIX, UNNAMED, V4, V4_TUPLES, V6
 from twisted_netsock.addresses import (
     AddressInfo,
     SocketAddress,

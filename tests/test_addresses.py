@@ -9,7 +9,11 @@ import socket
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, SOCK_DGRAM, SOCK_STREAM
 
 import pytest
-from address_forms import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+
+from tests.support.address_forms import (
     ABSTRACT,
     NATIVE,
     NOTHING,
@@ -22,10 +26,7 @@ from address_forms import (
     V6_HOSTS,
     V6_TUPLES,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-
+from twisted_netsock._hostnames import strip_zone
 from twisted_netsock.addresses import (
     AddressInfo,
     SocketAddress,
@@ -35,7 +36,6 @@ from twisted_netsock.addresses import (
     make_sockaddr,
     to_twisted_address,
 )
-from twisted_netsock.names import strip_zone
 
 pytestmark = pytest.mark.once
 

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from clocks import turns
-from stream_helpers import soon
 from twisted.internet.defer import CancelledError
 
+from tests.support.clocks import turns
+from tests.support.stream_helpers import soon
 from twisted_netsock import (
     HostNotFoundError,
     Socket,

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import ClockedReactor, turns
-from port_helpers import KINDS, streams_of
-from stream_helpers import (
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+
+from tests.support.clocks import ClockedReactor, turns
+from tests.support.port_helpers import KINDS, streams_of
+from tests.support.stream_helpers import (
     Streams,
     failure_of,
     fill,
@@ -23,8 +25,6 @@ from stream_helpers import (
     shrink_buffers,
     soon,
 )
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-
 from twisted_netsock import (
     Socket,
     SocketAddress,

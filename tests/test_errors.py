@@ -10,10 +10,10 @@ import ssl
 from typing import Any
 
 import pytest
-from error_cases import CASES, HERE, IN_USE, REFUSED, THERE, UNREACHABLE, every_case
 from twisted.internet import error as twisted_error
 from twisted.python.failure import Failure
 
+from tests.support.error_cases import CASES, HERE, IN_USE, REFUSED, THERE, UNREACHABLE, every_case
 from twisted_netsock import errors
 from twisted_netsock.errors import (
     CertificateVerificationError,

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import (
+
+from tests.support.records import (
     DEFAULTS,
     MICROSECOND,
     PEM,
@@ -27,7 +28,6 @@ from records import (
     refusal,
     verifier,
 )
-
 from twisted_netsock import (
     ServerTLSSocketOptions,
     SocketOptions,

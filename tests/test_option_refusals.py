@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from records import (
+
+from tests.support.records import (
     MICROSECOND,
     PEM,
     PLAIN_DEFAULTS,
@@ -27,7 +28,6 @@ from records import (
     refusal,
     whole_story,
 )
-
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 
 pytestmark = pytest.mark.once

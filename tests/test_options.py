@@ -26,7 +26,8 @@ from ssl import TLSVersion
 
 import attrs
 import pytest
-from records import (
+
+from tests.support.records import (
     DEFAULTS,
     MICROSECOND,
     RECORDS,
@@ -39,7 +40,6 @@ from records import (
     refusal,
     verifier,
 )
-
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 
 pytestmark = pytest.mark.once

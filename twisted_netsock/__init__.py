@@ -4,12 +4,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._endpoints.agent import agent_endpoint_factory as agent_endpoint_factory
+    from ._endpoints.client import ClientEndpoint as ClientEndpoint
+    from ._endpoints.client import client_endpoint as client_endpoint
+    from ._endpoints.server import ServerEndpoint as ServerEndpoint
+    from ._endpoints.server import server_endpoint as server_endpoint
+    from ._option_types import VerifyResult as VerifyResult
+    from ._proxy_protocol.header import ProxyHeader as ProxyHeader
+    from ._proxy_protocol.tlv import ProxyTLS as ProxyTLS
+    from ._proxy_protocol.tlv import ProxyTLV as ProxyTLV
+    from ._sockets.make import make_client_socket as make_client_socket
+    from ._sockets.make import make_client_tls_socket as make_client_tls_socket
+    from ._sockets.make import make_server_socket as make_server_socket
+    from ._sockets.make import make_server_tls_socket as make_server_tls_socket
+    from ._sockets.make import socket_options_to_client_socket as socket_options_to_client_socket
+    from ._sockets.selector import SocketSelector as SocketSelector
+    from ._sockets.selector import wait_readable as wait_readable
+    from ._sockets.selector import wait_writable as wait_writable
+    from ._sockets.socket import Socket as Socket
+    from ._sockets.start_tls import start_tls as start_tls
+    from ._sockets.tls_socket import TLSSocket as TLSSocket
+    from ._tls.client import client_context_factory as client_context_factory
+    from ._tls.server import server_context_factory as server_context_factory
     from .addresses import AddressInfo as AddressInfo
     from .addresses import SocketAddress as SocketAddress
-    from .agents import agent_endpoint_factory as agent_endpoint_factory
-    from .client_contexts import client_context_factory as client_context_factory
-    from .client_endpoints import ClientEndpoint as ClientEndpoint
-    from .client_endpoints import client_endpoint as client_endpoint
     from .errors import CertificateVerificationError as CertificateVerificationError
     from .errors import HostNotFoundError as HostNotFoundError
     from .errors import NetsockError as NetsockError
@@ -29,46 +47,28 @@ if TYPE_CHECKING:
     from .errors import TLSError as TLSError
     from .errors import TLSHandshakeError as TLSHandshakeError
     from .errors import TLSTruncatedError as TLSTruncatedError
-    from .makers import make_client_socket as make_client_socket
-    from .makers import make_client_tls_socket as make_client_tls_socket
-    from .makers import make_server_socket as make_server_socket
-    from .makers import make_server_tls_socket as make_server_tls_socket
-    from .makers import socket_options_to_client_socket as socket_options_to_client_socket
-    from .option_types import VerifyResult as VerifyResult
     from .options import ServerTLSSocketOptions as ServerTLSSocketOptions
     from .options import SocketOptions as SocketOptions
     from .options import TLSSocketOptions as TLSSocketOptions
     from .options import is_server_tls_socket_options as is_server_tls_socket_options
     from .options import is_socket_options as is_socket_options
     from .options import is_tls_socket_options as is_tls_socket_options
-    from .proxy_headers import ProxyHeader as ProxyHeader
-    from .proxy_tlvs import ProxyTLS as ProxyTLS
-    from .proxy_tlvs import ProxyTLV as ProxyTLV
-    from .selecting import SocketSelector as SocketSelector
-    from .selecting import wait_readable as wait_readable
-    from .selecting import wait_writable as wait_writable
-    from .server_contexts import server_context_factory as server_context_factory
-    from .server_endpoints import ServerEndpoint as ServerEndpoint
-    from .server_endpoints import server_endpoint as server_endpoint
-    from .sockets import Socket as Socket
-    from .tls_sockets import TLSSocket as TLSSocket
-    from .upgrading import start_tls as start_tls
 
 # Where each public name lives; loaded when it is first used, so that importing the
 # package installs no reactor and loads no TLS library.
 _HOMES = {
     "AddressInfo": "addresses",
     "CertificateVerificationError": "errors",
-    "ClientEndpoint": "client_endpoints",
+    "ClientEndpoint": "_endpoints.client",
     "HostNotFoundError": "errors",
     "NetsockError": "errors",
-    "ProxyHeader": "proxy_headers",
+    "ProxyHeader": "_proxy_protocol.header",
     "ProxyHeaderError": "errors",
-    "ProxyTLS": "proxy_tlvs",
-    "ProxyTLV": "proxy_tlvs",
-    "ServerEndpoint": "server_endpoints",
+    "ProxyTLS": "_proxy_protocol.tlv",
+    "ProxyTLV": "_proxy_protocol.tlv",
+    "ServerEndpoint": "_endpoints.server",
     "ServerTLSSocketOptions": "options",
-    "Socket": "sockets",
+    "Socket": "_sockets.socket",
     "SocketAddress": "addresses",
     "SocketBindError": "errors",
     "SocketBusyError": "errors",
@@ -82,30 +82,30 @@ _HOMES = {
     "SocketOptions": "options",
     "SocketPortError": "errors",
     "SocketReadTimeoutError": "errors",
-    "SocketSelector": "selecting",
+    "SocketSelector": "_sockets.selector",
     "SocketWriteTimeoutError": "errors",
     "TLSError": "errors",
     "TLSHandshakeError": "errors",
-    "TLSSocket": "tls_sockets",
+    "TLSSocket": "_sockets.tls_socket",
     "TLSSocketOptions": "options",
     "TLSTruncatedError": "errors",
-    "VerifyResult": "option_types",
-    "agent_endpoint_factory": "agents",
-    "client_context_factory": "client_contexts",
-    "client_endpoint": "client_endpoints",
+    "VerifyResult": "_option_types",
+    "agent_endpoint_factory": "_endpoints.agent",
+    "client_context_factory": "_tls.client",
+    "client_endpoint": "_endpoints.client",
     "is_server_tls_socket_options": "options",
     "is_socket_options": "options",
     "is_tls_socket_options": "options",
-    "make_client_socket": "makers",
-    "make_client_tls_socket": "makers",
-    "make_server_socket": "makers",
-    "make_server_tls_socket": "makers",
-    "server_context_factory": "server_contexts",
-    "server_endpoint": "server_endpoints",
-    "socket_options_to_client_socket": "makers",
-    "start_tls": "upgrading",
-    "wait_readable": "selecting",
-    "wait_writable": "selecting",
+    "make_client_socket": "_sockets.make",
+    "make_client_tls_socket": "_sockets.make",
+    "make_server_socket": "_sockets.make",
+    "make_server_tls_socket": "_sockets.make",
+    "server_context_factory": "_tls.server",
+    "server_endpoint": "_endpoints.server",
+    "socket_options_to_client_socket": "_sockets.make",
+    "start_tls": "_sockets.start_tls",
+    "wait_readable": "_sockets.selector",
+    "wait_writable": "_sockets.selector",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, which a test compares with the imports above

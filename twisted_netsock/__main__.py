@@ -44,8 +44,8 @@ def _open_standard_descriptors() -> None:
 def _run(arguments: list[str]) -> int:
     from twisted.python import usage
 
-    from .commands.outcomes import Outcome
-    from .commands.running import OneShotOptions, run_alone, say
+    from .commands._common.one_shot import OneShotOptions, run_alone, say
+    from .commands._common.outcomes import Outcome
 
     options = _options()
     try:

@@ -17,7 +17,7 @@ from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
 from typing import Any
 
-from .names import is_host_name
+from ._hostnames import is_host_name
 
 FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
 PROXY_PROTOCOLS = ("v1", "v2", "any")

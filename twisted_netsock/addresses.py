@@ -21,7 +21,7 @@ import attrs
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
-from .names import strip_zone
+from ._hostnames import strip_zone
 
 __all__ = [
     "AddressInfo",

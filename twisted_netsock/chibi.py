@@ -19,6 +19,21 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from ._chibi_data import (
+    receive,
+    receive_into,
+    receive_into_non_blocking,
+    receive_non_blocking,
+    send,
+    send_non_blocking,
+)
+from ._chibi_io import NetIO, open_net_io, with_net_io
+from ._io.descriptor import PlainDescriptor
+from ._io.poller import poller_for
+from ._net.open_socket import apply_options, open_socket, until_shutdown
+from ._net.resolver import look_up_system
+from ._net.unix_paths import free_path
+from ._sockets.socket import Socket, current_reactor
 from .addresses import (
     Address,
     AddressInfo,
@@ -30,23 +45,8 @@ from .addresses import (
     make_address_info,
     make_sockaddr,
 )
-from .chibi_data import (
-    receive,
-    receive_into,
-    receive_into_non_blocking,
-    receive_non_blocking,
-    send,
-    send_non_blocking,
-)
-from .chibi_io import NetIO, open_net_io, with_net_io
-from .descriptors import PlainDescriptor
 from .errors import SocketBindError, SocketError
-from .opening import apply_options, open_socket, until_shutdown
 from .options import SocketOptions
-from .readiness import poller_for
-from .resolver import look_up_system
-from .sockets import Socket, current_reactor
-from .unix_paths import free_path
 
 if TYPE_CHECKING:
     pass

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 import attrs
 
 from . import _validation as check
-from .names import is_ip_address
-from .option_types import (
+from ._hostnames import is_ip_address
+from ._option_types import (
     CertificateSource,
     KeySource,
     LocalAddress,
@@ -68,7 +68,7 @@ def _field(
     """
     Declare one option: its default, its check, and the kind of its text form.
 
-    *kind* is what endpoint strings go by: `twisted_netsock.string_keys` has a parser
+    *kind* is what endpoint strings go by: `twisted_netsock._endpoints.string_keys` has a parser
     for each; `None` keeps the option out of them. *secret* keeps its value out of every
     text, *hashed* is `False` for values that need not be hashable, *of_sockets* is `True`
     for what says how a socket is made, and *of_names* for what may differ between the

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 import twisted_netsock as netsock
 from twisted_netsock import blocking, chibi
-from twisted_netsock.ports import InputPort, OutputPort
+from twisted_netsock._sockets.ports import InputPort, OutputPort
 
 
 def records() -> None:

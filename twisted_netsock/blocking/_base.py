@@ -27,7 +27,8 @@ from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from ..descriptors import Descriptor, set_linger_reset
+from .._io.descriptor import Descriptor, set_linger_reset
+from .._io.poller import WANT_READ, Want
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -36,7 +37,6 @@ from ..errors import (
     SocketWriteTimeoutError,
 )
 from ..options import SocketOptions
-from ..readiness import WANT_READ, Want
 from ._bridge import Call
 from ._facts import BlockingFacts, in_seconds
 from ._waiting import (

@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import chibi
+from .._chibi_data import check_family, check_timeout
 from ..addresses import Address, AddressInfo, SocketAddress
-from ..chibi_data import check_family, check_timeout
 from ._bridge import run, use
 from ._makers import make_client_socket
 from ._sockets import BlockingSocket

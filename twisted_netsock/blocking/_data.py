@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
-from .._validation import byte_count
-from ..addresses import Address, SocketAddress, as_socket_address
-from ..data_sockets import FLUSH_LIMIT
-from ..descriptors import (
+from .._io.descriptor import (
     PlainDescriptor,
     byte_view,
     check_flags,
     may_not_wait,
     writable_view,
 )
+from .._io.poller import Want
+from .._sockets.data import FLUSH_LIMIT
+from .._sockets.sendfile import FileSource
+from .._validation import byte_count
+from ..addresses import Address, SocketAddress, as_socket_address
 from ..errors import SocketBusyError, SocketClosedError, SocketError, SocketPortError
-from ..file_sources import FileSource
-from ..readiness import Want
 from ._base import BlockingBase
 from ._ports import RawPort, drop, has_failed, held_by, open_input_port, open_output_port
 from ._waiting import Deadline, Expired, current_waiter

@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from .. import _validation as check
+from .._sockets.info import SocketFacts
 from ..addresses import Address, SocketAddress
-from ..socket_facts import SocketFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

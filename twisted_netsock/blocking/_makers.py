@@ -8,10 +8,15 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
-from .. import makers
+from .._io.descriptor import Descriptor
+from .._proxy_protocol.header import ProxyHeader
+from .._sockets import make as makers
+from .._sockets.socket import Socket
+from .._sockets.start_tls import tls_factory
+from .._tls.client import ClientContextFactory
+from .._tls.descriptor import TLSDescriptor
+from .._tls.server import ServerContextFactory, server_records
 from .._validation import optional_duration
-from ..client_contexts import ClientContextFactory
-from ..descriptors import Descriptor
 from ..errors import SocketClosedError, SocketConnectionTimeoutError
 from ..options import (
     ServerTLSSocketOptions,
@@ -19,11 +24,6 @@ from ..options import (
     TLSSocketOptions,
     require_record,
 )
-from ..proxy_headers import ProxyHeader
-from ..server_contexts import ServerContextFactory, server_records
-from ..sockets import Socket
-from ..tls import TLSDescriptor
-from ..upgrading import tls_factory
 from ._bridge import Call, run
 from ._facts import in_seconds
 from ._sockets import BlockingSocket, Taken, take

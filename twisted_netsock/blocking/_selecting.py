@@ -21,8 +21,8 @@ from typing import Any, Final, Self, TypeVar
 from twisted.logger import Logger
 
 from .. import _validation as check
+from .._net.resolver import DaemonThreads
 from ..errors import NetsockError, SocketClosedError, SocketError, SocketReadTimeoutError
-from ..resolver import DaemonThreads
 from ._bridge import use
 from ._sockets import BlockingSocket
 from ._waiting import (

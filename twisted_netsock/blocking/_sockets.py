@@ -17,8 +17,11 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from .. import _validation as check
+from .._io.descriptor import Connect, Descriptor, adopt
+from .._io.poller import poller_for
+from .._proxy_protocol.header import ProxyHeader
+from .._sockets.socket import Socket
 from ..addresses import Address, as_socket_address
-from ..descriptors import Connect, Descriptor, adopt
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -27,9 +30,6 @@ from ..errors import (
     SocketPortError,
 )
 from ..options import SocketOptions
-from ..proxy_headers import ProxyHeader
-from ..readiness import poller_for
-from ..sockets import Socket
 from ._bridge import in_reactor, run, use
 from ._data import BlockingData
 from ._ports import held_by

@@ -12,16 +12,16 @@ from typing import Any, Self, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
-from ..descriptors import Descriptor, set_linger_reset
+from .._io.descriptor import Descriptor, set_linger_reset
+from .._io.poller import Want, poller_for
+from .._sockets.socket import Socket
+from .._sockets.tls_socket import TLSSocket
+from .._tls.descriptor import TLSDescriptor
+from .._tls.handshake import handshake, say_goodbye
+from .._tls.info import TLSFacts
+from .._tls.server import ServerContextFactory
 from ..errors import SocketBusyError, SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
-from ..readiness import Want, poller_for
-from ..server_contexts import ServerContextFactory
-from ..sockets import Socket
-from ..tls import TLSDescriptor
-from ..tls_facts import TLSFacts
-from ..tls_sockets import TLSSocket
-from ..tls_stages import handshake, say_goodbye
 from ._bridge import in_reactor, run, use
 from ._facts import in_seconds
 from ._sockets import BlockingSocket

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from twisted.python import threadable
 
+from .._io.poller import WANT_READ, Want
 from ..errors import SocketConnectionLostError, SocketError
-from ..readiness import WANT_READ, Want
 
 __all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "stop_all"]
 

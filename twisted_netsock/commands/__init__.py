@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from twisted.application.service import IService
 from twisted.python import usage
 
-from .hints import hinted
+from ._common.hints import hinted
 
 __all__ = ["Options", "makeService"]
 
@@ -29,11 +29,11 @@ class Options(usage.Options):
     synopsis = "<subcommand> [options]"
     subCommands: ClassVar[Any] = [
         ["echo", None, _late("echo", "EchoOptions"), "Send back what clients send."],
-        ["relay", None, _late("relay", "RelayOptions"),
+        ["relay", None, _late("relay.service", "RelayOptions"),
          "Relay connections between any two endpoints."],
         ["connect", None, _late("connect", "ConnectOptions"),
          "Standard input and output to any endpoint."],
-        ["probe", None, _late("probe", "ProbeOptions"),
+        ["probe", None, _late("probe.options", "ProbeOptions"),
          "What a TLS server says, and whether it can be believed."],
     ]  # fmt: skip
 
@@ -56,13 +56,13 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     if options.subCommand in {"connect", "probe"}:
-        from .running import OneShot, exit_process_with
+        from ._common.one_shot import OneShot, exit_process_with
 
         return OneShot(reactor, options.subOptions, exit_process_with)
     if options.subCommand == "echo":
         from .echo import make_echo
 
         return make_echo(options.subOptions, reactor)
-    from .relay import make_relay
+    from .relay.service import make_relay
 
     return make_relay(options.subOptions, reactor)

@@ -15,14 +15,14 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..client_endpoints import client_endpoint
+from .._endpoints.client import client_endpoint
+from .._endpoints.transport import TLSTransport, Transport
 from ..errors import SocketConnectionTimeoutError
 from ..options import SocketOptions
-from ..transports import TLSTransport, Transport
-from .outcomes import Outcome, explain, outcome_of
-from .running import OneShotOptions, say
-from .standard import Input, Output
-from .targets import TLS_FLAGS, TLS_PARAMETERS, parse_target, parse_time, tls_options
+from ._common.one_shot import OneShotOptions, say
+from ._common.outcomes import Outcome, explain, outcome_of
+from ._common.stdio import Input, Output
+from ._common.targets import TLS_FLAGS, TLS_PARAMETERS, parse_target, parse_time, tls_options
 
 __all__ = ["ConnectOptions"]
 

@@ -21,9 +21,9 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .._endpoints.transport import IViewProtocol
 from .._validation import duration_text
-from ..transports import IViewProtocol
-from .serving import ListeningService, end_stream, endpoint_option, fail_at_exit
+from ._common.service import ListeningService, end_stream, endpoint_option, fail_at_exit
 
 __all__ = ["EchoFactory", "EchoOptions", "make_echo"]
 

@@ -1,0 +1,301 @@
+"""
+A layer of TLS between the connection of any endpoint and a protocol.
+
+Where that connection is a plain transport of this package, TLS is started on its
+descriptor; over any other it runs on memory, by `inner_transport`. The
+protocol is built when the handshake is done, on both ways.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import NoProtocol
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IProtocolNegotiationFactory,
+    IPushProducer,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import alsoProvides, implementer
+
+from .._tls.client import ClientContextFactory
+from .._tls.context import negotiated_protocols
+from .._tls.handshake import handshake, say_goodbye
+from .._tls.server import ServerContextFactory
+from ..errors import SocketConnectionLostError, SocketConnectionTimeoutError
+from ..options import TLSSocketOptions
+from .base_transport import seconds
+from .factory import log_prefix
+from .inner_transport import (
+    InnerTransport,
+    LayeredDescriptor,
+    LayeredTransport,
+    LayeredWatch,
+)
+from .transport import Transport
+
+__all__ = ["Layer", "LayerFactory"]
+
+
+class LayerFactory(ABC):
+    """
+    Builds the layers that the inner endpoint connects, one for each connection.
+
+    Subclasses say what becomes of each.
+    """
+
+    is_client: bool
+
+    def __init__(
+        self,
+        reactor: Any,
+        factory: Any,
+        options: TLSSocketOptions,
+        context_factory: ClientContextFactory | ServerContextFactory,
+    ) -> None:
+        self.reactor = reactor
+        self.factory = factory
+        self.options = options
+        self.context_factory = context_factory
+        if IProtocolNegotiationFactory.providedBy(factory):
+            alsoProvides(self, IProtocolNegotiationFactory)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return what the factory behind negotiates."""
+        return list(negotiated_protocols(self.factory))
+
+    def buildProtocol(self, _address: IAddress | None) -> Layer:
+        """Return a layer; the protocol comes when its handshake is done."""
+        return Layer(self)
+
+    def logPrefix(self) -> str:
+        """Name the factory behind in log lines."""
+        return f"{log_prefix(self.factory)} (TLS)"
+
+    @abstractmethod
+    def doStart(self) -> None:
+        """Handle that the inner endpoint begins to use this factory."""
+
+    @abstractmethod
+    def doStop(self) -> None:
+        """Handle that it uses it no more."""
+
+    @abstractmethod
+    def began(self, layer: Layer) -> bool:
+        """Tell whether the handshake of *layer* may begin."""
+
+    @abstractmethod
+    def succeeded(self, layer: Layer, protocol: Any) -> None:
+        """Handle that *protocol* is connected through *layer*."""
+
+    @abstractmethod
+    def failed(self, layer: Layer, error: Failure) -> None:
+        """Handle that *layer* connected no protocol, and is gone."""
+
+    @abstractmethod
+    def gone(self, layer: Any) -> None:
+        """Handle that the protocol of *layer*, a `Layer`, has lost its connection."""
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Layer(Protocol):
+    """The protocol of an inner connection: shakes hands, then connects another protocol."""
+
+    def __init__(self, factory: LayerFactory) -> None:
+        self.factory: Any = factory
+        self._owner = factory
+        self._failure: Failure | None = None
+        self._reported = False
+        self._given_up = False
+        self._running: Deferred[None] | None = None
+        self._inner: InnerTransport | None = None
+        self._layered: LayeredTransport | None = None
+        self._descriptor: LayeredDescriptor | None = None
+        self._watch: Any = None
+
+    def logPrefix(self) -> str:
+        """Name the factory behind in log lines."""
+        return self._owner.logPrefix()
+
+    # The handshake
+
+    def connectionMade(self) -> None:
+        """Shake hands: on the descriptor if the transport is a plain one of ours."""
+        transport: Any = self.transport
+        if not self._owner.began(self):
+            self._failure = Failure(CancelledError())
+            getattr(transport, "abortConnection", transport.loseConnection)()
+        elif type(transport) is Transport:
+            alsoProvides(self, IHandshakeListener)
+            transport.startTLS(self._owner.context_factory)
+        else:
+            self._begin(transport)
+
+    def _begin(self, transport: Any) -> None:
+        owner = self._owner
+        close_seconds = owner.options.close_timeout.total_seconds()
+        inner = self._inner = InnerTransport(owner.reactor, transport, close_seconds)
+        try:
+            inner.register(self)
+            protocols = negotiated_protocols(owner.factory)
+            self._descriptor = LayeredDescriptor(inner, owner.context_factory, protocols)
+        except BaseException:  # noqa: BLE001 - the caller that connects gets it
+            self.fail(Failure())
+            return
+        self._watch = LayeredWatch(owner.reactor, self._descriptor)
+        limit = seconds(owner.context_factory.options.handshake_timeout)
+        self._running = handshake(owner.reactor, self._watch, self._descriptor, limit)
+        self._running.addCallbacks(self._shaken, self.fail)
+
+    def handshakeCompleted(self) -> None:
+        """Connect the protocol, on the descriptor of the transport."""
+        transport: Any = self.transport
+        protocol = self._build()
+        if protocol is None:
+            transport.loseConnection()
+            return
+        self._reported = True
+        transport.pass_on(protocol, self._owner.options, self._gone)
+        self._owner.succeeded(self, protocol)
+
+    def _shaken(self, _: None) -> None:
+        assert self._descriptor is not None
+        owner, transport = self._owner, self.transport
+        assert transport is not None
+        self._running = None
+        protocol = self._build()
+        if self._given_up:
+            return
+        if protocol is None:
+            goodbye = say_goodbye(owner.reactor, self._watch, self._descriptor)
+            self._running = goodbye.addCallback(self._refused)
+            return
+        self._layered = LayeredTransport(
+            owner.reactor,
+            self._watch,
+            self._descriptor,
+            owner.options,
+            transport.getHost(),
+            transport.getPeer(),
+            is_client=owner.is_client,
+        )
+        self._reported = True
+        self._layered.attach(protocol, self._gone)
+        owner.succeeded(self, protocol)
+
+    def _gone(self) -> None:
+        self._owner.gone(self)
+
+    def _refused(self, _: None) -> None:
+        assert self._inner is not None
+        self._running = None
+        if self._inner.lost is not None:
+            self._report()
+
+    def _build(self) -> Any:
+        """Return the protocol, or `None` after noting why there is none."""
+        assert self.transport is not None
+        try:
+            protocol = self._owner.factory.buildProtocol(self.transport.getPeer())
+        except BaseException:  # noqa: BLE001 - the caller that connects gets it
+            self._failure = self._failure or Failure()
+            return None
+        if protocol is None:
+            self._failure = self._failure or Failure(NoProtocol())
+        # The factory may have had all of it given up.
+        return None if self._failure is not None else protocol
+
+    def fail(self, error: Failure) -> None:
+        """End the connection for *error*, which is reported when it has ended."""
+        self._failure = self._failure or error
+        self._running = None
+        transport: Any = self.transport
+        if self._inner is None:
+            if transport is not None:
+                transport.abortConnection()
+            return
+        if self._watch is not None:
+            self._watch.close()
+        if self._inner.lost is not None:
+            self._report()
+        elif error.check(CancelledError, SocketConnectionTimeoutError) is None:
+            self._inner.close()
+        else:
+            self._inner.abort()
+
+    def end(self, error: Exception) -> None:
+        """Give up for *error*: the handshake is not done."""
+        if self._layered is not None:
+            self._layered.abortConnection()
+            return
+        self._given_up = True
+        self._failure = self._failure or Failure(error)
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+        self.fail(Failure(CancelledError()))
+
+    def _report(self) -> None:
+        if not self._reported:
+            self._reported = True
+            self._owner.failed(self, self._failure or Failure(SocketConnectionLostError()))
+
+    @property
+    def peer(self) -> IAddress:
+        """The address of the peer."""
+        assert self.transport is not None
+        return self.transport.getPeer()
+
+    # What the inner transport tells
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what has come in."""
+        if self._descriptor is not None:
+            self._descriptor.feed(data)
+            self._watch.arrived()
+
+    def readConnectionLost(self) -> None:
+        """Handle the end of what comes in."""
+        if self._descriptor is not None:
+            self._descriptor.finish()
+            self._watch.arrived()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: it was asked for."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Handle the end of the inner connection."""
+        if self._inner is not None:
+            self._inner.end(reason)
+        if self._descriptor is None:
+            self._failure = self._failure or reason
+            self._report()
+            return
+        self._descriptor.finish()
+        if self._layered is not None:
+            self._layered.inner_ended()
+        elif self._running is not None:
+            self._watch.report_all()
+        else:
+            self._report()
+
+    def pauseProducing(self) -> None:
+        """Write nothing more for now."""
+        assert self._inner is not None
+        self._inner.blocked = True
+
+    def resumeProducing(self) -> None:
+        """Write again."""
+        assert self._inner is not None
+        self._inner.blocked = False
+        if self._watch is not None:
+            self._watch.report_all()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the inner connection ends, and tells of that itself."""

@@ -1,0 +1,403 @@
+"""What a server endpoint listens with: its port, and the transports of its connections."""
+
+from __future__ import annotations
+
+import math
+import socket as _socket
+from collections.abc import Callable
+from functools import partial
+from socket import SOCK_STREAM
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.logger import Logger
+from zope.interface import Attribute, Interface, implementer
+
+from .._io.descriptor import Descriptor, PlainDescriptor
+from .._io.poller import Watch, contain, poller_for
+from .._net.accept import Acceptor
+from .._net.happy_eyeballs import Established
+from .._net.incoming import Arrival, Arrivals
+from .._net.incoming_handshake import shaking_hands
+from .._net.unix_paths import bound_path
+from .._proxy_protocol.header import ProxyHeader
+from .._tls.context import negotiated_protocols
+from .._tls.descriptor import TLSDescriptor
+from .._tls.handshake import say_goodbye
+from .._tls.reload import FileWatch, Reloader
+from .._tls.server import ServerContextFactory
+from ..addresses import SocketAddress, to_twisted_address
+from ..errors import SocketClosedError
+from ..options import SocketOptions
+from .factory import log_prefix, start_factory, stop_factory
+from .transport import TLSTransport, Transport
+
+__all__ = ["Gate", "IConnectionFactory", "ListeningPort", "make_transport"]
+
+_log = Logger()
+
+
+def make_transport(
+    reactor: Any,
+    established: Established,
+    options: SocketOptions,
+    peer: IAddress,
+    *,
+    header: ProxyHeader | None = None,
+    is_client: bool,
+) -> Transport:
+    """Return a transport on *established* that the poller keeps until it is lost."""
+    descriptor, watch = established.descriptor, established.watch
+    told = header is not None and header.destination is not None
+    socket_type = SOCK_STREAM if header is None or not told else header.socket_type
+    host = to_twisted_address(_local_address(descriptor.sock, header), socket_type)
+    kind = TLSTransport if isinstance(descriptor, TLSDescriptor) else Transport
+    watch.keep()
+    transport = kind(reactor, watch, descriptor, options, host, peer, is_client=is_client)
+    transport.proxy_header = header
+    return transport
+
+
+def _local_address(sock: _socket.socket, header: ProxyHeader | None) -> SocketAddress:
+    """Return the address that a connection came to, which *header* may tell."""
+    if header is not None and header.destination is not None:
+        return header.destination
+    return SocketAddress.named(sock.getsockname())
+
+
+def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
+    """Return *peer*, whom *header* may have told, as Twisted names it."""
+    return to_twisted_address(peer, SOCK_STREAM if header is None else header.socket_type)
+
+
+class Gate(Protocol):
+    """Who is told of every connection of a `ListeningPort`, from its first moment to its last."""
+
+    def admits(self, peer: Any) -> bool:
+        """
+        Return whether *peer* may have one more connection: before TLS, behind a PROXY header.
+
+        It counts from then on until it has `left`. A connection that may not is closed.
+        """
+
+    def entered(self) -> None:
+        """Note that a connection was taken from the kernel; here the port may be paused."""
+
+    def left(self, peer: Any) -> None:
+        """
+        Note that one that had entered is gone, be it before or after a protocol had it.
+
+        Args:
+            peer: Of whom it was admitted; `None` if it was not.
+        """
+
+
+class IConnectionFactory(Interface):
+    """A factory that takes connections as they are, without protocol and transport."""
+
+    takes_connections = Attribute("Whether it does; looked at when the port is made.")
+
+    def take_connection(
+        established: Established,  # noqa: N805
+        peer: SocketAddress,
+        host: SocketAddress,
+        header: ProxyHeader | None,
+        gone: Callable[[], None],
+    ) -> None:
+        """
+        Take a connection over, which the port's `Gate` has admitted; raises nothing.
+
+        Args:
+            established: The connection.
+            peer: Where it comes from, by *header* where that tells it.
+            host: Where it came to, likewise.
+            header: The PROXY header that it began with.
+            gone: To be called once, when it is lost.
+        """
+
+
+@implementer(IListeningPort)
+class ListeningPort:
+    """
+    What a server endpoint listens on: one descriptor, or one for each address.
+
+    Beside what ``IListeningPort`` asks for, accepting can be paused, and a `Gate`
+    set up, which counts and chooses connections.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        sockets: list[_socket.socket],
+        factory: Any,
+        options: SocketOptions,
+        context_factory: ServerContextFactory | None,
+        *,
+        adopted: bool = False,
+    ) -> None:
+        """
+        Listen on *sockets*, from `startListening` on.
+
+        Args:
+            reactor: Where it happens.
+            sockets: Listening, all on one port; this owns them.
+            factory: Builds the protocols.
+            options: The record; of several, the first.
+            context_factory: For TLS.
+            adopted: The sockets were bound elsewhere: a path is not removed.
+        """
+        self._reactor = reactor
+        self._poller = poller_for(reactor)
+        self._sockets = sockets
+        self._factory = factory
+        self._options = options
+        self._secured = context_factory is not None
+        self._gate: Gate | None = None
+        self._paused = False
+        self._arrivals: Arrivals | None = None
+        if context_factory is not None or options.proxy_protocol is not None:
+            self._arrivals = Arrivals(
+                reactor,
+                options,
+                self._serve,
+                self._on_room,
+                secure=(
+                    None
+                    if context_factory is None
+                    else shaking_hands(reactor, context_factory, negotiated_protocols(factory))
+                ),
+                admit=self._admits,
+                gone=self._left,
+            )
+        self._takes = (
+            options.read_timeout is None
+            and options.write_timeout is None
+            and IConnectionFactory.providedBy(factory)
+            and factory.takes_connections
+        )
+        self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
+        self._path = None if adopted else bound_path(sockets[0])
+        self._listening = False
+        self._in_use = False
+        self._watches: list[Watch] = []
+        self._acceptors: list[Acceptor] = []
+        self._file_watch: FileWatch | None = None
+
+    def startListening(self) -> None:
+        """Take connections; done by the endpoint already."""
+        if self._listening:
+            return
+        if not self._sockets:
+            raise SocketClosedError(strerror="A port that has stopped cannot start again")
+        for sock in self._sockets:
+            watch = self._poller.watch(sock.fileno())
+            watch.keep()
+            acceptor = Acceptor(
+                self._reactor, watch, sock, self._on_connection, self._on_acceptor_lost
+            )
+            self._watches.append(watch)
+            self._acceptors.append(acceptor)
+        self._listening = True
+        _log.info("{prefix} starting on {place}", prefix=self._log_prefix, place=self._place)
+        try:
+            start_factory(self._factory)
+        except BaseException:
+            self.stop_accepting()
+            raise
+        self._in_use = True
+        self._accept_or_not()
+
+    # What the log has is as Twisted's ports have it, for those who look for that.
+
+    @property
+    def _log_prefix(self) -> str:
+        prefix = log_prefix(self._factory)
+        return f"{prefix} (TLS)" if self._secured else prefix
+
+    @property
+    def _kind(self) -> str:
+        if self._host.family == _socket.AF_UNIX:
+            return "UNIX"
+        return "TLS" if self._secured else "TCP"
+
+    @property
+    def _place(self) -> str:
+        if self._host.family == _socket.AF_UNIX:
+            return repr(self._host.host)
+        return str(self._host.port)
+
+    # Pausing
+
+    def guard(self, gate: Gate, most_arrivals: int | None = None) -> None:
+        """
+        Have *gate* told of every connection to come.
+
+        Args:
+            gate: Replaces one that was given before.
+            most_arrivals: How many connections may be on their way to a protocol
+                at once, through PROXY header and handshake, half of them of one
+                address; more stay with the kernel. 1024 if `None`.
+        """
+        self._gate = gate
+        if self._arrivals is not None:
+            # The gate knows how many connections of one address are too many.
+            self._arrivals.most_waiting = math.inf
+            if most_arrivals is not None:
+                self._arrivals.most = most_arrivals
+
+    @property
+    def failed_arrivals(self) -> int:
+        """How many connections have failed before a protocol had them."""
+        return 0 if self._arrivals is None else self._arrivals.failed
+
+    def pause_accepting(self) -> None:
+        """
+        Take no more connections until `resume_accepting`.
+
+        The port stays bound: up to ``backlog`` connections wait in the kernel's
+        queue, and come in order then. Those on their way through a handshake, and
+        those that there are, go on. May be called again, and from a `Gate`.
+        """
+        self._paused = True
+        self._accept_or_not()
+
+    def resume_accepting(self) -> None:
+        """Take connections again; does nothing on a port that is not paused, or has stopped."""
+        self._paused = False
+        self._accept_or_not()
+
+    def _accept_or_not(self) -> None:
+        full = self._arrivals is not None and self._arrivals.full
+        for acceptor in self._acceptors:
+            if self._paused or full:
+                acceptor.stop()
+            else:
+                acceptor.start()
+
+    def _admits(self, peer: SocketAddress) -> bool:
+        return self._gate is None or self._gate.admits(peer)
+
+    def _left(self, peer: SocketAddress | None) -> None:
+        if self._gate is not None:
+            self._gate.left(peer)
+
+    # Connections
+
+    def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
+        gate = self._gate
+        if gate is not None:
+            gate.entered()
+        if self._arrivals is None:
+            if gate is not None and not gate.admits(peer):
+                connection.close()
+                gate.left(None)
+                return
+            watch = self._poller.watch(connection.fileno())
+            self._build(PlainDescriptor(connection), watch, peer, None)
+            return
+        self._arrivals.begin(connection, peer)
+        if self._arrivals.full:
+            self._accept_or_not()
+
+    def _on_room(self) -> None:
+        self._accept_or_not()
+
+    def _serve(self, arrival: Arrival, descriptor: Descriptor) -> None:
+        self._build(descriptor, arrival.watch, arrival.peer, arrival.header)
+
+    def _build(
+        self,
+        descriptor: Descriptor,
+        watch: Watch,
+        peer: SocketAddress,
+        header: ProxyHeader | None,
+    ) -> None:
+        """Build a protocol for a connection, or drop the connection."""
+        established = Established(descriptor, watch)
+        gone = partial(self._left, peer)
+        try:
+            if self._takes:
+                host = _local_address(descriptor.sock, header)
+                self._factory.take_connection(established, peer, host, header, gone)
+                return
+            address = twisted_peer(peer, header)
+            protocol = self._factory.buildProtocol(address)
+            if protocol is None:
+                if isinstance(descriptor, TLSDescriptor):
+                    say_goodbye(self._reactor, watch, descriptor).addCallback(lambda _: gone())
+                else:
+                    established.close()
+                    gone()
+                return
+            transport = make_transport(
+                self._reactor, established, self._options, address, header=header, is_client=False
+            )
+        except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
+            established.close()
+            gone()
+            contain(error, "a new connection could not be served")
+            return
+        transport.attach(protocol, gone)
+
+    def watch_files(self, reloader: Reloader, seconds: float) -> None:
+        """Look every *seconds* whether the files of *reloader* have changed, while listening."""
+        self._file_watch = FileWatch(self._reactor, reloader, seconds, str(self._host))
+
+    def _on_acceptor_lost(self, reason: Exception) -> None:
+        if self._listening:
+            _log.info("{address} listens no more: {reason}", address=self._host, reason=reason)
+            self.stopListening()
+
+    def stopListening(self) -> Deferred[None]:
+        """
+        Take no more connections; those that there are live on.
+
+        Returns:
+            `None`, already: the port is free.
+        """
+        self.stop_accepting()
+        if self._in_use:
+            self._in_use = False
+            if self._arrivals is not None:
+                self._arrivals.close()
+            stop_factory(self._factory)
+        return succeed(None)
+
+    def stop_accepting(self) -> None:
+        """
+        Close what is listened on, for good; what is in the kernel's queue is refused.
+
+        Connections on their way through a handshake go on, and get protocols, until
+        `stopListening`.
+        """
+        if not self._listening:
+            return
+        self._listening = False
+        # Twisted quotes a path in the first of the two lines only.
+        _log.info("({kind} Port {place} Closed)", kind=self._kind, place=self._place.strip("'\""))
+        if self._path is not None:
+            self._path.unlink()
+        for acceptor, watch, sock in zip(
+            self._acceptors, self._watches, self._sockets, strict=True
+        ):
+            acceptor.stop()
+            watch.close()
+            sock.close()
+        self._sockets = []
+        self._acceptors = []
+        self._watches = []
+        if self._file_watch is not None:
+            self._file_watch.stop()
+
+    def loseConnection(self) -> None:
+        """Do as `stopListening`."""
+        self.stopListening()
+
+    def getHost(self) -> Any:
+        """Return the address that is listened on, of several the first."""
+        return to_twisted_address(self._host)
+
+    def __repr__(self) -> str:
+        state = "listening on" if self._listening else "stopped, was on"
+        return f"<port {state} {self._host} for {self._factory!r}>"

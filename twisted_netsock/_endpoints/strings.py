@@ -1,0 +1,257 @@
+"""
+Endpoint strings: ``netsock:`` and ``netsock-tls:``, from their parts to endpoints.
+
+`twisted_netsock._endpoints.string_keys` reads what stands behind keys. What is wrong with a
+string is a `ValueError` of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
+
+from twisted.internet.endpoints import clientFromString, serverFromString
+
+from .._hostnames import is_ip_address
+from .._net.activation import activated_sockets
+from .._validation import duration_text
+from ..options import OF_SOCKETS
+from .client import ClientEndpoint, client_endpoint
+from .server import ServerEndpoint, server_endpoint
+from .string_keys import (
+    ENDPOINT,
+    RELOAD_EVERY,
+    SYSTEMD,
+    EndpointKind,
+    bad_value,
+    camel_case,
+    check_keys,
+    in_terms_of_keys,
+    record_of,
+)
+
+__all__ = ["parse_client", "parse_server"]
+
+T = TypeVar("T")
+
+_OF_BOUND_SOCKETS: Final = {
+    camel_case(field) for field in OF_SOCKETS if field not in ("proxy_protocol", "socket_options")
+}
+"""Keys that say how a socket is bound."""
+
+
+def _join_brackets(args: Sequence[str]) -> list[str]:
+    """Put an IPv6 literal in brackets, which the tokenizer took apart, together again."""
+    joined: list[str] = []
+    open_literal = False
+    for arg in args:
+        if open_literal:
+            joined[-1] += ":" + arg
+        else:
+            joined.append(arg)
+        open_literal = joined[-1].startswith("[") and not joined[-1].endswith("]")
+    if open_literal:
+        raise ValueError(f"{joined[-1]!r}: a bracket is opened and never closed")
+    return [arg[1:-1] if arg.startswith("[") and arg.endswith("]") else arg for arg in joined]
+
+
+def _check_stray_bracket(key: str, value: str, args: Sequence[str]) -> None:
+    """Refuse an IPv6 literal with brackets behind a key: it was cut at its first colon."""
+    if value.startswith("["):
+        literal = _literal(value, args)
+        escaped = literal.replace(":", "\\:")
+        raise ValueError(
+            f"{key}={value!r}: behind a key an IPv6 address is written without brackets and "
+            f"with its colons escaped, such as {key}={escaped}"
+        )
+
+
+def _literal(value: str, args: Sequence[str]) -> str:
+    """Put an address together again whose rest stands among the positional parts."""
+    if value.endswith("]"):
+        return value[1:-1]
+    for count in range(1, len(args) + 1):
+        whole = ":".join((value, *args[-count:]))
+        if whole.endswith("]") and is_ip_address(whole[1:-1]):
+            return whole[1:-1]
+    return "::1"
+
+
+def _place(
+    args: Sequence[str], kwargs: dict[str, str], names: Sequence[str], form: str
+) -> dict[str, str]:
+    """Take node and service, positional or spelled out, off *kwargs*."""
+    if _is_unix(kwargs):
+        # A path may begin with a bracket.
+        positional = list(args)
+    else:
+        for key in ("node", "service", "localAddress"):
+            if key in kwargs and not (key == "localAddress" and "]" in kwargs[key]):
+                _check_stray_bracket(key, kwargs[key], args)
+        positional = _join_brackets(args)
+    if len(positional) > len(names):
+        raise ValueError(f"{':'.join(positional)!r}: too many parts without a key; {form}")
+    place: dict[str, str] = {}
+    for name, value in zip(names, positional, strict=False):
+        if name in kwargs:
+            raise ValueError(f"{name} is given twice: {value!r} and {kwargs[name]!r}")
+        place[name] = value
+    for name in ("node", "service"):
+        if name in kwargs:
+            place[name] = kwargs.pop(name)
+    return place
+
+
+def _is_unix(kwargs: dict[str, str]) -> bool:
+    return kwargs.get("aiFamily", "").lower().removeprefix("af_") == "unix"
+
+
+class _Parts(NamedTuple):
+    """
+    A string, taken apart; of its keys each is one that there is.
+
+    Attributes:
+        names: What has no key in a string like this, in order.
+        form: How one is written, for errors.
+        place: Node and service, those that are given.
+        given: All other keys, with their values.
+    """
+
+    names: tuple[str, ...]
+    form: str
+    place: dict[str, str]
+    given: dict[str, str]
+
+    def check_place(self) -> None:
+        """Refuse a string that lacks one of the *names*."""
+        for name in self.names:
+            if not self.place.get(name):
+                raise ValueError(f"{name} is missing: {self.form}")
+
+
+def _take_apart(kind: EndpointKind, args: Sequence[str], kwargs: dict[str, str]) -> _Parts:
+    given = dict(kwargs)
+    names: tuple[str, ...]
+    if kind.tls and ENDPOINT in given:
+        if kind.server:
+            names, form = (), "endpoint=ENDPOINT:KEY=…"
+        else:
+            names, form = ("node",), "NODE:endpoint=ENDPOINT:KEY=…, with NODE to verify"
+    elif _is_unix(given):
+        names, form = ("node",), "PATH:aiFamily=unix"
+    elif kind.server:
+        names, form = ("service",), "SERVICE:node=ADDRESS:KEY=…, with node= to bind one address"
+    else:
+        names, form = ("node", "service"), "NODE:SERVICE:KEY=…"
+    form = f"write {kind.prefix}:{form}"
+    place = _place(args, given, names, form)
+    check_keys(kind, given)
+    return _Parts(names, form, place, given)
+
+
+def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
+    """
+    Take the string in the string, if there is one, off *given*, and make its endpoint.
+
+    What is wrong with it is told, and of the string itself only the type: the rest
+    may hold what nobody should read.
+    """
+    text = given.pop(ENDPOINT, None)
+    if text is None:
+        return None
+    if not text:
+        raise bad_value(ENDPOINT, text, "an endpoint string, with its colons escaped")
+    try:
+        return parse(text)
+    except Exception as error:  # noqa: BLE001 - every parser has its own way to fail
+        kind = text.partition(":")[0]
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{ENDPOINT}={kind + ':…'!r} cannot be used: {why}") from None
+
+
+def parse_client(
+    reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
+) -> ClientEndpoint:
+    """
+    Make a client endpoint of the parts of a string.
+
+    Args:
+        reactor: For the endpoint.
+        tls: Whether the prefix was ``netsock-tls``.
+        args: The positional parts: node and service.
+        kwargs: The others.
+
+    Raises:
+        ValueError: Something is wrong; one line that says what.
+    """
+    kind = EndpointKind(tls, server=False)
+    parts = _take_apart(kind, args, kwargs)
+    parts.check_place()
+    place, given = parts.place, parts.given
+    inner = _inner(given, partial(clientFromString, reactor))
+    options = record_of(kind.record, given)
+    return in_terms_of_keys(
+        lambda: client_endpoint(
+            reactor, place["node"], place.get("service"), options, endpoint=inner
+        )
+    )
+
+
+def parse_server(
+    reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
+) -> ServerEndpoint:
+    """
+    Make a server endpoint of the parts of a string.
+
+    Args:
+        reactor: For the endpoint.
+        tls: Whether the prefix was ``netsock-tls``.
+        args: The positional part: the service, or the path of a UNIX socket.
+        kwargs: The others.
+
+    Raises:
+        ValueError: Something is wrong; one line that says what.
+    """
+    kind = EndpointKind(tls, server=True)
+    parts = _take_apart(kind, args, kwargs)
+    place, given = parts.place, parts.given
+    if parts.names == ("service",) and args and args[0].startswith("["):
+        raise ValueError(f"{place['service']!r} is no service: {parts.form}")
+    activated = given.pop(SYSTEMD, None)
+    if activated is None:
+        parts.check_place()
+    else:
+        _check_activated(activated, place, given)
+    inner = _inner(given, partial(serverFromString, reactor))
+    reload_every = None
+    if RELOAD_EVERY in given:
+        reload_every = duration_text(RELOAD_EVERY, given.pop(RELOAD_EVERY))
+    options = record_of(kind.record, given)
+    endpoint = in_terms_of_keys(
+        lambda: server_endpoint(
+            reactor,
+            place.get("node"),
+            place.get("service") if activated is None else 0,
+            options,
+            reload_every=reload_every,
+            endpoint=inner,
+        )
+    )
+    if activated is None:
+        return endpoint
+    # What the process was started with shows when it listens, not when a string is checked.
+    return endpoint.adopting(partial(activated_sockets, activated))
+
+
+def _check_activated(name: str, place: dict[str, str], given: dict[str, str]) -> None:
+    """Refuse what would bind a socket beside one that is bound already."""
+    if not name:
+        raise ValueError(f"{SYSTEMD}={name!r} must be the name or the number of a socket")
+    for key, value in place.items():
+        raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")
+    if ENDPOINT in given:
+        raise ValueError(f"{ENDPOINT}: with {SYSTEMD}= there is a socket to listen on already")
+    for key, value in given.items():
+        if key in _OF_BOUND_SOCKETS:
+            raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")

@@ -1,0 +1,507 @@
+"""
+The try layer: one attempt at an operation on a non-blocking descriptor.
+
+A ``try_…`` method makes the system call and returns its result, or a `Want`
+that says what to wait for before trying again. It knows no reactor, no Deferred
+and no thread: who calls it does the waiting. `PlainDescriptor` is defined
+here, its counterpart for TLS in `twisted_netsock._tls.descriptor`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket as _socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .._validation import byte_count
+from ..addresses import SocketAddress
+from ..errors import (
+    SocketClosedError,
+    SocketConnectionError,
+    SocketConnectionLostError,
+    SocketConnectionRefusedError,
+    SocketConnectionTimeoutError,
+    SocketError,
+    opened_before_fork,
+)
+from .poller import WANT_READ, WANT_WRITE, Want
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Descriptor", "PlainDescriptor", "from_os_error"]
+
+
+_NOBODY: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
+"""Who sent what is no datagram: the end."""
+
+_READ_SHUT: Final = getattr(select, "POLLRDHUP", 0)
+"""Linux alone tells it apart from data; other kernels give the end to any receive."""
+
+RECEIVE_LIMIT: Final = 65536
+"""The most bytes that one receive allocates; larger blocks cost an mmap each."""
+
+_LOST: Final = frozenset(
+    {
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.ECONNABORTED,
+        errno.ENETRESET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+def from_os_error(error: OSError) -> SocketError:
+    """Return *error*, which an established socket gave, as one of ours."""
+    if isinstance(error, SocketError):
+        return error
+    if error.errno in _LOST:
+        return SocketConnectionLostError(errno=error.errno, strerror=error.strerror)
+    if error.errno == errno.ECONNREFUSED:
+        return SocketConnectionRefusedError(errno=error.errno, strerror=error.strerror)
+    if error.errno == errno.EBADF:
+        return SocketClosedError(errno=error.errno)
+    return SocketError(errno=error.errno, strerror=error.strerror or str(error))
+
+
+def byte_view(data: Buffer) -> memoryview:
+    """Return *data* as a view of its bytes, without a copy."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    return view.cast("B")
+
+
+def writable_view(buffer: Buffer, nbytes: int = 0) -> memoryview:
+    """
+    Return *buffer* as a view of its first *nbytes* bytes, to be written; 0: of all.
+
+    Raises:
+        TypeError: It cannot be written, or *nbytes* is no number.
+        ValueError: *nbytes* is negative, or more than there is room for.
+    """
+    view = byte_view(buffer)
+    if view.readonly:
+        raise TypeError(f"buffer must be writable, not {type(buffer).__name__}")
+    if nbytes:
+        byte_count(nbytes, "nbytes")
+        if nbytes > len(view):
+            raise ValueError(f"nbytes={nbytes} must be at most the {len(view)} bytes of buffer")
+        view = view[:nbytes]
+    return view
+
+
+_RECEIVING: Final = frozenset({"MSG_PEEK", "MSG_TRUNC", "MSG_ERRQUEUE", "MSG_CMSG_CLOEXEC"})
+_SENDING: Final = frozenset(
+    {"MSG_CONFIRM", "MSG_DONTROUTE", "MSG_EOR", "MSG_FASTOPEN", "MSG_MORE", "MSG_NOSIGNAL"}
+)
+"""Flags that one direction has and the other would ignore. Others are left to the kernel."""
+
+_DONTWAIT: Final = getattr(_socket, "MSG_DONTWAIT", 0)
+_ERRQUEUE: Final = getattr(_socket, "MSG_ERRQUEUE", 0)
+
+
+def _known(names: Iterable[str]) -> dict[str, int]:
+    return {name: int(getattr(_socket, name)) for name in names if hasattr(_socket, name)}
+
+
+def _refusals(theirs: frozenset[str], where: str, wait_all: str) -> dict[int, str]:
+    found = {flag: f"{name} means nothing in a {where}" for name, flag in _known(theirs).items()}
+    return found | dict.fromkeys(_known({"MSG_WAITALL"}).values(), wait_all)
+
+
+_NOT_RECEIVING: Final = _refusals(
+    _SENDING, "receive", "MSG_WAITALL waits for nothing here: use input_port"
+)
+_NOT_SENDING: Final = _refusals(_RECEIVING, "send", "MSG_WAITALL means nothing in a send")
+_ON_THE_REACTOR: Final = dict.fromkeys(
+    _known({"MSG_DONTWAIT"}).values(),
+    "MSG_DONTWAIT means nothing on the reactor, where no call blocks: cancel the Deferred",
+)
+
+
+def check_flags(flags: int, *, sending: bool, waits: bool, buffer: bool = True) -> None:
+    """
+    Refuse flags that would be ignored, or do something else than they say.
+
+    Args:
+        flags: The argument of that name.
+        sending: Of a send, else of a receive.
+        waits: There is a call to keep from waiting.
+        buffer: The room is the caller's: with ``MSG_TRUNC`` the kernel counts more bytes
+            than fit, which only that survives.
+
+    Raises:
+        TypeError: *flags* is no int.
+        ValueError: One of them is refused.
+    """
+    if not isinstance(flags, int):
+        raise TypeError(f"flags must be MSG_… flags, not {flags!r}")
+    refused = _NOT_SENDING if sending else _NOT_RECEIVING
+    if not waits:
+        refused = refused | _ON_THE_REACTOR
+    for flag, reason in refused.items():
+        if flags & flag:
+            raise ValueError(f"flags={flags}: {reason}")
+    if not buffer and flags & _socket.MSG_TRUNC:
+        raise ValueError(
+            f"flags={flags}: MSG_TRUNC needs a buffer: use recv_into, recvfrom_into or recvmsg"
+        )
+
+
+def may_not_wait(flags: int) -> bool:
+    """Return whether a call with these flags returns at once, whatever there is."""
+    # The queue of errors is never waited for, also where the socket blocks.
+    return bool(flags & (_DONTWAIT | _ERRQUEUE))
+
+
+class Descriptor(Protocol):
+    """What the layers that wait need of a descriptor, plain or TLS."""
+
+    sock: _socket.socket
+    unflushed: bool
+    """Bytes that were taken are not with the kernel yet; see `try_flush`."""
+
+    @property
+    def failed(self) -> bool:
+        """Whatever is tried fails, in both directions, and the kernel may not tell."""
+
+    @property
+    def seen_by_poller(self) -> bool:
+        """The poller reports whatever a receive would give at once, again and again."""
+
+    @property
+    def buffered(self) -> bool:
+        """Bytes are here that the poller cannot see."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is received, and the poller may not tell: a receive says so at once."""
+
+    def try_recv(self, n: int) -> bytes | Want:
+        """Return up to *n* bytes; ``b""`` is the end of the stream."""
+
+    def try_recv_into(self, view: memoryview) -> int | Want:
+        """Fill *view* from its start and return the count; 0 is the end of the stream."""
+
+    def try_send(self, view: memoryview) -> int | Want:
+        """Take some of *view* and return how many bytes."""
+
+    def try_flush(self) -> Want | None:
+        """Hand to the kernel what was taken and is not there yet."""
+
+    def try_shutdown(self, how: int) -> Want | None:
+        """Shut down one direction or both."""
+
+    def close(self) -> None:
+        """Close the descriptor, whatever state it is in."""
+
+    def on_fork(self) -> None:
+        """Become unusable: this is a forked child, and the connection is its parent's."""
+
+
+class InheritedSocket(_socket.socket):
+    """
+    A forked child's copy of its parent's socket: it can be closed, and nothing else.
+
+    What a child sends, receives or sets, it sends, receives and sets for its parent.
+    """
+
+    __slots__ = ()
+
+    def _refuse_all(self, *_args: object, **_kwargs: object) -> Any:
+        raise opened_before_fork()
+
+    _refuse: Any = _refuse_all
+    accept = bind = connect = connect_ex = listen = setsockopt = shutdown = _refuse
+    recv = recv_into = recvfrom = recvfrom_into = recvmsg = recvmsg_into = _refuse
+    send = sendall = sendmsg = sendto = sendfile = _refuse
+
+
+def inherit(sock: _socket.socket) -> None:
+    """Make *sock* an `InheritedSocket`, whoever holds it."""
+    sock.__class__ = InheritedSocket
+
+
+class PlainDescriptor:
+    """
+    A non-blocking socket without TLS; owns it.
+
+    Every method raises what `from_os_error` makes of an error.
+    """
+
+    __slots__ = ("_is_stream", "_write_shut", "sock")
+
+    failed = False
+    unflushed = False
+    buffered = False
+    finished = False
+    seen_by_poller = True
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self._write_shut = False
+        self._is_stream: bool | None = None
+        """Looked at when it matters: to ask a socket for its type takes its time."""
+
+    def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
+        """Return up to *n* bytes; of a stream at most 64 KiB are allocated."""
+        if n > RECEIVE_LIMIT and self.sock.type == _socket.SOCK_STREAM:
+            # A datagram comes whole or cut, so there what was asked for is asked for.
+            n = RECEIVE_LIMIT
+        try:
+            return self.sock.recv(n, flags)
+        except BlockingIOError:
+            return b"" if self._has_ended() else WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+
+    def try_recv_into(self, view: memoryview | bytearray, flags: int = 0) -> int | Want:
+        """Fill *view* from its start and return the count."""
+        try:
+            return self.sock.recv_into(view, 0, flags)
+        except BlockingIOError:
+            return 0 if self._has_ended() else WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+
+    def try_recvfrom(self, n: int, flags: int = 0) -> tuple[bytes, SocketAddress] | Want:
+        """Return one datagram and who sent it."""
+        try:
+            data, sender = self.sock.recvfrom(n, flags)
+        except BlockingIOError:
+            return (b"", _NOBODY) if self._has_ended() else WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+        return data, SocketAddress.of(self.sock.family, sender)
+
+    def try_recvfrom_into(
+        self, view: memoryview | bytearray, flags: int = 0
+    ) -> tuple[int, SocketAddress] | Want:
+        """Fill *view* with one datagram; return its count and who sent it."""
+        try:
+            count, sender = self.sock.recvfrom_into(view, 0, flags)
+        except BlockingIOError:
+            return (0, _NOBODY) if self._has_ended() else WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+        return count, SocketAddress.of(self.sock.family, sender)
+
+    def try_recvmsg(
+        self, n: int, ancillary_size: int = 0, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, SocketAddress] | Want:
+        """Return data, ancillary data, flags and who sent it."""
+        try:
+            data, ancillary, flags_seen, sender = self.sock.recvmsg(n, ancillary_size, flags)
+        except BlockingIOError:
+            return (b"", [], 0, _NOBODY) if self._has_ended() else WANT_READ
+        except OSError as error:
+            raise from_os_error(error) from None
+        return data, ancillary, flags_seen, SocketAddress.of(self.sock.family, sender)
+
+    def _has_ended(self) -> bool:
+        """
+        Return whether reading was shut down, of a socket that has nothing to be received.
+
+        Of a stream the kernel says so itself. Of datagrams it gives EAGAIN, and yet reports
+        the socket as readable, for ever; only to a blocking receive it gives the end.
+        """
+        if self._is_stream is None:
+            self._is_stream = self.sock.type == _socket.SOCK_STREAM
+        if self._is_stream:
+            return False
+        poll = select.poll()
+        poll.register(self.sock, _READ_SHUT)
+        return any(events & _READ_SHUT for _, events in poll.poll(0))
+
+    def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
+        """Send some of *view* and return how many bytes."""
+        try:
+            return self.sock.send(view, flags)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_sendto(self, view: Buffer, flags: int, address: Any) -> int | Want:
+        """Send *view* as one datagram."""
+        try:
+            return self.sock.sendto(view, flags, address)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_sendmsg(
+        self, buffers: Iterable[Buffer], ancillary: Iterable[Any], flags: int, address: Any
+    ) -> int | Want:
+        """Send *buffers*, joined, with ancillary data."""
+        try:
+            return self.sock.sendmsg(buffers, ancillary, flags, address)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_sendfile(self, file: int, offset: int, n: int) -> int | Want:
+        """Send up to *n* bytes of the regular *file* from *offset* on; 0 is its end."""
+        if isinstance(self.sock, InheritedSocket):
+            raise opened_before_fork()
+        try:
+            return os.sendfile(self.sock.fileno(), file, offset, n)
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            raise self._send_error(error) from None
+
+    def try_flush(self) -> None:
+        """Return at once: the kernel has everything."""
+
+    def try_shutdown(self, how: int) -> None:
+        """Shut down one direction or both."""
+        try:
+            self.sock.shutdown(how)
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                # The kernel does not tell whether there ever was one; mostly it was reset.
+                raise SocketConnectionLostError(
+                    errno=error.errno, strerror="There is no connection, or none any more"
+                ) from None
+            raise from_os_error(error) from None
+        if how != _socket.SHUT_RD:
+            self._write_shut = True
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.sock.close()
+
+    def on_fork(self) -> None:
+        """Become unusable; see `Descriptor`."""
+        inherit(self.sock)
+
+    def _send_error(self, error: OSError) -> SocketError:
+        if error.errno == errno.EPIPE and self._write_shut:
+            return SocketClosedError(
+                errno=errno.EPIPE, strerror="This side has been shut down for writing"
+            )
+        return from_os_error(error)
+
+
+def adopt(sock: _socket.socket | int) -> PlainDescriptor:
+    """
+    Take over a socket of the standard library, which is spent then, or a descriptor.
+
+    It is made non-blocking, and ``TCP_NODELAY`` is set where it is TCP.
+
+    Raises:
+        OSError: *sock* is no open socket.
+        TypeError: *sock* speaks TLS.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        raise TypeError("sock speaks TLS, and its state cannot be adopted")
+    number = sock if isinstance(sock, int) else sock.fileno()
+    if number < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    adopted = _socket.socket(fileno=number)
+    if not isinstance(sock, int):
+        sock.detach()
+    adopted.setblocking(False)
+    if adopted.family in (_socket.AF_INET, _socket.AF_INET6):
+        # On by default everywhere here; what is no TCP refuses, and needs it not.
+        with contextlib.suppress(OSError):
+            adopted.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    return PlainDescriptor(adopted)
+
+
+def set_linger_reset(sock: _socket.socket) -> None:
+    """Make the close of *sock* reset the connection instead of ending it in order."""
+    try:
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    except OSError:
+        # The peer was faster: there is nothing left to reset.
+        pass
+
+
+def connect_error(number: int) -> SocketError:
+    """Return the error of a failed connect, by its error number."""
+    if number == errno.ECONNREFUSED:
+        return SocketConnectionRefusedError(errno=number, strerror=os.strerror(number))
+    if number == errno.ETIMEDOUT:
+        return SocketConnectionTimeoutError("connect", strerror=os.strerror(number))
+    if number == errno.EBADF:
+        return SocketClosedError()
+    return SocketConnectionError(errno=number)
+
+
+class Connect:
+    """
+    An attempt to connect *sock* to a native address, to be called until it is done.
+
+    Attributes:
+        peer: The native address that it was connected to, where the kernel was asked.
+    """
+
+    __slots__ = ("_address", "_begun", "_may_go_on", "_sock", "_stands", "peer")
+
+    def __init__(
+        self, sock: _socket.socket, address: Any, may_go_on: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Ask *may_go_on*, if the connection stands at once, whether to say so without a wait."""
+        self._sock = sock
+        self._address = address
+        self._may_go_on = may_go_on
+        self._begun = False
+        self._stands = False
+        self.peer: Any = None
+
+    def __call__(self) -> Want | None:
+        """Begin, or look whether it is done; raises `SocketConnectionError` and kin."""
+        if self._stands:
+            return None
+        if not self._begun:
+            self._begun = True
+            want = self._begin()
+            self._stands = want is None
+            return want if want is not None or self._may_go_on() else WANT_WRITE
+        number = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if number:
+            raise connect_error(number)
+        try:
+            self.peer = self._sock.getpeername()
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                # A report that was meant for an earlier descriptor of this number.
+                return WANT_WRITE
+            raise connect_error(error.errno or 0) from None
+        return None
+
+    def _begin(self) -> Want | None:
+        try:
+            number = self._sock.connect_ex(self._address)
+        except OSError as error:
+            # A path that is too long, say: the kernel was not even asked.
+            raise SocketConnectionError(strerror=str(error)) from None
+        if number == errno.EINPROGRESS:
+            return self._look()
+        if number:
+            # EAGAIN, too: a UNIX socket whose listener's queue is full, where nothing
+            # would tell when there is room.
+            raise connect_error(number)
+        return None
+
+    def _look(self) -> Want | None:
+        """Look whether it is done already, as it is within one machine."""
+        try:
+            self.peer = self._sock.getpeername()
+        except OSError:
+            return WANT_WRITE
+        return None

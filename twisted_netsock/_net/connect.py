@@ -1,0 +1,225 @@
+"""
+From a node and a service to a connection, verified if it is TLS.
+
+Look-up, the race for an address, the PROXY header and the TLS handshake share the
+one deadline of `connection_timeout`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from socket import AF_UNIX
+from typing import Any, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.python.failure import Failure
+
+from .._io.fairness import HANDSHAKE_WEIGHT
+from .._io.poller import poller_for
+from .._proxy_protocol.header import ProxyHeader
+from .._proxy_protocol.wire import send_header
+from .._tls.client import ClientContextFactory
+from .._tls.descriptor import TLSDescriptor
+from .._tls.handshake import handshake
+from ..addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
+from ..errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
+from ..options import SocketOptions
+from .happy_eyeballs import Established, Race
+from .open_socket import look_up_known_place, look_up_place, unix_info
+
+__all__ = ["Deadline", "begin_connecting", "connect"]
+
+T = TypeVar("T")
+
+
+class Deadline:
+    """The seconds of `connection_timeout`, which several stages share."""
+
+    def __init__(self, reactor: Any, options: SocketOptions) -> None:
+        self._reactor = reactor
+        timeout = options.connection_timeout
+        self._end = None if timeout is None else reactor.seconds() + timeout.total_seconds()
+
+    def limit(self, seconds: float | None) -> None:
+        """End in *seconds* from now at the latest; `None` changes nothing."""
+        if seconds is not None:
+            self._end = self._reactor.seconds() + self.remaining(seconds)
+
+    def remaining(self, limit: float | None = None) -> float | None:
+        """Return the seconds left, at most *limit*; `None` for no end."""
+        if self._end is None:
+            return limit
+        left: float = max(0.0, self._end - self._reactor.seconds())
+        return left if limit is None else min(left, limit)
+
+    def bound(
+        self,
+        deferred: Deferred[T],
+        stage: str,
+        attempts: Callable[[], list[tuple[SocketAddress, Exception]]] = list,
+    ) -> Deferred[T]:
+        """Fail *deferred*, by cancelling it, when the time is over; tell the *attempts* then."""
+        left = self.remaining()
+        if left is None or deferred.called:
+            return deferred
+        tried: list[tuple[SocketAddress, Exception]] = []
+
+        def expire() -> None:
+            tried.extend(attempts())
+            expired.append(True)
+            deferred.cancel()
+
+        def done(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            if expired and isinstance(result, Failure) and result.check(CancelledError):
+                return Failure(SocketConnectionTimeoutError(stage, attempts=tried))
+            return result
+
+        expired: list[bool] = []
+        timer = self._reactor.callLater(left, expire)
+        return deferred.addBoth(done)
+
+
+def _known_infos(
+    node: str, service: str | int | None, options: SocketOptions
+) -> Sequence[AddressInfo] | None:
+    """Return where to connect to, or `None` if somebody has to be asked."""
+    if options.ai_family == AF_UNIX:
+        return [unix_info(node, options)]
+    known = look_up_known_place(node, service, options)
+    return None if known is None else _ordered(options, known)
+
+
+def _ordered(options: SocketOptions, infos: Sequence[AddressInfo]) -> Sequence[AddressInfo]:
+    """Return *infos* in the order of the attempts, without those that cannot be reached."""
+    ordered = infos if len(infos) == 1 else interleave_families(infos)
+    local_address = options.local_address
+    return ordered if local_address is None else _reachable_from(local_address, ordered)
+
+
+def _reachable_from(
+    local_address: tuple[str, int], infos: Sequence[AddressInfo]
+) -> list[AddressInfo]:
+    """Leave out the families that *local_address* rules out."""
+    family = as_socket_address(local_address).family
+    fitting = [info for info in infos if info.family == family]
+    if not fitting:
+        host = local_address[0]
+        raise SocketConnectionError(
+            strerror=f"No address of the node can be reached from local_address={host!r}",
+            errno=errno.EADDRNOTAVAIL,
+        )
+    return fitting
+
+
+def connect(
+    reactor: Any,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions,
+    factory: ClientContextFactory | None = None,
+    protocols: Sequence[bytes] = (),
+    header: ProxyHeader | None = None,
+) -> Deferred[Established]:
+    """
+    Connect to *node* and *service*, and shake hands if there is a *factory*.
+
+    Args:
+        reactor: Where it happens.
+        node: A name, an address, or the path of a UNIX socket.
+        service: A name or a port.
+        options: Everything else.
+        factory: Makes the TLS connection.
+        protocols: For ALPN, beside those of the options.
+        header: The PROXY header to send, where the options have `proxy_protocol`;
+            one with the connection's own addresses if `None`.
+
+    Returns:
+        The connection, verified if it is TLS; the caller's to close.
+
+    Errors:
+        HostNotFoundError: There is no such node or service.
+        SocketConnectionError: No address could be connected to; its kin say why.
+        CertificateVerificationError, TLSHandshakeError: TLS failed.
+
+    Cancelling:
+        Fails with `CancelledError` at every stage, and leaves nothing behind.
+    """
+    begun = begin_connecting(reactor, node, service, options, factory, protocols, header)
+    return succeed(begun) if isinstance(begun, Established) else begun
+
+
+def begin_connecting(
+    reactor: Any,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions,
+    factory: ClientContextFactory | None = None,
+    protocols: Sequence[bytes] = (),
+    header: ProxyHeader | None = None,
+    *,
+    at_once: bool = True,
+) -> Established | Deferred[Established]:
+    """
+    Do as `connect`, yet return the connection itself where it stands at once.
+
+    Unless *at_once* is false: it is handed over in the next iteration of the reactor then.
+    """
+    try:
+        infos = _known_infos(node, service, options)
+        if infos is not None and factory is None and options.proxy_protocol is None:
+            # The way of most plain sockets: there is nothing to wait for but the connection.
+            race = Race(reactor, infos, options, at_once=at_once)
+            begun = race.run()
+            if isinstance(begun, Established):
+                return begun
+            return Deadline(reactor, options).bound(begun, "connect", race.attempts)
+    except NetsockError:
+        return fail(Failure())
+    deadline = Deadline(reactor, options)
+    return Deferred.fromCoroutine(
+        _connect(reactor, deadline, infos, node, service, options, factory, protocols, header)
+    )
+
+
+async def _connect(
+    reactor: Any,
+    deadline: Deadline,
+    infos: Sequence[AddressInfo] | None,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions,
+    factory: ClientContextFactory | None,
+    protocols: Sequence[bytes],
+    header: ProxyHeader | None,
+) -> Established:
+    if infos is None:
+        found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
+        infos = _ordered(options, found)
+    race = Race(reactor, infos, options)
+    begun = race.run()
+    if not isinstance(begun, Established):
+        begun = await deadline.bound(begun, "connect", race.attempts)
+    established = begun
+    sock, watch = established.descriptor.sock, established.watch
+    # Until the last stage is done the peer may have reset it: who needs its address asks then.
+    established.peer = None
+    try:
+        if options.proxy_protocol is not None:
+            sending = send_header(reactor, watch, sock, options.proxy_protocol, header)
+            await deadline.bound(sending, "connect", race.attempts)
+        if factory is None:
+            return established
+        limit = factory.options.handshake_timeout
+        seconds = deadline.remaining(None if limit is None else limit.total_seconds())
+        place = node if service is None else service
+        established.descriptor = descriptor = TLSDescriptor(sock, factory, protocols, place)
+        if factory.options.handshake:
+            poller_for(reactor).at_once += HANDSHAKE_WEIGHT
+            await handshake(reactor, watch, descriptor, seconds)
+    except BaseException:
+        established.close()
+        raise
+    return established

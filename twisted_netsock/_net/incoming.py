@@ -1,0 +1,354 @@
+"""
+What connections go through before an application sees them, on every kind of server.
+
+A PROXY header is read where the options require one, and then TLS shakes hands
+where it is TLS. A slow, mute or hostile peer costs its own connection and
+nothing else: both together have one time limit, the number of connections on
+the way is bounded, and that of one address is, too. One that fails is closed,
+counted and logged.
+"""
+
+from __future__ import annotations
+
+import socket as _socket
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .._io.descriptor import Descriptor, PlainDescriptor
+from .._io.poller import Watch, poller_for
+from .._proxy_protocol.header import ProxyHeader
+from .._proxy_protocol.wire import receive_header
+from .._text import FailureLog, printable
+from ..addresses import SocketAddress, network_of
+from ..errors import NetsockError
+from ..options import SocketOptions, TLSSocketOptions
+
+__all__ = ["Arrival", "Arrivals"]
+
+MOST_ARRIVALS: Final = 1024
+"""Mute peers hold these places for the whole `handshake_timeout`, so there are many."""
+
+_PLAIN_SECONDS: Final = 10.0
+"""Time for the PROXY header on plain servers; on TLS `handshake_timeout` covers it."""
+
+_log = Logger()
+
+
+class _Places:
+    """
+    Places for connections on their way, of which one network has half at most.
+
+    What comes of it beyond that waits, in order, and holds no place meanwhile. That takes
+    no timer: the time of those that have the places is over soon.
+
+    Attributes:
+        waiting: Connections that wait.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._taken: Counter[str] = Counter()
+        self._queues: dict[str, deque[Deferred[None]]] = {}
+        self._freed: deque[str] = deque()
+        self._giving = False
+
+    def take(self, network: str, most: int) -> Deferred[None] | None:
+        """Take a place of *most*: `None` if it is taken, else a Deferred that fires with it."""
+        if self._taken[network] < max(1, most // 2):
+            self._taken[network] += 1
+            return None
+        self.waiting += 1
+        queue = self._queues.setdefault(network, deque())
+        place: Deferred[None] = Deferred(lambda place: self._forget(network, place))
+        queue.append(place)
+        return place
+
+    def _forget(self, network: str, place: Deferred[None]) -> None:
+        self._queues[network].remove(place)
+        self._no_longer_waits(network)
+
+    def _no_longer_waits(self, network: str) -> None:
+        self.waiting -= 1
+        if not self._queues[network]:
+            del self._queues[network]
+
+    def free(self, network: str) -> None:
+        """Give a place back, for the next that waits."""
+        self._freed.append(network)
+        if self._giving:
+            # Called by the end of one that was given a place below: thousands may end at
+            # once, and each would call the next.
+            return
+        self._giving = True
+        try:
+            while self._freed:
+                self._give(self._freed.popleft())
+        finally:
+            self._giving = False
+
+    def _give(self, network: str) -> None:
+        queue = self._queues.get(network)
+        if queue:
+            place = queue.popleft()
+            self._no_longer_waits(network)
+            place.callback(None)
+            return
+        self._taken[network] -= 1
+        if not self._taken[network]:
+            del self._taken[network]
+
+
+class Arrival:
+    """
+    A connection on its way to the application.
+
+    Attributes:
+        descriptor: Owned by `Arrivals` until the connection is delivered; TLS from its
+            handshake on.
+        watch: Of *descriptor*.
+        peer: Whom it comes from: the header's source, where it tells one.
+        header: The PROXY header, or `None` where none was required.
+        network: As which it holds a place, or `None`.
+        admitted: Its peer counts as one that has a connection.
+        shaking: The header is done, and TLS shakes hands.
+    """
+
+    __slots__ = (
+        "_end",
+        "_reactor",
+        "_real",
+        "admitted",
+        "descriptor",
+        "header",
+        "network",
+        "peer",
+        "shaking",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        reactor: Any,
+        descriptor: Descriptor,
+        watch: Watch,
+        peer: SocketAddress,
+        seconds: float | None,
+    ) -> None:
+        self._reactor = reactor
+        self._real = peer
+        self.start_clock(seconds)
+        self.descriptor = descriptor
+        self.watch = watch
+        self.peer = peer
+        self.header: ProxyHeader | None = None
+        self.network: str | None = None
+        self.admitted = False
+        self.shaking = False
+
+    def start_clock(self, seconds: float | None) -> None:
+        """Leave *seconds* from now on for what is to be done; `None`: no limit."""
+        self._end = None if seconds is None else self._reactor.seconds() + seconds
+
+    def remaining(self) -> float | None:
+        """Return the seconds that are left for what is to be done; `None`: no limit."""
+        return None if self._end is None else max(0.0, self._end - self._reactor.seconds())
+
+    def tell(self, header: ProxyHeader) -> None:
+        """Note what the header tells."""
+        self.header = header
+        if header.source is not None:
+            self.peer = header.source
+
+    def __str__(self) -> str:
+        """Name the peer in the log, and through whom it came."""
+        # The header's source may be a path of any bytes, line breaks among them.
+        peer = printable(str(self.peer))
+        return peer if self.peer is self._real else f"{peer} through {self._real}"
+
+
+Secure = Callable[[Arrival], "Deferred[Descriptor]"]
+"""Shakes hands; see `twisted_netsock._net.incoming_handshake`. What it fails with is reported."""
+
+
+class Arrivals:
+    """
+    Prepares connections for the application, many at a time.
+
+    Attributes:
+        failed: How many have failed on the way.
+        most: How many may be on the way at a time; 1024 unless changed. One address, or
+            network of 64 bits in IPv6, may have half of them.
+        most_waiting: How many more may wait because their address has its half.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        options: SocketOptions,
+        deliver: Callable[[Arrival, Descriptor], None],
+        room: Callable[[], None],
+        *,
+        secure: Secure | None = None,
+        admit: Callable[[SocketAddress], bool] | None = None,
+        gone: Callable[[SocketAddress | None], None] | None = None,
+    ) -> None:
+        """
+        Prepare connections as *options* say.
+
+        Args:
+            reactor: Where it happens.
+            options: The server's record; of several, the first.
+            deliver: Called with each connection that is ready, and its
+                descriptor, which it owns then.
+            room: Called when there is room again after `full`.
+            secure: Shakes hands, on TLS.
+            admit: Asked about the peer of each, which a PROXY header may have
+                told; one that is not admitted is closed.
+            gone: Called for each connection that is closed on the way, with its peer
+                if that was admitted, else `None`.
+        """
+        self._reactor = reactor
+        self._version = options.proxy_protocol
+        self._deliver = deliver
+        self._room = room
+        self._secure = secure
+        self._admit = admit
+        self._gone = gone
+        self.most = MOST_ARRIVALS
+        self.most_waiting: float = MOST_ARRIVALS
+        self._running: dict[Arrival, Deferred[Any]] = {}
+        self._places = _Places()
+        self._failures = FailureLog(reactor, _log)
+        self._closed = False
+        self.failed = 0
+        if isinstance(options, TLSSocketOptions):
+            limit = options.handshake_timeout
+            self._seconds = None if limit is None else limit.total_seconds()
+        else:
+            self._seconds = _PLAIN_SECONDS
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may begin for now."""
+        waiting = self._places.waiting
+        return len(self._running) - waiting >= self.most or waiting >= self.most_waiting
+
+    def begin(self, sock: _socket.socket, peer: SocketAddress) -> None:
+        """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
+        watch = poller_for(self._reactor).watch(sock.fileno())
+        arrival = Arrival(self._reactor, PlainDescriptor(sock), watch, peer, self._seconds)
+        running: Deferred[Any]
+        if self._version is None:
+            running = self._enter(arrival)
+        else:
+            running = self._in_place(arrival, self._receive)
+        self._running[arrival] = running
+        running.addBoth(self._finished, arrival)
+        running.addErrback(_not_handed_on)
+
+    def _in_place(self, arrival: Arrival, proceed: Secure) -> Deferred[Descriptor]:
+        """Do *proceed* with *arrival* when it has a place."""
+        network = network_of(arrival.peer.host)
+        waiting = None if network is None else self._places.take(network, self.most)
+
+        def given(_: None) -> Deferred[Descriptor]:
+            arrival.network = network
+            if waiting is not None:
+                # As if it had waited in the kernel's queue.
+                arrival.start_clock(self._seconds)
+            return proceed(arrival)
+
+        return given(None) if waiting is None else waiting.addCallback(given)
+
+    def _leave_place(self, arrival: Arrival) -> None:
+        network, arrival.network = arrival.network, None
+        if network is not None:
+            self._places.free(network)
+
+    def _receive(self, arrival: Arrival) -> Deferred[Descriptor]:
+        assert self._version is not None
+        return receive_header(
+            self._reactor,
+            arrival.watch,
+            arrival.descriptor.sock,
+            self._version,
+            arrival.remaining(),
+        ).addCallback(self._greeted, arrival)
+
+    def _greeted(self, header: ProxyHeader, arrival: Arrival) -> Deferred[Descriptor]:
+        # From here on it is a connection of another address.
+        self._leave_place(arrival)
+        arrival.tell(header)
+        return self._enter(arrival)
+
+    def _enter(self, arrival: Arrival) -> Deferred[Descriptor]:
+        try:
+            if self._admit is not None and not self._admit(arrival.peer):
+                # The gate logs why.
+                return fail(CancelledError())
+            arrival.admitted = True
+            if self._secure is None:
+                return succeed(arrival.descriptor)
+            return self._in_place(arrival, self._shake)
+        except BaseException:  # noqa: BLE001 - it costs this connection and no other
+            return fail()
+
+    def _shake(self, arrival: Arrival) -> Deferred[Descriptor]:
+        assert self._secure is not None
+        try:
+            arrival.shaking = True
+            return self._secure(arrival)
+        except BaseException:  # noqa: BLE001 - it costs this connection and no other
+            return fail()
+
+    def _finished(self, result: Descriptor | Failure, arrival: Arrival) -> None:
+        was_full = self.full
+        self._running.pop(arrival, None)
+        try:
+            if self._closed and not isinstance(result, Failure):
+                # By what its handshake called.
+                result = Failure(CancelledError())
+            if isinstance(result, Failure):
+                arrival.watch.close()
+                arrival.descriptor.close()
+                self._report(arrival, result)
+                if self._gone is not None:
+                    self._gone(arrival.peer if arrival.admitted else None)
+            else:
+                self._deliver(arrival, result)
+        finally:
+            # Whatever the others raise: nothing would be accepted any more.
+            self._leave_place(arrival)
+            if was_full and not self._closed:
+                self._room()
+
+    def _report(self, arrival: Arrival, failure: Failure) -> None:
+        if failure.check(CancelledError) is not None:
+            return
+        self.failed += 1
+        if failure.check(NetsockError) is None:
+            _log.failure("a new connection could not be prepared", failure)
+            return
+        told = (
+            "TLS handshake with {peer} failed: {error}"
+            if arrival.shaking
+            else "connection from {peer} refused: {error}"
+        )
+        self._failures.note(told, peer=arrival, error=failure.value)
+
+    def close(self) -> None:
+        """Close every connection that is not delivered."""
+        self._closed = True
+        # The last first: those that wait need no places any more.
+        for running in reversed(list(self._running.values())):
+            running.cancel()
+        self._failures.end()
+
+
+def _not_handed_on(failure: Failure) -> None:
+    _log.failure("a new connection could not be handed on", failure)

@@ -1,0 +1,155 @@
+"""Binding and listening: on one address, on all of a name, on both families at once."""
+
+from __future__ import annotations
+
+import errno
+import socket as _socket
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AF_UNSPEC,
+    AI_PASSIVE,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    AddressFamily,
+)
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+
+from ..addresses import AddressInfo, SocketAddress
+from ..errors import SocketBindError, SocketError
+from ..options import SocketOptions
+from .open_socket import apply_options, look_up_place, open_socket, unix_info
+from .unix_paths import free_path
+
+__all__ = ["listen"]
+
+_PORT_CHOICES: Final = 8
+
+
+def listen(
+    reactor: Any,
+    node: str | None,
+    service: str | int | None,
+    options: SocketOptions,
+    *,
+    every_address: bool = False,
+) -> Deferred[list[_socket.socket]]:
+    """
+    Bind *node* and *service*, and listen if it is a stream.
+
+    Args:
+        reactor: For the look-up.
+        node: A name, an address, a path, or `None` for every interface: IPv4 and
+            IPv6 through one descriptor, unless the options say otherwise.
+        service: A name or a port; 0 lets the kernel choose.
+        options: Everything else.
+        every_address: Bind each address of a name, all on one port, instead of
+            the first.
+
+    Returns:
+        The non-blocking sockets, at least one; the caller's to close.
+
+    Errors:
+        HostNotFoundError: There is no such node or service.
+        SocketBindError: An address cannot be bound; none stays bound then.
+
+    Cancelling:
+        Fails with `CancelledError`; nothing is bound.
+    """
+    return Deferred.fromCoroutine(_listen(reactor, node, service, options, every_address))
+
+
+async def _listen(
+    reactor: Any,
+    node: str | None,
+    service: str | int | None,
+    options: SocketOptions,
+    every_address: bool,
+) -> list[_socket.socket]:
+    if options.ai_family == AF_UNIX:
+        assert node is not None
+        return [_bound(unix_info(node, options), options, node, None)]
+    if node is None and options.ai_family == AF_UNSPEC:
+        dual = _dual_stack_family()
+        infos = await look_up_place(
+            reactor, None, service, options.replace(ai_family=dual), AI_PASSIVE
+        )
+    else:
+        infos = await look_up_place(reactor, node, service, options, AI_PASSIVE)
+    if not every_address:
+        infos = infos[:1]
+    for _ in range(_PORT_CHOICES):
+        try:
+            return _bind_all(infos, options, node)
+        except SocketBindError as error:
+            chosen_here = len(infos) > 1 and infos[0].address and infos[0].address.port == 0
+            if not chosen_here or error.errno != errno.EADDRINUSE:
+                raise
+            # The port that the kernel chose for one address is taken on another.
+    return _bind_all(infos, options, node)
+
+
+def _bind_all(
+    infos: list[AddressInfo], options: SocketOptions, node: str | None
+) -> list[_socket.socket]:
+    """Bind every address, all on the port of the first."""
+    listening: list[_socket.socket] = []
+    try:
+        for info in infos:
+            assert info.address is not None
+            port = listening[0].getsockname()[1] if listening else info.address.port
+            listening.append(_bound(_at_port(info, port), options, node, port))
+    except BaseException:
+        for sock in listening:
+            sock.close()
+        raise
+    return listening
+
+
+def _dual_stack_family() -> AddressFamily:
+    """Return ``AF_INET6``, or ``AF_INET`` where the kernel has no IPv6."""
+    if _socket.has_ipv6:
+        try:
+            _socket.socket(AF_INET6, SOCK_STREAM).close()
+        except OSError:
+            return AF_INET
+        return AF_INET6
+    return AF_INET
+
+
+def _at_port(info: AddressInfo, port: int) -> AddressInfo:
+    assert info.address is not None
+    host, _, *rest = info.address
+    return AddressInfo(
+        info.family, info.socket_type, info.protocol, SocketAddress((host, port, *rest))
+    )
+
+
+def _bound(
+    info: AddressInfo, options: SocketOptions, node: str | None, port: int | None
+) -> _socket.socket:
+    """Return a socket bound to *info*, listening if it is a stream."""
+    assert info.address is not None
+    sock = open_socket(info.family, info.socket_type, info.protocol)
+    try:
+        if info.family != AF_UNIX and info.socket_type == SOCK_STREAM:
+            sock.setsockopt(SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        if info.family == AF_INET6:
+            # Whatever the system's default: dual only where every interface is meant.
+            dual = node is None and options.ai_family == AF_UNSPEC and not options.v6_only
+            sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual else 1)
+        apply_options(sock, info.family, info.socket_type, options)
+        with free_path(info.family, info.socket_type, info.address.host):
+            sock.bind(info.address.native(info.family))
+            if info.socket_type == SOCK_STREAM:
+                sock.listen(options.backlog)
+    except SocketError:
+        sock.close()
+        raise
+    except OSError as error:
+        sock.close()
+        raise SocketBindError(node, port, cause=error) from None
+    return sock

@@ -1,0 +1,196 @@
+"""What connecting and listening begin with: checks, look-up, new descriptors and their options."""
+
+from __future__ import annotations
+
+import socket as _socket
+from collections.abc import Sequence
+from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOL_SOCKET
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorCore
+from twisted.python.failure import Failure
+
+from .._hostnames import host_to_look_up, numeric_service
+from ..addresses import AddressInfo, SocketAddress
+from ..errors import HostNotFoundError, SocketError
+from ..options import SocketOptions
+from .resolver import look_up, look_up_numeric
+
+__all__ = [
+    "apply_options",
+    "check_listening",
+    "check_target",
+    "look_up_known_place",
+    "look_up_place",
+    "open_socket",
+    "unix_info",
+    "until_shutdown",
+]
+
+_NON_BLOCKING: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
+"""Makes the new descriptor non-blocking, where the kernel does that in the same call."""
+
+_under_way: WeakKeyDictionary[Any, set[Deferred[Any]]] = WeakKeyDictionary()
+"""The look-ups of each reactor that are to end when it stops."""
+
+
+def apply_options(sock: _socket.socket, family: int, kind: int, options: SocketOptions) -> None:
+    """
+    Set what *options* asks for on *sock*, of *family* and *kind*, before connect or bind.
+
+    Raises:
+        SocketError: The kernel refuses an option; it is named as it was given.
+    """
+    if kind == SOCK_STREAM and family in (AF_INET, AF_INET6):
+        _set_option(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    for level, name, value in options.socket_options:
+        _set_option(sock, level, name, value)
+    if options.reuse_port:
+        _set_option(sock, SOL_SOCKET, _socket.SO_REUSEPORT, 1, "reuse_port=True")
+
+
+def _set_option(
+    sock: _socket.socket, level: int, name: int, value: int | bytes, given: str | None = None
+) -> None:
+    """Set one option, *given* as that, or among `socket_options` if `None`."""
+    try:
+        sock.setsockopt(level, name, value)
+    except OSError as error:
+        given = given or f"socket_options=({level}, {name}, {value!r})"
+        raise SocketError(errno=error.errno, strerror=f"{given}: {error.strerror}") from None
+
+
+def open_socket(family: int, kind: int, protocol: int) -> _socket.socket:
+    """
+    Return a new non-blocking socket.
+
+    Raises:
+        SocketError: The kernel refuses.
+    """
+    try:
+        sock = _socket.socket(family, kind | _NON_BLOCKING, protocol)
+    except OSError as error:
+        raise SocketError(errno=error.errno, strerror=error.strerror) from None
+    if not _NON_BLOCKING:
+        sock.setblocking(False)
+    return sock
+
+
+def unix_info(path: str, options: SocketOptions) -> AddressInfo:
+    """Return the way to the UNIX socket at *path*."""
+    return AddressInfo(AF_UNIX, options.ai_socktype, options.ai_protocol, SocketAddress((path,)))
+
+
+def check_target(node: str | None, service: str | int | None, options: SocketOptions) -> None:
+    """
+    Refuse a node and a service that cannot be connected to.
+
+    Raises:
+        TypeError: One is of another type.
+        ValueError: One is missing, superfluous, or no name, path or port.
+    """
+    _check_node(node, service, options)
+    if options.ai_family == AF_UNIX:
+        return
+    if service is None or (numeric_service(service) == 0 and options.ai_socktype == SOCK_STREAM):
+        raise ValueError(f"service={service!r} must be a name or a port to connect to")
+
+
+def check_listening(node: str | None, service: str | int | None, options: SocketOptions) -> None:
+    """
+    Refuse a node and a service that cannot be listened on.
+
+    Raises:
+        TypeError: One is of another type.
+        ValueError: One is missing, superfluous, or no name, path or port.
+    """
+    if node is not None or options.ai_family == AF_UNIX:
+        _check_node(node, service, options)
+    if options.ai_family == AF_UNIX:
+        return
+    if service is None:
+        raise ValueError("service=None must be a name or a port to listen on")
+    numeric_service(service)
+
+
+def _check_node(node: str | None, service: str | int | None, options: SocketOptions) -> None:
+    if not isinstance(node, str):
+        raise TypeError(f"node must be a host name, an address or a path, not {node!r}")
+    if options.ai_family == AF_UNIX:
+        if service is not None:
+            raise ValueError(f"service={service!r} must be None with ai_family=AF_UNIX")
+        if not node:
+            raise ValueError("node='' must be a path")
+    else:
+        host_to_look_up(node)
+
+
+def look_up_place(
+    reactor: Any,
+    node: str | None,
+    service: str | int | None,
+    options: SocketOptions,
+    flags: int = 0,
+) -> Deferred[list[AddressInfo]]:
+    """Look *node* and *service* up as *options* say, with *flags* beside theirs; see `look_up`."""
+    looking = look_up(
+        reactor,
+        node,
+        service,
+        family=options.ai_family,
+        kind=options.ai_socktype,
+        protocol=options.ai_protocol,
+        flags=options.ai_flags | flags,
+    )
+    return until_shutdown(reactor, looking, node, service)
+
+
+def until_shutdown(
+    reactor: Any,
+    looking: Deferred[list[AddressInfo]],
+    node: str | None,
+    service: str | int | None,
+) -> Deferred[list[AddressInfo]]:
+    """
+    Have a look-up of *node* and *service* end when the reactor stops.
+
+    Nobody would deliver its answer any more: it fails with `HostNotFoundError` then.
+    """
+    if looking.called or not IReactorCore.providedBy(reactor):
+        return looking
+    under_way = _under_way.get(reactor)
+    if under_way is None:
+        # One trigger for all: there are reactors for tests that cannot take one back.
+        under_way = _under_way[reactor] = set()
+        reactor.addSystemEventTrigger("during", "shutdown", _end_look_ups, under_way)
+    under_way.add(looking)
+
+    def ended(result: Any) -> Any:
+        if looking in under_way:
+            under_way.remove(looking)
+            return result
+        stopped = "The reactor was shut down"
+        return Failure(HostNotFoundError(node, service, errno=_socket.EAI_AGAIN, strerror=stopped))
+
+    return looking.addBoth(ended)
+
+
+def _end_look_ups(under_way: set[Deferred[Any]]) -> None:
+    while under_way:
+        under_way.pop().cancel()
+
+
+def look_up_known_place(
+    node: str | None, service: str | int | None, options: SocketOptions
+) -> Sequence[AddressInfo] | None:
+    """Do as `look_up_place` where nobody has to be asked; see `look_up_numeric`."""
+    return look_up_numeric(
+        node,
+        service,
+        family=options.ai_family,
+        kind=options.ai_socktype,
+        protocol=options.ai_protocol,
+        flags=options.ai_flags,
+    )

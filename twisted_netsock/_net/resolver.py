@@ -1,0 +1,477 @@
+"""
+Name look-up: `socket.getaddrinfo` as a Deferred, in daemon threads of our own.
+
+Not in the reactor's thread pool: there a look-up that hangs holds up the exit
+of the process, and ten of them starve everything else that uses the pool.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as _socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNSPEC,
+    SOCK_RAW,
+    SOCK_STREAM,
+    AddressFamily,
+    SocketKind,
+)
+from typing import Any
+
+import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IHostnameResolver,
+    IHostResolution,
+    IReactorFromThreads,
+    IResolutionReceiver,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .._hostnames import host_to_look_up, is_ip_address, numeric_service
+from ..addresses import AddressInfo, SocketAddress
+from ..errors import HostNotFoundError
+
+__all__ = ["look_up", "look_up_numeric", "look_up_system"]
+
+_MOST_THREADS = 32
+_IDLE_SECONDS = 10.0
+_NUMERIC_KEPT = 1024
+
+# A plain number, since arithmetic on flags of an enum takes longer than the look-up.
+_ADDRCONFIG = int(_socket.AI_ADDRCONFIG)
+
+# Of <linux/in.h>; the socket module has it where the C library does.
+_IPPROTO_MPTCP = 262
+
+_log = Logger()
+
+Job = Callable[[], None]
+
+
+class DaemonThreads:
+    """
+    At most 32 daemon threads that run jobs, oldest first; they end when idle.
+
+    One pool for the process: a look-up does not belong to a reactor until its
+    result is delivered.
+    """
+
+    def __init__(
+        self,
+        most: int = _MOST_THREADS,
+        idle_seconds: float = _IDLE_SECONDS,
+        name: str = "netsock-look-up",
+    ) -> None:
+        self._most = most
+        self._idle_seconds = idle_seconds
+        self._name = name
+        self._condition = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, job: Job) -> None:
+        """
+        Run *job* as soon as a thread is free; what it raises is logged.
+
+        Raises:
+            RuntimeError: There is no thread, and none can be started.
+        """
+        with self._condition:
+            self._jobs.append(job)
+            if self._idle >= len(self._jobs):
+                self._condition.notify()
+                return
+            if self._threads >= self._most:
+                return
+            self._threads += 1
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:
+            with self._condition:
+                self._threads -= 1
+                if self._threads == 0 and job in self._jobs:
+                    # Nobody is left to do it, so nobody may wait for it.
+                    self._jobs.remove(job)
+                    raise
+
+    def discard(self, job: Job) -> None:
+        """Forget *job* if it has not begun."""
+        with self._condition:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._jobs:
+                    self._idle += 1
+                    told = self._condition.wait(self._idle_seconds)
+                    self._idle -= 1
+                    if not told and not self._jobs:
+                        self._threads -= 1
+                        return
+                job = self._jobs.popleft()
+            try:
+                job()
+            except BaseException:  # noqa: BLE001 - a thread that ended so would count for ever
+                _log.failure("a job of the thread {name} failed", name=self._name)
+            # It holds whoever waited for it, and the next one may be long in coming.
+            del job
+
+
+_threads = DaemonThreads()
+
+
+def _forget_threads() -> None:
+    """Start afresh in a forked child, where the threads are not."""
+    global _threads  # noqa: PLW0603 - one pool for the process
+    _threads = DaemonThreads()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
+    """Turn what `socket.getaddrinfo` gave into values, each address once."""
+    infos: dict[tuple[Any, ...], AddressInfo] = {}
+    for family, kind, protocol, canonname, address in results:
+        key = (family, kind, protocol, address)
+        # The first of equals has the canonical name.
+        if family in (AF_INET, AF_INET6) and key not in infos:
+            infos[key] = AddressInfo(
+                AddressFamily(family),
+                SocketKind(kind),
+                protocol,
+                SocketAddress(address),
+                canonname,
+                flags,
+            )
+    return list(infos.values())
+
+
+def _getaddrinfo(
+    node: str | None,
+    service: str | int | None,
+    family: int,
+    kind: int,
+    protocol: int,
+    flags: int,
+) -> list[tuple[Any, ...]]:
+    """Call `socket.getaddrinfo`, as it likes to be asked about Multipath TCP and raw sockets."""
+    if kind == SOCK_RAW and service in (0, "0"):
+        # There are no ports: any service, 0 too, would be refused.
+        service = None
+    # A protocol that it does not know, and to it the same as TCP.
+    asked = _socket.IPPROTO_TCP if protocol == _IPPROTO_MPTCP else protocol
+    results = _socket.getaddrinfo(node, service, family, kind, asked, flags)
+    if asked == protocol:
+        return list(results)
+    return [(*result[:2], protocol, *result[3:]) for result in results]
+
+
+@lru_cache(maxsize=_NUMERIC_KEPT)
+def _numeric_infos(
+    node: str | None,
+    port: int,
+    service: str | int | None,
+    family: int,
+    kind: int,
+    protocol: int,
+    flags: int,
+) -> tuple[AddressInfo, ...]:
+    """Answer a look-up of a numeric node, or of `None`, without asking anybody."""
+    try:
+        results = _getaddrinfo(
+            node,
+            None if service is None else port,
+            family,
+            kind,
+            protocol,
+            flags | _socket.AI_NUMERICHOST,
+        )
+    except _socket.gaierror as error:
+        raise HostNotFoundError(
+            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+        ) from None
+    return tuple(_infos(results, flags))
+
+
+def _wire_name(node: str | None) -> str | None:
+    """Return *node* as resolvers take it."""
+    if node is None:
+        return None
+    if not isinstance(node, str):
+        raise TypeError(f"node must be a str or None, not {node!r}")
+    return host_to_look_up(node)
+
+
+def _ask_system(
+    node: str | None,
+    name: str | None,
+    service: str | int | None,
+    family: int,
+    kind: int,
+    protocol: int,
+    flags: int,
+) -> list[AddressInfo]:
+    """Ask `socket.getaddrinfo`, which may take its time, for *name*, written *node*."""
+    try:
+        found = _infos(_getaddrinfo(name, service, family, kind, protocol, flags), flags)
+    except _socket.gaierror as error:
+        raise HostNotFoundError(
+            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+        ) from None
+    except (OSError, UnicodeError) as error:
+        # A name too long for the codec, or the resolver out of descriptors.
+        raise HostNotFoundError(
+            node, service, errno=_socket.EAI_FAIL, strerror=str(error)
+        ) from None
+    if not found:
+        raise HostNotFoundError(node, service)
+    return found
+
+
+def look_up_numeric(
+    node: str | None,
+    service: str | int | None,
+    *,
+    family: int = AF_UNSPEC,
+    kind: int = SOCK_STREAM,
+    protocol: int = 0,
+    flags: int = 0,
+) -> Sequence[AddressInfo] | None:
+    """
+    Return what a look-up of a numeric *node*, or of `None`, and a port gives: it asks nobody.
+
+    Returns:
+        As `look_up_system`; `None` if somebody has to be asked.
+
+    Raises:
+        HostNotFoundError: There is no such address or service.
+        TypeError, ValueError: As `look_up_system`.
+    """
+    if not (node is None or is_ip_address(node)):
+        return None
+    port = numeric_service(service)
+    if port is None:
+        return None
+    # The names of interfaces, and which families there are, change.
+    changes = flags & _ADDRCONFIG or (node is not None and "%" in node)
+    ask = _numeric_infos.__wrapped__ if changes else _numeric_infos
+    return ask(node, port, service, family, kind, protocol, flags)
+
+
+def look_up_system(
+    reactor: IReactorFromThreads,
+    node: str | None,
+    service: str | int | None,
+    *,
+    family: int = AF_UNSPEC,
+    kind: int = SOCK_STREAM,
+    protocol: int = 0,
+    flags: int = 0,
+) -> Deferred[list[AddressInfo]]:
+    """
+    Look *node* and *service* up with the system's `socket.getaddrinfo`.
+
+    Args:
+        reactor: Where the result is delivered.
+        node: A name, a numeric address, or `None` (with ``AI_PASSIVE``: any).
+        service: A name, a port, or `None`.
+        family: ``AF_UNSPEC`` for IPv4 and IPv6.
+        kind: The type of socket, or 0 for any.
+        protocol: A protocol number, or 0 for any.
+        flags: ``AI_…`` flags.
+
+    Returns:
+        The results in the system's order, at least one, each once. Fired
+        already where node and service are numeric.
+
+    Raises:
+        TypeError: *node* or *service* is of another type.
+        ValueError: *node* is no host name, or *service* no port.
+
+    Errors:
+        HostNotFoundError: There is no such name or service, or no thread to ask in.
+
+    Cancelling:
+        Fails with `CancelledError` at once; the thread's result is dropped.
+    """
+    name = _wire_name(node)
+    numeric_service(service)
+    try:
+        known = look_up_numeric(
+            name, service, family=family, kind=kind, protocol=protocol, flags=flags
+        )
+    except HostNotFoundError:
+        return fail(Failure())
+    if known is not None:
+        return succeed(list(known))
+    try:
+        return _in_thread(
+            reactor, lambda: _ask_system(node, name, service, family, kind, protocol, flags)
+        )
+    except RuntimeError as error:
+        # The system has no thread left: it may have one later.
+        again = HostNotFoundError(node, service, errno=_socket.EAI_AGAIN, strerror=str(error))
+        return fail(Failure(again))
+
+
+def _in_thread(
+    reactor: IReactorFromThreads, ask: Callable[[], list[AddressInfo]]
+) -> Deferred[list[AddressInfo]]:
+    """Call *ask* in a thread, and deliver what it returns or raises to the reactor's."""
+
+    def job() -> None:
+        outcome: Any
+        try:
+            outcome = ask()
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            outcome = error
+        try:
+            reactor.callFromThread(deliver, outcome)
+        except RuntimeError:
+            # The event loop beneath the reactor is closed: nobody waits any more.
+            pass
+
+    def deliver(outcome: Any) -> None:
+        if not result.called:
+            if isinstance(outcome, BaseException):
+                result.errback(Failure(outcome))
+            else:
+                result.callback(outcome)
+
+    result: Deferred[list[AddressInfo]] = Deferred(lambda _: _threads.discard(job))
+    try:
+        _threads.submit(job)
+    except RuntimeError as error:
+        if "shutdown" not in str(error):
+            raise
+        # The interpreter is at its end and starts no threads; what runs then may still connect.
+        job()
+    return result
+
+
+@implementer(IResolutionReceiver)
+class _Receiver:
+    """Collects what a resolver of the application's finds."""
+
+    def __init__(self, done: Callable[[list[IAddress]], None]) -> None:
+        self._done = done
+        self._found: list[IAddress] = []
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        self.resolution = resolutionInProgress
+
+    def addressResolved(self, address: IAddress) -> None:
+        self._found.append(address)
+
+    def resolutionComplete(self) -> None:
+        self._done(self._found)
+
+
+def _is_default(resolver: Any) -> bool:
+    """Return whether a reactor's resolver is the one that Twisted gives it; no import names it."""
+    kind = type(resolver)
+    return kind.__name__ == "GAIResolver" and kind.__module__.startswith("twisted.internet.")
+
+
+def look_up(
+    reactor: Any,
+    node: str | None,
+    service: str | int | None,
+    *,
+    family: int = AF_UNSPEC,
+    kind: int = SOCK_STREAM,
+    protocol: int = 0,
+    flags: int = 0,
+) -> Deferred[list[AddressInfo]]:
+    """
+    Look up whom to connect to: as `look_up_system`, unless the application decides.
+
+    Where the application has installed a resolver (``reactor.installNameResolver``),
+    names of hosts are looked up there; services and numeric addresses never are.
+    """
+    resolver: IHostnameResolver | None = getattr(reactor, "nameResolver", None)
+    name = _wire_name(node)
+    port = numeric_service(service)
+    if (
+        resolver is None
+        or _is_default(resolver)
+        or name is None
+        or is_ip_address(name)
+        or port is None
+        or flags & _socket.AI_NUMERICHOST
+    ):
+        return look_up_system(
+            reactor, node, service, family=family, kind=kind, protocol=protocol, flags=flags
+        )
+    hint = AddressInfo(AddressFamily(family), SocketKind(kind) if kind else 0, protocol)
+    not_found = HostNotFoundError(node, service)
+    return _look_up_installed(resolver, name, port, hint, not_found)
+
+
+def _look_up_installed(
+    resolver: IHostnameResolver,
+    name: str,
+    port: int,
+    hint: AddressInfo,
+    not_found: HostNotFoundError,
+) -> Deferred[list[AddressInfo]]:
+    """Ask the application's resolver for the addresses of *name*."""
+
+    def done(found: list[IAddress]) -> None:
+        if result.called:
+            return
+        infos = [
+            attrs.evolve(hint, family=address.family, address=address)
+            for address in map(_from_twisted(port), found)
+            if address is not None
+        ]
+        if infos:
+            result.callback(infos)
+        else:
+            result.errback(Failure(not_found))
+
+    def cancel(_: object) -> None:
+        # Told first: a resolver may well call complete what is cancelled.
+        result.errback(Failure(CancelledError()))
+        resolution = getattr(receiver, "resolution", None)
+        if resolution is not None:
+            try:
+                resolution.cancel()
+            except NotImplementedError:
+                # Twisted's own wrappers of simple resolvers cannot: drop the result.
+                pass
+
+    both: list[type[IAddress]] = [IPv4Address, IPv6Address]
+    types = {AF_INET: both[:1], AF_INET6: both[1:]}.get(hint.family, both)
+    receiver = _Receiver(done)
+    result: Deferred[list[AddressInfo]] = Deferred(cancel)
+    resolver.resolveHostName(receiver, name, port, types, "TCP")
+    return result
+
+
+def _from_twisted(port: int) -> Callable[[IAddress], SocketAddress | None]:
+    """Return what makes a socket address at *port* of what a resolver found."""
+
+    def convert(address: IAddress) -> SocketAddress | None:
+        if isinstance(address, IPv4Address):
+            return SocketAddress((address.host, port))
+        if isinstance(address, IPv6Address):
+            return SocketAddress((address.host, port, 0, address.scopeID or 0))
+        return None
+
+    return convert

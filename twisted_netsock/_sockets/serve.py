@@ -1,0 +1,120 @@
+"""The accept loop of `Socket.serve`: bounded, and untouched by what one connection does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .._text import FailureLog, printable
+from ..errors import SocketClosedError, SocketConnectionLostError, SocketError
+
+if TYPE_CHECKING:
+    from .base import BaseSocket
+
+__all__ = ["serve"]
+
+_log = Logger()
+
+
+def serve(
+    accept: Callable[[], Deferred[Any]], handler: Callable[[Any], object], limit: int | None
+) -> Deferred[None]:
+    """Hand each connection that *accept* gives to *handler*; see `Socket.serve`."""
+    return Deferred.fromCoroutine(_Serving(handler, limit).run(accept))
+
+
+class _Serving:
+    """One running `serve`. A connection counts until it is closed, its goodbye included."""
+
+    def __init__(self, handler: Callable[[Any], object], limit: int | None) -> None:
+        self._handler = handler
+        self._limit = limit
+        self._cancelled = False
+        self._running: dict[BaseSocket, Deferred[Any]] = {}
+        self._one_less: Deferred[None] | None = None
+        self._failures: FailureLog | None = None
+        # One callback, and one method object, for what follows each handler: they take
+        # memory for as long as it runs.
+        self._then = self._ended
+
+    async def run(self, accept: Callable[[], Deferred[Any]]) -> None:
+        try:
+            while True:
+                while self._limit is not None and len(self._running) >= self._limit:
+                    await self._wait_for_one_less()
+                try:
+                    connection = await accept()
+                except (SocketClosedError, SocketConnectionLostError):
+                    # Closed here, or with the reactor.
+                    break
+                self._begin(connection)
+            while self._running:
+                await self._wait_for_one_less()
+        except BaseException:
+            self._end_all()
+            raise
+        finally:
+            if self._failures is not None:
+                self._failures.end()
+
+    def _wait_for_one_less(self) -> Deferred[None]:
+        self._one_less = Deferred()
+        return self._one_less
+
+    def _begin(self, connection: BaseSocket) -> None:
+        handling: Deferred[Any] = maybeDeferred(self._handler, connection)
+        self._running[connection] = handling
+        handling.addBoth(self._then, connection)
+
+    def _ended(self, result: object, connection: BaseSocket) -> None:
+        if isinstance(result, Failure) and not (
+            self._cancelled and result.check(CancelledError) is not None
+        ):
+            self._report(result, connection)
+        _close(connection).addBoth(self._finish, connection)
+
+    def _report(self, failure: Failure, connection: BaseSocket) -> None:
+        """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
+        if failure.check(CancelledError) is not None:
+            return
+        error = failure.value
+        # What a peer calls itself may be a path of any bytes.
+        node = printable(str(connection.node))
+        if isinstance(error, SocketError) and error.socket in _ends(connection):
+            if self._failures is None:
+                self._failures = FailureLog(connection._reactor, _log)
+            self._failures.note(
+                "serving {node} {service} ended: {error}",
+                node=node,
+                service=connection.service,
+                error=error,
+            )
+        else:
+            _log.failure("serving {node} failed", failure, node=node)
+
+    def _finish(self, _: object, connection: BaseSocket) -> None:
+        del self._running[connection]
+        waiting, self._one_less = self._one_less, None
+        if waiting is not None and not waiting.called:
+            waiting.callback(None)
+
+    def _end_all(self) -> None:
+        self._cancelled = True
+        for connection, handling in list(self._running.items()):
+            handling.cancel()
+            _close(connection)
+
+
+def _ends(connection: BaseSocket) -> list[BaseSocket]:
+    """Return *connection*, and the socket that it has become in its handler."""
+    return [end for end in (connection, connection._successor) if end is not None]
+
+
+def _close(connection: BaseSocket) -> Deferred[Any]:
+    if connection._successor is None:
+        return connection.close()
+    return gatherResults([end.close() for end in _ends(connection)])

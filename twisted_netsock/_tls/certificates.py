@@ -1,0 +1,286 @@
+"""
+Reading certificates and keys: from what an option record names to values.
+
+Everything here may read files, so it runs when a socket, endpoint or context is
+made. Each failure is a `ValueError` that names the option and says what is
+wrong with it, without repeating any of a key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+from ..options import OF_FILES, TLSSocketOptions
+
+__all__ = ["Identity", "file_paths", "file_signature", "load_identity", "load_trusted"]
+
+_PEM_MARK = b"-----BEGIN"
+_PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+", re.IGNORECASE)
+"""The names of an authority's files in a directory: the hash of its subject, and a number."""
+_SIZE_LIMIT = 16 * 1024 * 1024
+
+
+class Identity(NamedTuple):
+    """
+    A certificate, the others that lead to its authority, and its key.
+
+    Its text form says whose it is and nothing of the key.
+    """
+
+    certificate: x509.Certificate
+    intermediates: tuple[x509.Certificate, ...]
+    key: Any
+
+    def __repr__(self) -> str:
+        return f"<Identity {_subject(self.certificate)}>"
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    subject = _parsed(certificate.subject.rfc4514_string)
+    return "a malformed name" if isinstance(subject, _Refusal) else subject
+
+
+class _Material(NamedTuple):
+    """What one source held."""
+
+    certificates: tuple[x509.Certificate, ...]
+    key: Any
+
+
+def file_paths(options: TLSSocketOptions) -> list[str]:
+    """Return the path of every file that *options* takes certificates or keys from."""
+    paths: list[str] = []
+    for field in OF_FILES:
+        given = getattr(options, field)
+        if isinstance(given, str):
+            paths.append(given)
+        elif isinstance(given, tuple):
+            paths += [source for source in given if isinstance(source, str)]
+    return paths
+
+
+def _label(field: str, source: object) -> str:
+    """Name a source in an error: paths as they are, never content."""
+    return f"{field}={source!r}" if isinstance(source, str) else field
+
+
+def _read(field: str, source: str | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        with open(source, "rb") as file:
+            data = file.read(_SIZE_LIMIT + 1)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{_label(field, source)} cannot be read: {why}") from None
+    if not data.strip():
+        raise ValueError(f"{_label(field, source)} is an empty file")
+    if len(data) > _SIZE_LIMIT:
+        raise ValueError(f"{_label(field, source)} is larger than {_SIZE_LIMIT} bytes")
+    return data
+
+
+class _Refusal(Enum):
+    """What a parser made of some content, in our words: those of parsers repeat content."""
+
+    MALFORMED = "it is malformed or cut off"
+    LOCKED = "the password is missing or wrong"
+    NEEDLESS = "a password is given, and it is not encrypted"
+    UNSUPPORTED = "it is of a kind that is not supported"
+
+
+def _refusal(error: BaseException, password: bytes | None) -> _Refusal:
+    if isinstance(error, TypeError):
+        # cryptography's way to say that a password is missing, or not needed.
+        return _Refusal.NEEDLESS if password else _Refusal.LOCKED
+    if isinstance(error, UnsupportedAlgorithm | x509.InvalidVersion):
+        return _Refusal.UNSUPPORTED
+    return _Refusal.LOCKED if "password" in str(error).lower() else _Refusal.MALFORMED
+
+
+def _parsed(parse: Callable[[], Any], password: bytes | None = None) -> Any:
+    """
+    Return what *parse* returns, or a `_Refusal`.
+
+    Nothing else of its exception is left, and the caller raises outside of its
+    handling: as the context of another exception it would be shown by loggers.
+    """
+    try:
+        return parse()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the content is no good
+        return _refusal(error, password)
+
+
+def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> Any:
+    """Load one private key; *pem* says how *data* is encoded."""
+    load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
+    key = _parsed(lambda: load(data, password), password)
+    if not isinstance(key, _Refusal):
+        return key
+    if key is _Refusal.NEEDLESS:
+        raise ValueError(f"{label} is not encrypted, yet private_key_password is given")
+    if key is _Refusal.LOCKED and not password:
+        raise ValueError(f"{label} is encrypted: give private_key_password")
+    if password is not None and (key is _Refusal.LOCKED or b"ENCRYPTED" in data):
+        raise ValueError(f"{label}: private_key_password does not decrypt it")
+    raise ValueError(f"{label} holds no private key that can be used: {key.value}")
+
+
+def _load_pem(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
+    certificates: Any = ()
+    if _PEM_CERTIFICATE.search(data):
+        certificates = _parsed(lambda: x509.load_pem_x509_certificates(data))
+        if isinstance(certificates, _Refusal):
+            raise ValueError(
+                f"{label} holds a certificate that cannot be used: {certificates.value}"
+            )
+    block = _PEM_KEY.search(data) if want_key else None
+    key = None if block is None else _load_key(label, block.group(0), password, pem=True)
+    return _Material(tuple(certificates), key)
+
+
+def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
+    """Load a DER certificate, else PKCS#12, else (where a key is wanted) a DER key."""
+    certificate = _parsed(lambda: x509.load_der_x509_certificate(data))
+    if not isinstance(certificate, _Refusal):
+        return _Material((certificate,), None)
+    store = _parsed(lambda: pkcs12.load_pkcs12(data, password), password)
+    if not isinstance(store, _Refusal):
+        leaf = () if store.cert is None else (store.cert.certificate,)
+        others = tuple(additional.certificate for additional in store.additional_certs)
+        return _Material(leaf + others, store.key)
+    locked = None
+    if store is _Refusal.LOCKED:
+        said = "does not decrypt it" if password is not None else "may be missing"
+        locked = ValueError(f"{label}: private_key_password {said}")
+    if want_key:
+        try:
+            return _Material((), _load_key(label, data, password, pem=False))
+        except ValueError as error:
+            if label.startswith("private_key"):
+                raise (locked or error) from None
+    raise locked or ValueError(
+        f"{label} is neither PEM, nor a DER certificate, nor PKCS#12; as a certificate, "
+        f"{certificate.value}"
+    )
+
+
+def _load(field: str, source: Any, password: bytes | None, *, want_key: bool) -> _Material:
+    """Load one source of any kind."""
+    if isinstance(source, x509.Certificate):
+        return _Material((source,), None)
+    if not isinstance(source, str | bytes):
+        return _Material((), source)
+    label = _label(field, source)
+    data = _read(field, source)
+    load = _load_pem if _PEM_MARK in data else _load_der
+    return load(label, data, password, want_key=want_key)
+
+
+def load_identity(options: TLSSocketOptions) -> Identity | None:
+    """
+    Return the certificate, chain and key that *options* names, or `None` for none.
+
+    Raises:
+        ValueError: A file cannot be read or is empty; what it holds is no
+            certificate or key; the password is wrong or missing; there is no
+            key; or the key is not the certificate's.
+    """
+    if options.certificates is None:
+        return None
+    password = options.private_key_password
+    # A password is for the key alone if there is one, else for what is in the sources.
+    apart = options.private_key is not None
+    certificates: list[x509.Certificate] = []
+    key: Any = None
+    for source in options.certificates:
+        found = _load(
+            "certificates", source, None if apart else password, want_key=not apart and key is None
+        )
+        certificates += found.certificates
+        key = key or found.key
+        if not found.certificates and found.key is None:
+            raise ValueError(f"{_label('certificates', source)} holds no certificate")
+    if apart:
+        key = _load("private_key", options.private_key, password, want_key=True).key
+        if key is None:
+            raise ValueError(f"{_label('private_key', options.private_key)} holds no private key")
+    if not certificates:
+        raise ValueError("certificates holds a key, but no certificate")
+    if key is None:
+        raise ValueError(
+            "certificates come without a private key: give private_key, or a file with both"
+        )
+    leaf, *intermediates = certificates
+    if _public_bytes(key) != _public_bytes(leaf):
+        raise ValueError(
+            "private_key does not match certificates: it is not the key of the first one, "
+            f"{_subject(leaf)!r}"
+        )
+    return Identity(leaf, tuple(intermediates), key)
+
+
+def _public_bytes(holder: Any) -> bytes:
+    """Return the public key of a certificate or private key, in DER."""
+    key = _parsed(holder.public_key)
+    if isinstance(key, _Refusal):
+        raise ValueError(  # noqa: TRY004
+            f"certificates has a public key that cannot be used: {key.value}"
+        )
+    encoded: bytes = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded
+
+
+def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | None:
+    """
+    Return the certificates to trust, or `None` where *options* names none.
+
+    Raises:
+        ValueError: A file cannot be read, is empty, or holds no certificate.
+    """
+    if options.trusted_certificates is None:
+        return None
+    trusted: list[x509.Certificate] = []
+    for source in options.trusted_certificates:
+        found = _load("trusted_certificates", source, None, want_key=False)
+        if not found.certificates:
+            raise ValueError(f"{_label('trusted_certificates', source)} holds no certificate")
+        trusted += found.certificates
+    return tuple(trusted)
+
+
+def file_signature(paths: Iterable[str]) -> tuple[object, ...]:
+    """
+    Return what changes when one of the files at *paths* does.
+
+    Of a directory that is each file in it which OpenSSL would read as an authority's.
+    """
+    return tuple(_signature(path) for path in paths)
+
+
+def _signature(path: str) -> tuple[object, ...]:
+    try:
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            # The last is set to the current time by every change, also by one that
+            # restores the time of modification, as rsync and cp -p do.
+            return path, found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
+        # Mostly links to files elsewhere, whose changes the directory's own time does not show.
+        names = sorted(name for name in os.listdir(path) if _HASHED.fullmatch(name))
+    except OSError as error:
+        return path, error.errno
+    return path, *(_signature(os.path.join(path, name)) for name in names)

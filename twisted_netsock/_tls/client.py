@@ -1,0 +1,236 @@
+"""
+The contextFactory object of TLS clients.
+
+A `ClientContextFactory` makes ``SSL.Connection`` objects: on a descriptor for our
+own sockets and transports, on memory buffers wherever Twisted takes an
+``IOpenSSLClientConnectionCreator``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as _socket
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any, Final
+
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from .._hostnames import is_host_name, is_ip_address, reference_identity
+from ..options import ServerTLSSocketOptions, TLSSocketOptions, require_record
+from .certificates import file_paths, file_signature, load_identity, load_trusted
+from .context import (
+    ConnectionState,
+    StatefulConnection,
+    alpn_protocols,
+    base_context,
+    factory_protocols,
+    require_handshake,
+    trust,
+)
+from .sessions import Resumption, SessionStore
+from .verification import Verification, verify_callback
+
+__all__ = ["ClientContextFactory", "client_context_factory"]
+
+_CLIENT_CONTEXTS_KEPT: Final = 64
+
+_log = Logger()
+
+
+class _ClientContext:
+    """
+    A context, its sessions, and what it was read from.
+
+    Attributes:
+        context: Complete: nothing of it changes any more.
+        sessions: Those of its connections.
+        signature: What the files were like that it was read from.
+    """
+
+    def __init__(self, options: TLSSocketOptions, *, verifies: bool) -> None:
+        """
+        Read it from the files as they are.
+
+        Raises:
+            ValueError: A file cannot be used.
+        """
+        self.sessions = SessionStore()
+        paths = file_paths(options)
+        # Each before it is read: what changes meanwhile shows as a change later.
+        signature = _environment(), *file_signature(paths)
+        context = base_context(options, load_identity(options))
+        trusted = load_trusted(options)
+        if trusted is None:
+            context.trust_platform()
+        else:
+            trust(context, trusted)
+        if verifies:
+            context.set_verify(SSL.VERIFY_PEER, verify_callback)
+        self.context = context
+        self.signature = *signature, *context.platform_signature
+        self._paths = [*paths, *context.platform_places]
+
+    def current_signature(self) -> tuple[object, ...]:
+        """Return what the files are like now."""
+        return _environment(), *file_signature(self._paths)
+
+
+def _environment() -> tuple[str | None, ...]:
+    """Return what says where the platform's authorities are."""
+    return os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+
+
+_kept: OrderedDict[tuple[TLSSocketOptions, bool], _ClientContext] = OrderedDict()
+"""The contexts that were used last."""
+_keeping = Lock()
+
+
+def _client_context(options: TLSSocketOptions, *, anew: bool = False) -> _ClientContext:
+    """Return a context for *options*: the same one while its files are unchanged, or a new."""
+    # The verifier itself is the connection's business, and may claim to equal anything.
+    verifies = options.certificate_verifier is not False
+    plain = options.certificate_verifier is None
+    key = (options if plain else options.replace(certificate_verifier=None), verifies)
+    with _keeping:
+        kept = _kept.get(key)
+    if anew or kept is None or kept.signature != kept.current_signature():
+        kept = _ClientContext(options, verifies=verifies)
+    with _keeping:
+        _kept[key] = kept
+        _kept.move_to_end(key)
+        if len(_kept) > _CLIENT_CONTEXTS_KEPT:
+            _kept.popitem(last=False)
+    return kept
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class ClientContextFactory:
+    """
+    Makes the TLS connections of a client, for one record and one node.
+
+    Serves wherever Twisted takes such an object (``startTLS``,
+    ``wrapClientTLS``). Made by `client_context_factory`.
+    """
+
+    def __init__(self, options: TLSSocketOptions, node: str | None) -> None:
+        self.options = options
+        self.node = node
+        self._identity, self._server_name = _client_identity(options, node)
+        self.swap(_client_context(options))
+        if options.certificate_verifier is False:
+            _log.warn(
+                "connections to {node} are UNVERIFIED: anybody can pretend to be it", node=node
+            )
+
+    def build(self) -> _ClientContext:
+        """
+        Read the files as they are and return a context of them, for `swap`.
+
+        Touches nothing else, so it may run in another thread.
+
+        Raises:
+            ValueError: A file cannot be used.
+        """
+        return _client_context(self.options, anew=True)
+
+    def swap(self, built: _ClientContext) -> None:
+        """Use *built*, from `build`, for the connections to come."""
+        self._built = built
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What the files were like that the context in use was read from."""
+        return self._built.signature
+
+    def current_signature(self) -> tuple[object, ...]:
+        """Return what the files are like now."""
+        return self._built.current_signature()
+
+    def connection(
+        self,
+        sock: _socket.socket | None,
+        protocols: Sequence[bytes] = (),
+        place: str | int | None = None,
+    ) -> StatefulConnection:
+        """
+        Return a new connection on *sock*, or on memory buffers if `None`.
+
+        Args:
+            sock: Stays its caller's, who keeps it open as long as the connection.
+            protocols: Offered through ALPN, before those of the record.
+            place: The service of the node, whose sessions may be resumed; `None`
+                resumes none.
+        """
+        connection = StatefulConnection(self._built.context, sock)
+        state = connection.state = ConnectionState(
+            Verification(self._identity, self.options.certificate_verifier),
+            alpn_protocols(self.options),
+            protocols,
+        )
+        if self._server_name is not None:
+            connection.set_tlsext_host_name(self._server_name)
+        if state.protocols:
+            connection.set_alpn_protos(list(state.protocols))
+        connection.set_connect_state()
+        if place is not None and self.options.certificate_verifier is None:
+            # A callable is owed a call for each certificate, which resuming does not show.
+            key = (self._identity, self._server_name, place, state.protocols)
+            state.resumption = Resumption(self._built.sessions, key)
+            state.resumption.offer(connection)
+            state.verification.may_be_skipped = state.resumption.offered
+        return connection
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """Return a connection for Twisted's TLS protocol."""
+        return self.connection(None, factory_protocols(tlsProtocol))
+
+    def __repr__(self) -> str:
+        return f"<ClientContextFactory for {self.node!r}: {self.options!r}>"
+
+
+def _client_identity(
+    options: TLSSocketOptions, node: str | None
+) -> tuple[str | None, bytes | None]:
+    """Return the identity to verify and the server name to send."""
+    named = options.sni[0] if options.sni else node
+    if named is None or not is_host_name(named):
+        if options.certificate_verifier is not False:
+            raise ValueError(
+                f"node={named!r} is no name or address that could be verified: "
+                "give one, or sni in the options"
+            )
+        return None, None
+    sends = options.sni != () and not is_ip_address(named)
+    return named, reference_identity(named).encode("ascii") if sends else None
+
+
+def client_context_factory(options: TLSSocketOptions, node: str | None) -> ClientContextFactory:
+    """
+    Make the contextFactory object of a TLS client.
+
+    Args:
+        options: A `TLSSocketOptions`; the files it names are read now.
+        node: The name or address to verify, unless *options* has `sni`.
+
+    Returns:
+        An ``IOpenSSLClientConnectionCreator``, for ``startTLS`` and
+        ``wrapClientTLS``. Verification happens inside the handshake.
+
+    Raises:
+        TypeError: *options* is a server's record, or plain.
+        ValueError: `handshake` is `False`, which only sockets can wait for; or
+            a certificate, key or name cannot be used.
+    """
+    checked = require_record(
+        options,
+        TLSSocketOptions,
+        ServerTLSSocketOptions,
+        "for a server use server_context_factory",
+    )
+    require_handshake(checked)
+    return ClientContextFactory(checked, node)

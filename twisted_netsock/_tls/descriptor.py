@@ -1,0 +1,529 @@
+"""
+TLS on a descriptor: the try layer over ``SSL.Connection``, and its errors.
+
+OpenSSL reads and writes the non-blocking descriptor itself. `TLSDescriptor` has
+the methods of `twisted_netsock._io.descriptor.PlainDescriptor`, plus the handshake
+and the goodbye.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import socket as _socket
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL import SSL
+
+from .._io.descriptor import from_os_error, inherit
+from .._io.fairness import TLS_BYTES
+from .._io.poller import WANT_READ, WANT_WRITE, Want
+from ..errors import (
+    SocketClosedError,
+    SocketConnectionLostError,
+    SocketError,
+    TLSError,
+    TLSHandshakeError,
+    TLSTruncatedError,
+    opened_before_fork,
+    unraised,
+)
+from ..options import TLSSocketOptions
+from .client import ClientContextFactory
+from .handshake_records import HandshakeRecords
+from .negotiated import Negotiated
+from .openssl import RECORD, can_move, forget_errors
+from .server import ServerContextFactory, quiet_context
+from .verification import first_expiry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+__all__ = ["TLSDescriptor"]
+
+_DISCARD_LIMIT: Final = 1024 * 1024
+"""How many bytes to read and drop while waiting for the peer's close_notify."""
+
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
+"""The peer sends nothing more; the kernel adds errors and resets by itself."""
+
+_ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
+"""OpenSSL's reason for a received alert: ``tlsv1 alert unknown ca``, ``tls alert …``."""
+
+
+class TLSDescriptor(Negotiated):
+    """
+    A non-blocking socket, which it owns, that speaks TLS.
+
+    A method raises `TLSError` or a kin of `SocketConnectionLostError`. The first
+    fatal error is kept, and every later call raises one like it.
+
+    Attributes:
+        sock: The socket beneath.
+        connection: OpenSSL's connection.
+        options: The record of this side.
+        handshaken: The handshake is done; no data passes before.
+        unflushed: A taken piece waits for the kernel; see `try_flush`.
+    """
+
+    __slots__ = (
+        "_close_sent",
+        "_closed_within",
+        "_discarded",
+        "_ended",
+        "_failure",
+        "_hang_up",
+        "_in_handshake",
+        "_kept",
+        "_lost",
+        "_maybe_refused",
+        "_read_shut",
+        "_records",
+        "_untold",
+        "_write_shut",
+        "connection",
+        "handshaken",
+        "is_client",
+        "options",
+        "sock",
+        "unflushed",
+    )
+
+    def __init__(
+        self,
+        sock: _socket.socket,
+        factory: ClientContextFactory | ServerContextFactory,
+        protocols: Sequence[bytes] = (),
+        place: str | int | None = None,
+    ) -> None:
+        self.sock = sock
+        self.options: TLSSocketOptions = factory.options
+        self._records: HandshakeRecords | None = None
+        in_memory = isinstance(sock, _socket.socket) and can_move()
+        given = None if in_memory else sock
+        if isinstance(factory, ClientContextFactory):
+            self.is_client = True
+            self.connection = factory.connection(given, protocols, place)
+        else:
+            self.is_client = False
+            self.connection = factory.connection(given, protocols)
+        if in_memory:
+            self._records = HandshakeRecords(self.connection, sock, is_client=self.is_client)
+        self.handshaken = False
+        self.unflushed = False
+        self._kept = b""
+        """The taken piece that the kernel has not: OpenSSL is to be given it again."""
+        self._lost = False
+        """It was dropped when the connection failed, and whoever flushes is to hear of that."""
+        self._failure: SocketError | None = None
+        self._in_handshake = False
+        self._closed_within = False
+        """It was closed by what OpenSSL had called."""
+        self._ended = False
+        """The peer has sent its close_notify."""
+        self._untold = False
+        """It, or an error, came with data, and the next receive is to tell of it."""
+        self._read_shut = False
+        self._write_shut = False
+        self._close_sent = False
+        self._discarded = 0
+        """Bytes that were read and dropped in the goodbye."""
+        self._maybe_refused = False
+        """The server may have refused our certificate; see `_look_for_refusal`."""
+        self._hang_up: Any = None
+        """What the kernel is asked with whether the server has ended."""
+
+    # The handshake
+
+    def try_handshake(self) -> Want | None:
+        """Carry the handshake on; `None` when it is done and the peer verified."""
+        if self._failure is not None:
+            raise unraised(self._failure)
+        if self.handshaken:
+            return None
+        self._in_handshake = True
+        try:
+            want = self._carry_on_handshake()
+        finally:
+            self._in_handshake = False
+            if self._closed_within:
+                self.sock.close()
+        if self._closed_within:
+            assert self._failure is not None
+            raise unraised(self._failure)
+        return want
+
+    def _carry_on_handshake(self) -> Want | None:
+        try:
+            if self._records is None:
+                self.connection.do_handshake()
+            else:
+                want = self._records.carry_on()
+                if want is not None:
+                    return want
+                self._records = None
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._handshake_error(error)) from None
+        if self._closed_within:
+            return None
+        try:
+            self._conclude_handshake()
+        except TLSError as error:
+            raise self._fail(error) from None
+        return None
+
+    def _conclude_handshake(self) -> None:
+        if self.is_client:
+            state = self.connection.state
+            state.verification.conclude()
+            if state.resumption is not None:
+                resumed = state.verification.skipped
+                state.resumption.verified(None if resumed else first_expiry(self.connection))
+        else:
+            self.connection.set_context(quiet_context())
+        self.handshaken = True
+        self._maybe_refused = (
+            self.is_client and self.connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        )
+
+    def _handshake_error(self, error: Exception) -> SocketError:
+        """Say why the handshake failed: first of all, if it was our verification."""
+        verification = self.connection.state.verification
+        if verification.failure is not None:
+            failure: SocketError = unraised(verification.failure)
+            return failure
+        if _is_unexpected_end(error):
+            return SocketConnectionLostError(
+                strerror="The peer closed the connection during the TLS handshake"
+            )
+        return _from_system(error) or TLSHandshakeError(*_explain(error))
+
+    def _fail(self, error: SocketError) -> SocketError:
+        self._failure = unraised(error)
+        forget_errors()
+        # Nothing that was taken can be sent any more: who flushes it is to hear of that.
+        self._lost = self._lost or bool(self._kept)
+        self._kept = b""
+        self.unflushed = False
+        return error
+
+    def give_up(self, error: SocketError) -> None:
+        """Fail whatever is tried from now on with *error*; nothing is sent any more."""
+        self._fail(error)
+
+    # Data
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise unraised(self._failure)
+        if not self.handshaken:
+            raise TLSError(reason="the handshake is not done: call handshake() first")
+
+    @property
+    def buffered(self) -> bool:
+        """Bytes, or an end that came with some, wait here, where the poller cannot see them."""
+        return self._untold or self.connection.pending() > 0
+
+    def try_readable(self) -> Want | None:
+        """Return `None` if a receive has something to tell: data, the end, or an error."""
+        if self.buffered or self._failure is not None or self._ended or self._read_shut:
+            return None
+        try:
+            self.connection.recv(1, _socket.MSG_PEEK)
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except SSL.ZeroReturnError:
+            pass
+        except (SSL.Error, OSError) as error:
+            self._fail(self._data_error(error))
+        return None
+
+    @property
+    def seen_by_poller(self) -> bool:
+        """The poller reports whatever a receive would give: OpenSSL has nothing that is whole."""
+        return self.handshaken and not self.finished and not self.buffered
+
+    @property
+    def failed(self) -> bool:
+        """An error is kept, and whatever is tried raises it."""
+        return self._failure is not None
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is received: a receive gives the end, or the error, at once."""
+        return self._ended or self._read_shut or self._failure is not None
+
+    def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
+        """Return up to *n* bytes, from one record; ``b""`` is the peer's close_notify."""
+        self._untold = False
+        if self._failure is not None or not self.handshaken:
+            self._check()
+        if self._ended or self._read_shut or n == 0:
+            return b""
+        try:
+            data: bytes = self.connection.receive(n)
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except SSL.ZeroReturnError:
+            self._ended = True
+            return b""
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+        self._maybe_refused = False
+        return data
+
+    def try_recv_into(self, view: memoryview | bytearray, flags: int = 0) -> int | Want:
+        """
+        Fill *view* from its start and return the count; 0 is the peer's close_notify.
+
+        Takes several records while there are more to be had.
+        """
+        self._untold = False
+        if self._failure is not None or not self.handshaken:
+            self._check()
+        size = len(view)
+        if self._ended or self._read_shut or size == 0:
+            return 0
+        connection = self.connection
+        filled = 0
+        target = memoryview(view)
+        try:
+            while filled < size:
+                count = connection.receive_into(target[filled:])
+                filled += count
+                self._maybe_refused = False
+                if count < RECORD and not connection.pending():
+                    break
+        except SSL.WantReadError:
+            return filled or WANT_READ
+        except SSL.WantWriteError:
+            return filled or WANT_WRITE
+        except SSL.ZeroReturnError:
+            self._ended = True
+            self._untold = filled > 0
+        except (SSL.Error, OSError) as error:
+            failure = self._fail(self._data_error(error))
+            if not filled:
+                raise failure from None
+            self._untold = True
+        return filled
+
+    def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
+        """
+        Take some of *view* and return how many bytes: at least one record, or all.
+
+        What is taken and does not fit into the kernel, a record at most, stays here
+        (`unflushed`), and is sent first by the next `try_send`, `try_flush` or
+        `try_shutdown`: OpenSSL insists on being given the same bytes again.
+        """
+        if self._failure is not None or not self.handshaken:
+            self._check()
+        if self._write_shut:
+            raise SocketClosedError(
+                errno=errno.EPIPE, strerror="This side has been shut down for writing"
+            )
+        if self._kept:
+            want = self.try_flush()
+            if want is not None:
+                return want
+        piece = memoryview(view)
+        if piece.format != "B":
+            piece = piece.cast("B")
+        size = min(len(piece), TLS_BYTES)
+        if not size:
+            return 0
+        if self._maybe_refused:
+            self._look_for_refusal()
+        return self._take(piece, size)
+
+    def _take(self, piece: memoryview, size: int) -> int:
+        """Send *size* bytes of *piece*, and keep the record that does not fit; return the sum."""
+        try:
+            sent: int = self.connection.send_records(piece, size)
+            if sent < size:
+                self._kept = bytes(piece[sent : min(sent + RECORD, size)])
+                self.unflushed = True
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+        except BaseException:
+            if self.connection.want_write() and not self._kept:
+                self._fail(_cut_short())
+            raise
+        return sent + len(self._kept)
+
+    def _look_for_refusal(self) -> None:
+        """
+        Raise the server's refusal of our certificate, if it is here already.
+
+        With TLS 1.3 it comes after our handshake, and a send that fails for it hides
+        the alert. OpenSSL is asked only when the server has ended: the descriptor
+        stays readable then, and who waits for that wakes.
+        """
+        poller = self._hang_up
+        if poller is None:
+            poller = self._hang_up = select.poll()
+            poller.register(self.sock, _HUNG_UP)
+        if not poller.poll(0):
+            return
+        try:
+            self.connection.recv(1, _socket.MSG_PEEK)
+        except (SSL.WantReadError, SSL.WantWriteError):
+            return
+        except SSL.ZeroReturnError:
+            pass
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+        self._maybe_refused = False
+
+    def try_flush(self) -> Want | None:
+        """Send the piece that was taken and is not with the kernel yet."""
+        if self._lost and self._failure is not None:
+            raise unraised(self._failure)
+        if not self._kept:
+            return None
+        try:
+            self.connection.send(self._kept)
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+        except BaseException:
+            if not self.connection.want_write():
+                # It has been sent, or was not even tried.
+                self._fail(_cut_short())
+            raise
+        self._kept = b""
+        self.unflushed = False
+        return None
+
+    def _data_error(self, error: Exception) -> SocketError:
+        if _is_unexpected_end(error):
+            return TLSTruncatedError()
+        if isinstance(error, SSL.ZeroReturnError):
+            return SocketConnectionLostError(strerror="The peer has finished the connection")
+        return _from_system(error) or TLSError(*_explain(error))
+
+    # The end
+
+    def try_shutdown(self, how: int) -> Want | None:
+        """
+        Shut down one direction or both.
+
+        Writing ends with close_notify, after the kept piece; reading ends here
+        alone: TLS has no message for it.
+        """
+        if not self.handshaken:
+            self._check()
+        if how != _socket.SHUT_WR:
+            self._read_shut = True
+        if how == _socket.SHUT_RD or self._close_sent:
+            return None
+        self._check()
+        want = self.try_flush()
+        if want is not None:
+            return want
+        # From here on OpenSSL takes no more data, also if it has to wait.
+        self._write_shut = True
+        try:
+            self.connection.shutdown()
+        except SSL.WantReadError:
+            return WANT_READ
+        except SSL.WantWriteError:
+            return WANT_WRITE
+        except (SSL.Error, OSError) as error:
+            raise self._fail(self._data_error(error)) from None
+        self._close_sent = True
+        return None
+
+    def try_goodbye(self) -> Want | None:
+        """
+        Close in order: our close_notify, then the peer's, dropping what comes before it.
+
+        Closing at once would make the kernel reset the connection while the
+        peer is still sending, and the peer lose what it has not read.
+        """
+        if self._failure is not None or not self.handshaken:
+            return None
+        if not self._close_sent:
+            want = self.try_shutdown(_socket.SHUT_WR)
+            if want is not None:
+                return want
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(_socket.SHUT_WR)
+        self._read_shut = False
+        while not self._ended and self._discarded < _DISCARD_LIMIT:
+            data = self.try_recv(RECORD)
+            if isinstance(data, Want):
+                return data
+            self._discarded += len(data)
+        return None
+
+    def close(self) -> None:
+        """Close the descriptor, without a goodbye."""
+        if self._failure is None:
+            resumption = self.connection.state.resumption
+            if self.handshaken and resumption is not None:
+                # For the next connection, now that this one ends well.
+                resumption.keep(self.connection)
+            self._fail(SocketClosedError())
+        if self._in_handshake:
+            # A verifier closes it: OpenSSL goes on with the number when that returns, and
+            # must not find another file there.
+            self._closed_within = True
+        else:
+            self.sock.close()
+
+    def on_fork(self) -> None:
+        """Become unusable; see `Descriptor`."""
+        inherit(self.sock)
+        self.give_up(opened_before_fork())
+
+
+def _cut_short() -> SocketError:
+    """
+    Return the error of a connection whose send ended in an exception of a signal handler.
+
+    OpenSSL insists on being given the same bytes again, and which they are is not known
+    any more: others would be taken for them, and be missing at the peer.
+    """
+    return SocketConnectionLostError(
+        errno=errno.EINTR, strerror="An exception has cut a send short, in the middle of a record"
+    )
+
+
+def _is_unexpected_end(error: Exception) -> bool:
+    """Tell whether the stream ended without close_notify: an error of no number to pyOpenSSL."""
+    return isinstance(error, SSL.SysCallError) and error.args[0] == -1
+
+
+def _from_system(error: Exception) -> SocketError | None:
+    """Return what the operating system says through OpenSSL, or `None` if it is not that."""
+    if isinstance(error, SSL.SysCallError):
+        number = error.args[0]
+        error = OSError(number, os.strerror(number))
+    return from_os_error(error) if isinstance(error, OSError) else None
+
+
+def _explain(error: Exception) -> tuple[str | None, str]:
+    """Return the alert, if the peer sent one, and the reason of an OpenSSL error."""
+    entries: Any = error.args[0] if error.args else []
+    if not isinstance(entries, list) or not entries:
+        return None, str(error) or type(error).__name__
+    reason = str(entries[-1][-1])
+    matched = _ALERT.match(reason)
+    return (matched["alert"] if matched else None), reason

@@ -1,0 +1,75 @@
+"""How a TLS connection begins and ends on the reactor: the handshake, and the goodbye."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from .._io.drive import drive
+from .._io.poller import Watch
+from ..errors import SocketConnectionTimeoutError
+from .descriptor import TLSDescriptor
+
+__all__ = ["handshake", "say_goodbye"]
+
+
+def handshake(
+    reactor: Any, watch: Watch, descriptor: TLSDescriptor, timeout: float | None
+) -> Deferred[None]:
+    """
+    Shake hands on *descriptor*.
+
+    Args:
+        reactor: For the time-out.
+        watch: The descriptor's, unused by others meanwhile.
+        descriptor: Stays open whatever happens; on failure it is the caller's to close.
+        timeout: Seconds, or `None` for no limit.
+
+    Returns:
+        `None`, when the handshake is done and the peer verified.
+
+    Errors:
+        CertificateVerificationError: We refused the peer's certificate.
+        TLSHandshakeError: Anything else that TLS did not like.
+        SocketConnectionLostError: The peer went away.
+        SocketConnectionTimeoutError: *timeout* passed; its stage is ``"handshake"``.
+
+    Cancelling:
+        Fails with `CancelledError`; the descriptor is good for nothing but closing.
+    """
+    # drive() reports a value that is no Want: None is the end of the handshake.
+    return drive(
+        reactor,
+        watch,
+        descriptor.try_handshake,
+        timeout=timeout,
+        timed_out=lambda: SocketConnectionTimeoutError("handshake"),
+    )
+
+
+def say_goodbye(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
+    """
+    End the connection in order and close *descriptor*.
+
+    Takes watch and descriptor over. Gives up after the `close_timeout` of the
+    descriptor's options.
+
+    Returns:
+        `None`, when the descriptor is closed; never fails.
+
+    Cancelling:
+        Closes at once.
+    """
+
+    def close(_: object) -> None:
+        watch.close()
+        descriptor.close()
+
+    return drive(
+        reactor,
+        watch,
+        descriptor.try_goodbye,
+        timeout=descriptor.options.close_timeout.total_seconds(),
+        timed_out=lambda: SocketConnectionTimeoutError("goodbye"),
+    ).addBoth(close)

@@ -1,0 +1,230 @@
+"""
+Deciding about a peer's certificate, inside OpenSSL's verify callback.
+
+The chain is OpenSSL's business, the identity that of service-identity, and the
+`certificate_verifier` of the options may overrule either. It all happens in the
+callback, while the handshake can still be refused, and every exception is a
+refusal.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from service_identity import CertificateError, VerificationError
+from service_identity.cryptography import (
+    verify_certificate_hostname,
+    verify_certificate_ip_address,
+)
+from twisted.logger import Logger
+
+from .._hostnames import is_ip_address, reference_identity
+from .._option_types import VerifyResult
+from .._text import printable
+from ..errors import CertificateVerificationError, unraised
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from .._option_types import Verifier
+
+__all__ = ["Verification", "first_expiry", "verify_callback"]
+
+X509_V_OK: Final = 0
+X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
+X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
+
+_MATCHES_KEPT: Final = 128
+
+_log = Logger()
+
+
+class Verification:
+    """
+    What is to be verified of one connection's peer, and what came of it.
+
+    Attributes:
+        failure: The error to fail the handshake with, once there is one.
+        asked: OpenSSL has asked about a certificate, so the peer has shown one.
+        checked: The peer's own certificate has been accepted, identity included.
+        may_be_skipped: A session is offered whose own handshake was verified; if it
+            is resumed, no certificate is shown, and OpenSSL asks nothing.
+    """
+
+    __slots__ = (
+        "_identity",
+        "_verifier",
+        "asked",
+        "checked",
+        "failure",
+        "may_be_skipped",
+    )
+
+    def __init__(self, host: str | None, verifier: Verifier) -> None:
+        """
+        Verify the identity *host* (a name or an address), or none if `None`.
+
+        A server that asks for client certificates has no identity to compare.
+        """
+        self._identity = None if host is None else reference_identity(host)
+        self._verifier = verifier
+        self.failure: CertificateVerificationError | None = None
+        self.checked = False
+        self.may_be_skipped = False
+        self.asked = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether the peer is verified at all."""
+        return self._verifier is not False
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the handshake that is done resumed a session, and verified nothing anew."""
+        return self.may_be_skipped and not self.asked
+
+    def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
+        """Answer one call of OpenSSL's: accept this verdict on this certificate, or not."""
+        self.asked = True
+        if self.failure is not None:
+            return False
+        try:
+            # Where nobody looks at it: to make it one that can be looked at takes time.
+            plain = code == X509_V_OK and not callable(self._verifier)
+            if plain and (depth > 0 or self._is_matched(certificate)):
+                return True
+            subject = certificate.to_cryptography()
+            text = _describe(code)
+            accepted = self._ask(depth, VerifyResult(code, text), subject)
+            if accepted and depth == 0 and not self.checked:
+                code, text = self._compare_identity(subject)
+                if code != X509_V_OK:
+                    accepted = self._ask(depth, VerifyResult(code, text), subject)
+                self.checked = accepted
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
+            # Mostly of a parser: certificates are what a peer likes to send.
+            text = f"verification failed with {type(error).__name__}"
+            self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
+            return False
+        if not accepted:
+            if code == X509_V_OK:
+                code, text = 1, "certificate_verifier refused it"
+            self.failure = CertificateVerificationError(depth, text, subject, code=code)
+        return accepted
+
+    def _is_matched(self, certificate: crypto.X509) -> bool:
+        """Tell whether the peer's own *certificate*, which is good, is for the identity."""
+        encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        if not _match_encoded(encoded, self._identity):
+            return False
+        self.checked = True
+        return True
+
+    def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
+        """Decide one verdict: the verifier's word if it has one, else the verdict itself."""
+        verdict = result.code == X509_V_OK
+        if not callable(self._verifier):
+            return verdict
+        try:
+            answer: Any = self._verifier(depth, result, certificate)
+        except BaseException:
+            _log.failure("verifying a certificate failed, so it is refused")
+            raise
+        if answer is None:
+            return verdict
+        # Anything but an explicit True refuses.
+        return answer is True
+
+    def _compare_identity(self, certificate: x509.Certificate) -> tuple[int, str]:
+        """Return code 0 if *certificate* is for the identity, else 62 or 64 and why."""
+        if self._identity is None:
+            return X509_V_OK, "ok"
+        return _match(certificate, self._identity)
+
+    def conclude(self) -> None:
+        """
+        Make sure, after a handshake, that the peer really was verified.
+
+        Raises:
+            CertificateVerificationError: It was to be, and was not.
+        """
+        if self.failure is None and self.needed and not (self.checked or self.skipped):
+            self.failure = CertificateVerificationError(0, "it was never verified", None)
+        if self.failure is not None:
+            raise unraised(self.failure)
+
+
+@lru_cache(maxsize=_MATCHES_KEPT)
+def _match_encoded(encoded: bytes, identity: str | None) -> bool:
+    """
+    Return whether the certificate is for *identity*, if one is to be compared.
+
+    Nothing else has a say in it, time neither, so that it can be remembered.
+    """
+    certificate = x509.load_der_x509_certificate(encoded)
+    return identity is None or _match(certificate, identity)[0] == X509_V_OK
+
+
+def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
+    """Return code 0 if *certificate* is for *identity*, else 62 or 64 and why."""
+    by_address = is_ip_address(identity)
+    compare = verify_certificate_ip_address if by_address else verify_certificate_hostname
+    try:
+        compare(certificate, identity)
+    except VerificationError:
+        why = f"the certificate is not for {identity!r}"
+    except (CertificateError, ValueError) as error:
+        # ValueError: the subjectAltName cannot be parsed.
+        why = f"the certificate cannot be matched with {identity!r}: {printable(str(error))}"
+    else:
+        return X509_V_OK, "ok"
+    return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
+
+
+def _texts() -> dict[int, str]:
+    """Name OpenSSL's verdicts in words, from the names of their constants."""
+    codes = vars(SSL.X509VerificationCodes)
+    return {
+        code: name.removeprefix("ERR_").lower().replace("_", " ").replace("cert ", "certificate ")
+        for name, code in codes.items()
+        if isinstance(code, int)
+    }
+
+
+_TEXTS: Final = _texts()
+
+
+def _describe(code: int) -> str:
+    return _TEXTS.get(code, f"error {code}")
+
+
+def first_expiry(connection: SSL.Connection) -> float:
+    """
+    Return when the first certificate of the verified chain expires, in seconds since 1970.
+
+    The trusted one counts as well: OpenSSL looks at the dates of them all. A chain that
+    cannot be read has expired.
+    """
+    try:
+        chain = connection.get_verified_chain(as_cryptography=True) or ()
+        expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
+    except Exception:  # noqa: BLE001 - parsers raise what they like
+        return 0.0
+    return min(expiries, default=0.0)
+
+
+def verify_callback(
+    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
+) -> bool:
+    """
+    Pass OpenSSL's question on to the `Verification` in the connection's state.
+
+    Never raises: pyOpenSSL would keep the exception for a later, innocent call.
+    """
+    verification = getattr(getattr(connection, "state", None), "verification", None)
+    if not isinstance(verification, Verification):
+        return False
+    return verification.judge(certificate, X509_V_OK if ok else code, depth)

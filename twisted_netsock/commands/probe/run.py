@@ -1,0 +1,324 @@
+"""What `netsock probe` does: connect, shake hands, look, and leave."""
+
+from __future__ import annotations
+
+import errno
+import socket as _socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from cryptography import x509
+from twisted.internet.defer import (
+    Deferred,
+    DeferredSemaphore,
+    FirstError,
+    gatherResults,
+)
+from twisted.internet.defer import (
+    TimeoutError as DeferredTimeoutError,
+)
+
+from ..._net.resolver import look_up
+from ..._option_types import VerifyResult
+from ..._sockets.make import make_client_socket
+from ..._sockets.socket import Socket
+from ..._sockets.start_tls import start_tls
+from ..._sockets.tls_socket import TLSSocket
+from ...addresses import AddressInfo, SocketAddress
+from ...errors import (
+    NetsockError,
+    SocketConnectionTimeoutError,
+    SocketError,
+    TLSError,
+)
+from ...options import SocketOptions, TLSSocketOptions
+from .._common.outcomes import Outcome, outcome_of
+from .._common.targets import Target
+from .certificate import CertificateFacts, describe
+from .starttls import ask_for_tls
+
+__all__ = ["AddressReport", "Problem", "Report", "Request", "probe"]
+
+_AT_ONCE: Final = 32
+"""How many addresses are probed at a time."""
+
+_LAST_WORD: Final = 1.0
+"""Seconds that a server has to say, after the handshake, that it is not content, at most."""
+
+_LEAST_WAIT: Final = 0.2
+_ROUND_TRIPS: Final = 2
+"""What it has at least, and beside that how many times as long as the handshake took."""
+
+_GOODBYE: Final = timedelta(milliseconds=200)
+
+_NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+_WORST_FIRST: Final = (
+    Outcome.FAILED,
+    Outcome.UNVERIFIED,
+    Outcome.TLS,
+    Outcome.UNREACHABLE,
+    Outcome.EXPIRING,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to probe, and how."""
+
+    target: Target
+    options: TLSSocketOptions
+    timeout: timedelta
+    """For the look-up, and then for each address."""
+    family: int = _socket.AF_UNSPEC
+    starttls: str | None = None
+    expect_expiry: timedelta | None = None
+
+
+class Problem(NamedTuple):
+    """Something that fails verification: where in the chain, OpenSSL's code, and why."""
+
+    depth: int
+    code: int
+    reason: str
+    subject: str
+
+
+@dataclass
+class AddressReport:
+    """What came of one address."""
+
+    address: SocketAddress
+    outcome: Outcome = Outcome.FAILED
+    stage: str = "connect"
+    """What it was at when it ended."""
+    error: Exception | None = None
+    reached: bool = False
+    handshaken: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    version: str | None = None
+    cipher: str | None = None
+    group: str | None = None
+    alpn: str | None = None
+    sent: list[CertificateFacts] = field(default_factory=list)
+    verified: list[CertificateFacts] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    expiring: list[CertificateFacts] = field(default_factory=list)
+    authorities: tuple[str, ...] = ()
+    no_route: bool = False
+    """This machine has no way to such addresses at all: no fault of the server's."""
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the server has proved who it is."""
+        return self.handshaken and bool(self.verified) and not self.problems
+
+
+@dataclass
+class Report:
+    """What came of it all."""
+
+    request: Request
+    look_up_seconds: float | None = None
+    error: Exception | None = None
+    addresses: list[AddressReport] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The exit status: the worst that was found."""
+        if self.error is not None:
+            return outcome_of(self.error)
+        counting = [each for each in self.addresses if not each.no_route] or self.addresses
+        found = {each.outcome for each in counting}
+        return next((each for each in _WORST_FIRST if each in found), Outcome.OK)
+
+
+async def probe(reactor: Any, request: Request) -> Report:
+    """
+    Look the host of *request* up, and probe all its addresses, side by side.
+
+    Never fails for what a server or the network does: the report says it.
+    Cancelling leaves nothing behind.
+    """
+    report = Report(request)
+    limit = request.timeout.total_seconds()
+    host, service = request.target
+    began = reactor.seconds()
+    looking = look_up(reactor, host, service, family=request.family)
+    try:
+        infos = await looking.addTimeout(limit, reactor)
+    except DeferredTimeoutError:
+        report.error = SocketConnectionTimeoutError("look-up")
+        return report
+    except NetsockError as error:
+        report.error = error
+        return report
+    finally:
+        report.look_up_seconds = reactor.seconds() - began
+    some = DeferredSemaphore(_AT_ONCE)
+
+    def begin(info: AddressInfo) -> Deferred[AddressReport]:
+        return Deferred.fromCoroutine(_probe_address(reactor, request, info))
+
+    running = [some.run(begin, info) for info in infos]
+    gathering = gatherResults(running, consumeErrors=True)
+    try:
+        report.addresses = list(await gathering)
+    except FirstError as error:
+        for each in running:
+            each.cancel()
+        error.subFailure.raiseException()
+    return report
+
+
+async def _probe_address(reactor: Any, request: Request, info: AddressInfo) -> AddressReport:
+    assert info.address is not None
+    report = AddressReport(info.address)
+    visit = _Visit(reactor, request, report)
+    limit = request.timeout.total_seconds()
+    try:
+        await Deferred.fromCoroutine(visit.run(info)).addTimeout(limit, reactor)
+    except DeferredTimeoutError:
+        report.error = SocketConnectionTimeoutError(
+            report.stage, strerror=f"Nothing came of it within {limit:g} s"
+        )
+    except (OSError, NetsockError, ValueError) as error:
+        # ValueError: a certificate that cannot be parsed at all.
+        report.error = error
+    report.outcome = _judge(report, request)
+    return report
+
+
+def _judge(report: AddressReport, request: Request) -> Outcome:
+    """Return what is to be said of an address."""
+    error = report.error
+    if error is not None and outcome_of(error) == Outcome.UNVERIFIED:
+        return Outcome.UNVERIFIED
+    if not report.reached:
+        report.no_route = getattr(error, "errno", None) in _NO_ROUTE
+        return Outcome.UNREACHABLE
+    if error is not None:
+        return Outcome.TLS
+    if not report.is_verified:
+        return Outcome.UNVERIFIED
+    if request.expect_expiry is not None:
+        end = datetime.now(UTC) + request.expect_expiry
+        stamp = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+        report.expiring = [each for each in report.verified if each.not_after < stamp]
+    return Outcome.EXPIRING if report.expiring else Outcome.OK
+
+
+class _Visit:
+    """One connection to one address."""
+
+    def __init__(self, reactor: Any, request: Request, report: AddressReport) -> None:
+        self._reactor = reactor
+        self._request = request
+        self._report = report
+        self._sock: Socket | None = None
+
+    async def run(self, info: AddressInfo) -> None:
+        """Fill the report in, as far as it goes."""
+        try:
+            await self._connect(info)
+            await self._ask_for_tls()
+            await self._shake_hands()
+            await self._hear_last_word()
+        except BaseException:
+            if self._sock is not None:
+                self._sock.abort()
+            raise
+        assert self._sock is not None
+        await self._sock.close()
+
+    async def _timed(self, stage: str, begin: Callable[[], Awaitable[Any]]) -> Any:
+        self._report.stage = stage
+        began = self._reactor.seconds()
+        result = await begin()
+        self._report.seconds[stage] = self._reactor.seconds() - began
+        return result
+
+    async def _connect(self, info: AddressInfo) -> None:
+        address = self._report.address
+        options = SocketOptions(ai_family=info.family)
+        self._sock = await self._timed(
+            "connect",
+            lambda: make_client_socket(address.host, address.port, options, reactor=self._reactor),
+        )
+        self._report.reached = True
+
+    async def _ask_for_tls(self) -> None:
+        protocol, sock = self._request.starttls, self._sock
+        if protocol is None:
+            return
+        assert sock is not None
+        await self._timed("starttls", lambda: ask_for_tls(sock, protocol))
+
+    async def _shake_hands(self) -> None:
+        assert self._sock is not None
+        self._report.stage = "handshake"
+        options = self._request.options.replace(
+            certificate_verifier=self._record,
+            handshake=False,
+            handshake_timeout=None,
+            close_timeout=_GOODBYE,
+        )
+        tls = self._sock = await start_tls(self._sock, options, self._request.target.host)
+        try:
+            await self._timed("handshake", tls.handshake)
+            self._report.handshaken = True
+        finally:
+            self._look(tls)
+
+    def _record(self, depth: int, verdict: VerifyResult, certificate: x509.Certificate) -> bool:
+        """
+        Note what fails verification, and go on: nothing is told to the server.
+
+        The report is what decides; no data is sent over this connection.
+        """
+        if verdict.code:
+            subject = describe(certificate).subject
+            problem = Problem(depth, verdict.code, verdict.text, subject)
+            if problem not in self._report.problems:
+                self._report.problems.append(problem)
+        return True
+
+    def _look(self, tls: TLSSocket) -> None:
+        """Note what the handshake has come to, also where it has failed half-way."""
+        report, now = self._report, datetime.now(UTC)
+        report.authorities = tls.client_certificate_authorities
+        report.sent = [describe(each, now) for each in tls.peer_chain]
+        if not report.handshaken:
+            return
+        report.version, report.cipher = tls.tls_version, tls.cipher
+        report.group, report.alpn = tls.group, tls.selected_alpn
+        if not report.problems:
+            report.verified = [describe(each, now) for each in tls.verified_chain]
+
+    async def _hear_last_word(self) -> None:
+        """
+        Give the server the time to refuse.
+
+        With TLS 1.3 it may do so, for want of a client certificate, only when
+        the handshake is done for the client (RFC 8446, section 4.4.2.4).
+        """
+        tls, report = self._sock, self._report
+        assert tls is not None
+        report.stage = "after the handshake"
+        took = report.seconds["handshake"]
+        patience = min(_LAST_WORD, _LEAST_WAIT + _ROUND_TRIPS * took)
+        try:
+            if report.version == "TLSv1.3":
+                # Before our goodbye: closing on that unread, a server would reset the
+                # connection, and its alert be lost.
+                await tls.recv(1).addTimeout(patience, self._reactor)
+        except DeferredTimeoutError:
+            pass
+        except TLSError as error:
+            if error.alert is not None:
+                raise
+        except SocketError:
+            # It has ended the connection, which it may.
+            pass

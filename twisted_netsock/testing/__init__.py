@@ -1,0 +1,46 @@
+"""
+Helpers for tests: of this package, and of applications built on it.
+
+They use real sockets on loopback and certificates in memory; nothing is mocked
+but the look-up of names. Only what `ScriptedResolver`, `connected_pair` and
+`clean_reactor` stand beside needs pytest; authority and contracts do without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._tls.throwaway_ca import CertificateAuthority as CertificateAuthority
+    from .._tls.throwaway_ca import IssuedCertificate as IssuedCertificate
+    from ._endpoint_contract import ClientEndpointContract as ClientEndpointContract
+    from ._endpoint_contract import ServerEndpointContract as ServerEndpointContract
+    from ._helpers import ScriptedResolver as ScriptedResolver
+    from ._helpers import clean_reactor as clean_reactor
+    from ._helpers import connected_pair as connected_pair
+    from ._socket_contract import SocketContract as SocketContract
+
+# Loaded when it is first used: not every user of the contracts has pytest.
+_HOMES = {
+    "CertificateAuthority": ".._tls.throwaway_ca",
+    "ClientEndpointContract": "._endpoint_contract",
+    "IssuedCertificate": ".._tls.throwaway_ca",
+    "ScriptedResolver": "._helpers",
+    "ServerEndpointContract": "._endpoint_contract",
+    "SocketContract": "._socket_contract",
+    "clean_reactor": "._helpers",
+    "connected_pair": "._helpers",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, and type checkers read the imports above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,180 @@
+"""Scripted look-ups, connected sockets, and the fixture that finds what is left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket as _socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.base import DelayedCall
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IResolutionReceiver,
+)
+from zope.interface import implementer
+
+from .._sockets.socket import Socket, current_reactor
+
+__all__ = [
+    "ScriptedResolver",
+    "clean_reactor",
+    "connected_pair",
+]
+
+
+@implementer(IHostResolution)
+class _Resolution:
+    """One scripted look-up."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.call: Any = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.call is not None and self.call.active():
+            self.call.cancel()
+
+
+@implementer(IHostnameResolver)
+class ScriptedResolver:
+    """
+    A name resolver that answers from a table, as slowly as it is told.
+
+    Attributes:
+        asked: The names that were looked up, in order.
+    """
+
+    def __init__(
+        self,
+        answers: Mapping[str, Sequence[str]],
+        *,
+        reactor: Any = None,
+        delay: float | None = 0.0,
+    ) -> None:
+        """
+        Answer from *answers*: numeric addresses by name; other names have none.
+
+        Args:
+            answers: The table.
+            reactor: For the delay; the installed one if `None`.
+            delay: Seconds before an answer; `None`: it never comes.
+        """
+        self._answers = answers
+        self._reactor = current_reactor(reactor)
+        self._delay = delay
+        self._resolutions: list[_Resolution] = []
+        self.asked: list[str] = []
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Any = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        """Answer from the table; for Twisted."""
+        resolution = _Resolution(hostName)
+        self.asked.append(hostName)
+        self._resolutions.append(resolution)
+        resolutionReceiver.resolutionBegan(resolution)
+
+        def answer() -> None:
+            for host in self._answers.get(hostName, ()):
+                kind: Any = IPv6Address if ":" in host else IPv4Address
+                if addressTypes is None or kind in addressTypes:
+                    resolutionReceiver.addressResolved(kind("TCP", host, portNumber))
+            resolutionReceiver.resolutionComplete()
+
+        if self._delay is not None:
+            resolution.call = self._reactor.callLater(self._delay, answer)
+        return resolution
+
+    def install(self) -> Any:
+        """Install this resolver in the reactor, and return the one that was there."""
+        return self._reactor.installNameResolver(self)
+
+
+def connected_pair(*, reactor: Any = None) -> tuple[Socket, Socket]:
+    """
+    Return two sockets that are connected with each other, over TCP on loopback.
+
+    Both are the caller's to close.
+    """
+    reactor = current_reactor(reactor)
+    with _socket.create_server(("127.0.0.1", 0)) as listener:
+        one = _socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    for sock in (one, other):
+        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    return Socket.from_socket(one, reactor=reactor), Socket.from_socket(other, reactor=reactor)
+
+
+def _descriptors() -> dict[int, str]:
+    """Return the open descriptors of the process and what they are, where that can be told."""
+    found = {}
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except FileNotFoundError:  # pragma: no cover: Linux has it
+        return {}
+    for number in numbers:
+        try:
+            found[int(number)] = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            # The one that listed the directory.
+            continue
+    return found
+
+
+def _is_leak(what: str) -> bool:
+    # The reactor, its poller and their wake-up descriptors live as long as the process.
+    return not what.startswith("anon_inode:[event") and "/dev/" not in what
+
+
+def _active(calls: Sequence[DelayedCall]) -> list[DelayedCall]:
+    return [call for call in calls if call.active()]
+
+
+@pytest.fixture
+def clean_reactor() -> Iterator[None]:
+    """
+    Fail a test that leaves something behind in the reactor or the process.
+
+    No reader, writer, delayed call or descriptor may remain that was not there
+    before. Use it by name, or for all tests with an autouse fixture that asks
+    for it.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    before = _descriptors()
+    readers = set(reactor.getReaders())
+    writers = set(reactor.getWriters())
+    calls = set(_active(reactor.getDelayedCalls()))
+    yield
+    gc.collect()
+    reactor.iterate(0)
+    left = {
+        "readers": [each for each in reactor.getReaders() if each not in readers],
+        "writers": [each for each in reactor.getWriters() if each not in writers],
+        "delayed calls": [
+            call for call in _active(reactor.getDelayedCalls()) if call not in calls
+        ],
+        "descriptors": [
+            what
+            for fd, what in _descriptors().items()
+            if before.get(fd) != what and _is_leak(what)
+        ],
+    }
+    # The reactor's own waker comes with its first run.
+    left["readers"] = [each for each in left["readers"] if "Waker" not in type(each).__name__]
+    found = {kind: each for kind, each in left.items() if each}
+    if found:
+        pytest.fail(f"the test left behind {found}")
