@@ -14,6 +14,11 @@ from typing import Any
 import attrs
 from pygments.lexers.special import TextLexer
 
+import twisted_netsock._public
+
+# Autodoc looks for a class in the file of its module, so here each keeps its own.
+twisted_netsock._public.public_in = lambda _module: lambda cls: cls
+
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions
 from twisted_netsock import _option_types as option_types
 from twisted_netsock._version import __version__
@@ -100,7 +105,6 @@ def _homes(target: str) -> list[str]:
     homes = [
         f"twisted_netsock.{target}",
         f"twisted_netsock.{name}",
-        f"twisted_netsock._sockets.ports.{name}",
         f"twisted_netsock.testing.{name}",
         f"twisted_netsock.blocking.{name}",
         f"twisted_netsock.chibi.{name}",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ._sockets.make import make_server_socket as make_server_socket
     from ._sockets.make import make_server_tls_socket as make_server_tls_socket
     from ._sockets.make import socket_options_to_client_socket as socket_options_to_client_socket
+    from ._sockets.ports import InputPort as InputPort
+    from ._sockets.ports import OutputPort as OutputPort
     from ._sockets.selector import SocketSelector as SocketSelector
     from ._sockets.selector import wait_readable as wait_readable
     from ._sockets.selector import wait_writable as wait_writable
@@ -61,7 +63,9 @@ _HOMES = {
     "CertificateVerificationError": "errors",
     "ClientEndpoint": "_endpoints.client",
     "HostNotFoundError": "errors",
+    "InputPort": "_sockets.ports",
     "NetsockError": "errors",
+    "OutputPort": "_sockets.ports",
     "ProxyHeader": "_proxy_protocol.header",
     "ProxyHeaderError": "errors",
     "ProxyTLS": "_proxy_protocol.tlv",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
+from ._public import public_in
 from ._sockets.make import make_client_socket
 from ._sockets.ports import InputPort, OutputPort
 from ._sockets.socket import Socket
@@ -17,6 +18,7 @@ __all__ = ["NetIO", "open_net_io", "with_net_io"]
 T = TypeVar("T")
 
 
+@public_in("twisted_netsock.chibi")
 class NetIO(NamedTuple):
     """
     What `open_net_io` gives.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict
 
+from ._public import public_in
+
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 
+@public_in("twisted_netsock")
 class VerifyResult(NamedTuple):
     """
     OpenSSL's verdict on one certificate of a chain.

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.once
 LAYERS = [
     {
         "_version",
+        "_public",
         "_text",
         "errors",
         "_hostnames",

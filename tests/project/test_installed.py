@@ -287,10 +287,10 @@ def test_twisted_finds_the_endpoint_strings(python):
     )
     assert (done.code, done.errors) == (0, "")
     assert done.output.splitlines() == [
-        "twisted_netsock._endpoints.client ClientEndpoint",
-        "twisted_netsock._endpoints.client ClientEndpoint",
-        "twisted_netsock._endpoints.server ServerEndpoint",
-        "twisted_netsock._endpoints.server ServerEndpoint",
+        "twisted_netsock ClientEndpoint",
+        "twisted_netsock ClientEndpoint",
+        "twisted_netsock ServerEndpoint",
+        "twisted_netsock ServerEndpoint",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import pytest
 
 import twisted_netsock
 from tests.support.package_sources import FILES, PACKAGE, ROOT, names_type_checking, tree_of
-from twisted_netsock import blocking, chibi, testing
+from twisted_netsock import (
+    ProxyHeader,
+    ProxyTLV,
+    VerifyResult,
+    blocking,
+    chibi,
+    testing,
+)
 
 pytestmark = pytest.mark.once
 
@@ -45,7 +53,29 @@ def test_every_public_name_can_be_imported_from_its_home():
         value = getattr(twisted_netsock, name)
         assert value is getattr(module, name)
         assert name in module.__all__, f"{home}.__all__ lacks {name}"
-        assert value.__module__ == module.__name__, f"{name} is only imported in {home}"
+        if not isinstance(value, type):
+            assert value.__module__ == module.__name__, f"{name} is only imported in {home}"
+
+
+@pytest.mark.parametrize("face", [twisted_netsock, testing, chibi, blocking])
+def test_public_classes_show_a_public_module_that_has_them(face):
+    classes = [each for name in face.__all__ if isinstance(each := getattr(face, name), type)]
+    assert classes
+    for each in classes:
+        assert "._" not in each.__module__
+        assert getattr(import_module(each.__module__), each.__name__) is each
+
+
+def test_pickles_of_values_name_only_public_modules():
+    values = [
+        ProxyHeader.parse(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
+        VerifyResult(0, "ok"),
+        ProxyTLV.ALPN,
+    ]
+    for value in values:
+        text = pickle.dumps(value, 0)
+        assert b"twisted_netsock._" not in text
+        assert pickle.loads(text) == value
 
 
 def test_a_star_import_gives_the_public_names():

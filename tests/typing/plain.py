@@ -42,6 +42,8 @@ async def sockets() -> None:
     assert_type(await sock.recv_into(bytearray(10), 4, 0), int)
     await sock.sendall(memoryview(b"data"))
     assert_type(sock.sendfile(io.BytesIO(b"data"), 10, count=20), Deferred[int])
+    assert_type(sock.input_port, netsock.InputPort)
+    assert_type(sock.output_port, netsock.OutputPort)
     assert_type(sock.getpeername(), netsock.SocketAddress)
     tls = await netsock.make_client_tls_socket("localhost", "https", netsock.SocketOptions())
     assert_type(tls, netsock.TLSSocket)

@@ -27,6 +27,7 @@ from .._net.happy_eyeballs import Established
 from .._net.open_socket import check_target
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import check_header
+from .._public import public_in
 from .._tls.client import client_context_factory
 from .._tls.context import negotiated_protocols
 from .._tls.reload import FileWatch, Reloader, watch_files
@@ -51,6 +52,7 @@ from .listening_port import make_transport
 __all__ = ["ClientEndpoint", "client_endpoint"]
 
 
+@public_in("twisted_netsock")
 @implementer(IStreamClientEndpoint)
 class ClientEndpoint:
     """Where to connect to, and how. Made by `client_endpoint`."""

@@ -23,6 +23,7 @@ from zope.interface import implementer
 from .._io.poller import poller_for
 from .._net.listen import listen
 from .._net.open_socket import apply_options, check_listening
+from .._public import public_in
 from .._tls.reload import FileWatch, Reloader, watch_files
 from .._tls.server import ServerContextFactory, server_context_factory, server_records
 from .._validation import optional_duration
@@ -44,6 +45,7 @@ from .listening_port import ListeningPort
 __all__ = ["ServerEndpoint", "server_endpoint"]
 
 
+@public_in("twisted_netsock")
 @implementer(IStreamServerEndpoint)
 class ServerEndpoint:
     """Where to listen, and how. Made by `server_endpoint`."""

@@ -23,6 +23,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 from .. import _validation as check
 from .._hostnames import strip_zone
+from .._public import public_in
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..errors import ProxyHeaderError
 from .tlv import (
@@ -114,6 +115,7 @@ def _unix_path(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
+@public_in("twisted_netsock")
 @attrs.frozen
 class ProxyHeader:
     """

@@ -14,6 +14,7 @@ from typing import Final, Self, TypeAlias
 
 import attrs
 
+from .._public import public_in
 from ..errors import ProxyHeaderError
 
 __all__ = ["ProxyTLS", "ProxyTLV"]
@@ -27,6 +28,7 @@ TLV_HEAD: Final = 3
 CRC_SIZE: Final = 4
 
 
+@public_in("twisted_netsock")
 class ProxyTLV(IntEnum):
     """Types of what a header of version 2 may carry beside addresses (section 2.2)."""
 
@@ -120,6 +122,7 @@ def _unsigned(most: int) -> Callable[[object, attrs.Attribute[int], int], None]:
     return validate
 
 
+@public_in("twisted_netsock")
 @attrs.frozen(kw_only=True)
 class ProxyTLS:
     """

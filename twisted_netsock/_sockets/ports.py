@@ -18,6 +18,7 @@ from .._io.descriptor import RECEIVE_LIMIT
 from .._io.fairness import BYTES
 from .._io.operation import Operating
 from .._io.poller import WANT_READ, Want
+from .._public import public_in
 from ..errors import (
     SocketClosedError,
     SocketError,
@@ -39,6 +40,7 @@ _QUEUE_FULL: Final = 65536
 _JOIN_LIMIT: Final = 65536
 
 
+@public_in("twisted_netsock")
 class InputPort:
     """
     A buffered reader of a stream; ``async for`` gives its lines.
@@ -235,6 +237,7 @@ class InputPort:
         return taken
 
 
+@public_in("twisted_netsock")
 class OutputPort:
     """
     A buffered writer of a stream, which sends by itself.

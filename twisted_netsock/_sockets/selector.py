@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .. import _validation as check
+from .._public import public_in
 from ..errors import SocketBusyError, SocketClosedError, SocketError
 from .socket import Socket, current_reactor
 
@@ -154,6 +155,7 @@ def _require_socket(socket: object) -> None:
         raise TypeError(f"socket={socket!r} must be a twisted_netsock.Socket")
 
 
+@public_in("twisted_netsock")
 class SocketSelector:
     """
     Calls back when one of many sockets is readable (``make-socket-selector``).

@@ -22,6 +22,7 @@ from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, poller_for
 from .._net.accept import Acceptor
 from .._net.incoming import Arrival, Arrivals
+from .._public import public_in
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..errors import (
     SocketBusyError,
@@ -52,6 +53,7 @@ def _until_delivered() -> Want:
     return WANT_READ
 
 
+@public_in("twisted_netsock")
 class Socket(DataSocket):
     """
     A socket on the reactor.

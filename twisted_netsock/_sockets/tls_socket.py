@@ -14,6 +14,7 @@ from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, Watch
 from .._net.incoming import Arrivals
 from .._net.incoming_handshake import shaking_hands
+from .._public import public_in
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, say_goodbye
 from .._tls.info import TLSFacts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["TLSSocket"]
 
 
+@public_in("twisted_netsock")
 class TLSSocket(TLSFacts, Socket):
     """
     A TLS socket on the reactor: connected, or listening.

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from .._hostnames import is_ip_address, reference_identity
+from .._public import public_in
 from ..options import ServerTLSSocketOptions, TLSSocketOptions
 
 __all__ = ["CertificateAuthority", "IssuedCertificate"]
@@ -25,6 +26,7 @@ _NOT_A_SAN = b"\x30\x05\x82\x03\xff\xfe\xfd"
 """A subjectAltName whose DNS name is no ASCII, which RFC 5280 (4.2.1.6) demands."""
 
 
+@public_in("twisted_netsock.testing")
 class IssuedCertificate(NamedTuple):
     """
     A certificate with its key.
@@ -72,6 +74,7 @@ def _general_name(name: str) -> x509.GeneralName:
     return x509.DNSName(reference_identity(name))
 
 
+@public_in("twisted_netsock.testing")
 class CertificateAuthority:
     """An authority that exists in memory only, and whoever it issues certificates to."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import chibi
 from .._chibi_data import check_family, check_timeout
+from .._public import public_in
 from ..addresses import Address, AddressInfo, SocketAddress
 from ._bridge import run, use
 from ._makers import make_client_socket
@@ -45,6 +46,7 @@ __all__ = [
 T = TypeVar("T")
 
 
+@public_in("twisted_netsock.blocking")
 class NetIO(NamedTuple):
     """
     What `open_net_io` gives.

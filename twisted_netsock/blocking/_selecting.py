@@ -22,6 +22,7 @@ from twisted.logger import Logger
 
 from .. import _validation as check
 from .._net.resolver import DaemonThreads
+from .._public import public_in
 from ..errors import NetsockError, SocketClosedError, SocketError, SocketReadTimeoutError
 from ._bridge import use
 from ._sockets import BlockingSocket
@@ -189,6 +190,7 @@ class _Registration:
         self.selector._again(self, timeout)
 
 
+@public_in("twisted_netsock.blocking")
 class SocketSelector:
     """
     Waits for many sockets, and calls a function for each that can be read.

@@ -20,6 +20,7 @@ from .. import _validation as check
 from .._io.descriptor import Connect, Descriptor, adopt
 from .._io.poller import poller_for
 from .._proxy_protocol.header import ProxyHeader
+from .._public import public_in
 from .._sockets.socket import Socket
 from ..addresses import Address, as_socket_address
 from ..errors import (
@@ -64,6 +65,7 @@ def take(socket: Socket) -> Taken:
     )
 
 
+@public_in("twisted_netsock.blocking")
 class BlockingSocket(BlockingData):
     """
     A blocking socket, for threads.

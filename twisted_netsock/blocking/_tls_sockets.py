@@ -14,6 +14,7 @@ from twisted.python import threadable
 
 from .._io.descriptor import Descriptor, set_linger_reset
 from .._io.poller import Want, poller_for
+from .._public import public_in
 from .._sockets.socket import Socket
 from .._sockets.tls_socket import TLSSocket
 from .._tls.descriptor import TLSDescriptor
@@ -42,6 +43,7 @@ def shake_hands(reactor: Any, descriptor: TLSDescriptor, seconds: float | None) 
     return handshake(reactor, watch, descriptor, seconds).addBoth(leave)
 
 
+@public_in("twisted_netsock.blocking")
 class BlockingTLSSocket(TLSFacts, BlockingSocket):
     """
     A blocking TLS socket: connected, or listening.

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface.verify import verifyObject
 
+from .._public import public_in
 from ._contract import Recorder, RecordingFactory, check, equal
 from ._transport_contract import EndpointContract
 
@@ -43,6 +44,7 @@ def _is_over(factory: RecordingFactory) -> bool:
     return factory.life.count("start") == factory.life.count("stop")
 
 
+@public_in("twisted_netsock.testing")
 class ClientEndpointContract(EndpointContract):
     """
     Tests for a client endpoint: mix it into a class of tests.
@@ -174,6 +176,7 @@ class ClientEndpointContract(EndpointContract):
             equal(bytes(servers.built[0].received), b"still here", "what arrived")
 
 
+@public_in("twisted_netsock.testing")
 class ServerEndpointContract(EndpointContract):
     """
     Tests for a server endpoint: mix it into a class of tests.

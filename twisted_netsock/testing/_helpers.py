@@ -18,6 +18,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from .._public import public_in
 from .._sockets.socket import Socket, current_reactor
 
 __all__ = [
@@ -42,6 +43,7 @@ class _Resolution:
             self.call.cancel()
 
 
+@public_in("twisted_netsock.testing")
 @implementer(IHostnameResolver)
 class ScriptedResolver:
     """

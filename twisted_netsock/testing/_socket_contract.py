@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from .._public import public_in
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -29,6 +30,7 @@ _BULK: Final = bytes(range(251)) * 40_000
 _SHORT: Final = timedelta(milliseconds=50)
 
 
+@public_in("twisted_netsock.testing")
 class SocketContract(Contract):
     """
     Tests for connected stream sockets: mix it into a class of tests.
