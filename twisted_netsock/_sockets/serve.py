@@ -79,8 +79,6 @@ class _Serving:
 
     def _report(self, failure: Failure, connection: BaseSocket) -> None:
         """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
-        if failure.check(CancelledError) is not None:
-            return
         error = failure.value
         # What a peer calls itself may be a path of any bytes.
         node = printable(str(connection.node))
