@@ -22,24 +22,24 @@ from tests.support.protocols import (
     tls_peer,
 )
 from twisted_netsock import ProxyHeader, SocketAddress, SocketOptions
-from twisted_netsock._net.incoming import Arrival, Arrivals
+from twisted_netsock._net.incoming import IncomingConnection, IncomingConnections
 from twisted_netsock._text import FailureLog
 
 HEADER = ProxyHeader(("192.0.2.1", 56324), ("192.0.2.2", 443)).encode("v1")
 
 
-def raise_at_once(_: Arrival):
+def raise_at_once(_: IncomingConnection):
     raise RuntimeError("nobody foresaw this")
 
 
-def fail_later(_: Arrival):
+def fail_later(_: IncomingConnection):
     return fail(RuntimeError("nobody foresaw this"))
 
 
 @pytest.mark.parametrize("secure", [raise_at_once, fail_later])
 async def test_an_error_that_nobody_foresaw_costs_one_connection(secure, logged_errors):
     delivered = []
-    arrivals = Arrivals(
+    incoming = IncomingConnections(
         reactor,
         SocketOptions(),
         lambda *ready: delivered.append(ready),
@@ -49,8 +49,8 @@ async def test_an_error_that_nobody_foresaw_costs_one_connection(secure, logged_
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)
-        arrivals.begin(ours, SocketAddress(("",)))
-        assert arrivals.failed == 1
+        incoming.begin(ours, SocketAddress(("",)))
+        assert incoming.failed == 1
         assert theirs.recv(1) == b""
     assert not delivered
     [logged] = logged_errors
@@ -59,24 +59,24 @@ async def test_an_error_that_nobody_foresaw_costs_one_connection(secure, logged_
 
 
 async def test_an_error_of_whoever_it_is_delivered_to_is_logged(logged_errors):
-    def deliver(arrival, descriptor):
-        arrival.watch.close()
+    def deliver(incoming, descriptor):
+        incoming.watch.close()
         descriptor.close()
         raise RuntimeError("not today")
 
     rooms = []
-    arrivals = Arrivals(
-        reactor, SocketOptions(proxy_protocol="any"), deliver, lambda: rooms.append(arrivals.full)
+    incoming = IncomingConnections(
+        reactor, SocketOptions(proxy_protocol="any"), deliver, lambda: rooms.append(incoming.full)
     )
-    arrivals.most = 1
+    incoming.max_pending = 1
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)
-        arrivals.begin(ours, SocketAddress(("",)))
-        assert arrivals.full
+        incoming.begin(ours, SocketAddress(("",)))
+        assert incoming.full
         theirs.send(HEADER)
-        await until(lambda: not arrivals.full)
-    assert arrivals.failed == 0
+        await until(lambda: not incoming.full)
+    assert incoming.failed == 0
     assert rooms == [False]
     [logged] = logged_errors
     assert logged["log_failure"].check(RuntimeError)
@@ -85,7 +85,7 @@ async def test_an_error_of_whoever_it_is_delivered_to_is_logged(logged_errors):
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_a_port_leaves_what_is_too_much_to_the_kernel(tls, authority, monkeypatch):
-    monkeypatch.setattr("twisted_netsock._net.incoming.MOST_ARRIVALS", 3)
+    monkeypatch.setattr("twisted_netsock._net.incoming.MAX_INCOMING", 3)
     kind = Kind(authority, tls=tls)
     servers = Protocols()
     async with listening(kind.server(proxy_protocol="v1"), servers) as port:
@@ -108,7 +108,7 @@ async def test_a_port_leaves_what_is_too_much_to_the_kernel(tls, authority, monk
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_what_is_too_much_of_one_address_waits_for_its_own(tls, authority, monkeypatch):
-    monkeypatch.setattr("twisted_netsock._net.incoming.MOST_ARRIVALS", 4)
+    monkeypatch.setattr("twisted_netsock._net.incoming.MAX_INCOMING", 4)
     kind = Kind(authority, tls=tls)
     servers = Protocols()
     options = kind.server(proxy_protocol=None if tls else "v1")
@@ -134,25 +134,25 @@ async def test_what_is_too_much_of_one_address_waits_for_its_own(tls, authority,
 async def test_the_end_of_many_that_wait_is_no_recursion(authority, log_lines):
     servers = Protocols()
     async with listening(authority.server_options(), servers) as port:
-        port._arrivals.most = 2
+        port._incoming.max_pending = 2
         clients = [
             socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in range(100)
         ]
-        await until(lambda: port._arrivals._places.waiting == 99)
+        await until(lambda: port._incoming._slots.waiting == 99)
         for client in clients:
             client.close()
-        await until(lambda: port.failed_arrivals == 100)
-        places = port._arrivals._places
+        await until(lambda: port.failed_incoming == 100)
+        places = port._incoming._slots
         assert (places.waiting, places._taken, places._queues) == (0, {}, {})
 
 
 async def test_closing_ends_those_that_wait_as_well(authority):
     servers = Protocols()
     async with listening(authority.server_options(), servers) as port:
-        port._arrivals.most = 2
+        port._incoming.max_pending = 2
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(raw_client(port)) for _ in range(10)]
-            await until(lambda: port._arrivals._places.waiting == 9)
+            await until(lambda: port._incoming._slots.waiting == 9)
             port.stopListening()
             for client in clients:
                 assert await raw_receive(client) == b""
@@ -184,7 +184,7 @@ async def test_strangers_do_not_fill_the_log(tls, authority, log_lines):
         for number in range(1, 101):
             with raw_client(port) as client:
                 client.send(b"?")
-            await until(lambda number=number: port.failed_arrivals == number)
+            await until(lambda number=number: port.failed_incoming == number)
     told = "TLS handshake with" if tls else "connection from"
     assert sum(line.startswith(told) for line in log_lines) == 10
     assert any("90 more connections have failed" in line for line in log_lines)
@@ -192,21 +192,21 @@ async def test_strangers_do_not_fill_the_log(tls, authority, log_lines):
 
 async def test_closing_gives_no_room(log_lines):
     rooms = []
-    arrivals = Arrivals(
+    incoming = IncomingConnections(
         reactor,
         SocketOptions(proxy_protocol="any"),
         lambda *_: None,
         lambda: rooms.append(True),
     )
-    arrivals.most = 1
+    incoming.max_pending = 1
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)
-        arrivals.begin(ours, SocketAddress(("",)))
-        assert arrivals.full
-        arrivals.close()
-        await until(lambda: not arrivals.full)
+        incoming.begin(ours, SocketAddress(("",)))
+        assert incoming.full
+        incoming.close()
+        await until(lambda: not incoming.full)
         assert theirs.recv(1) == b""
     assert not rooms
-    assert arrivals.failed == 0
+    assert incoming.failed == 0
     assert not [line for line in log_lines if "refused" in line]

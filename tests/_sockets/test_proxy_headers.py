@@ -207,7 +207,7 @@ async def test_mute_peers_hold_up_nobody(makers):
 
 async def test_the_number_of_connections_on_the_way_is_bounded(makers, monkeypatch):
     """The others stay with the kernel, until one of these has ended."""
-    monkeypatch.setattr("twisted_netsock._net.incoming.MOST_ARRIVALS", 64)
+    monkeypatch.setattr("twisted_netsock._net.incoming.MAX_INCOMING", 64)
     async with await makers.listen(backlog=512) as listener:
         accepting = listener.accept()
         with contextlib.ExitStack() as stack:

@@ -388,7 +388,7 @@ class TestAccepting:
     async def test_at_most_so_many_shake_hands_at_once(
         self, tls: TLSStreams, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("twisted_netsock._net.incoming.MOST_ARRIVALS", 128)
+        monkeypatch.setattr("twisted_netsock._net.incoming.MAX_INCOMING", 128)
         clock = ClockedReactor()
         listener = await tls.listen(reactor=clock, backlog=512)
         # Of several addresses: one alone would have half of the places.

@@ -26,7 +26,7 @@ from zope.interface import alsoProvides, implementer
 
 from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
-from .._tls.handshake import handshake, say_goodbye
+from .._tls.handshake import handshake, tls_shutdown
 from .._tls.server import ServerContextFactory
 from ..errors import SocketConnectionLostError, SocketConnectionTimeoutError
 from ..options import TLSSocketOptions
@@ -173,7 +173,7 @@ class Layer(Protocol):
         if self._given_up:
             return
         if protocol is None:
-            goodbye = say_goodbye(owner.reactor, self._watch, self._descriptor)
+            goodbye = tls_shutdown(owner.reactor, self._watch, self._descriptor)
             self._running = goodbye.addCallback(self._refused)
             return
         self._layered = LayeredTransport(

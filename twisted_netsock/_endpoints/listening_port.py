@@ -18,13 +18,13 @@ from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.poller import Watch, contain, poller_for
 from .._net.accept import Acceptor
 from .._net.happy_eyeballs import Established
-from .._net.incoming import Arrival, Arrivals
-from .._net.incoming_handshake import shaking_hands
+from .._net.incoming import IncomingConnection, IncomingConnections
+from .._net.incoming_handshake import server_handshake
 from .._net.unix_paths import bound_path
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.context import negotiated_protocols
 from .._tls.descriptor import TLSDescriptor
-from .._tls.handshake import say_goodbye
+from .._tls.handshake import tls_shutdown
 from .._tls.reload import FileWatch, Reloader
 from .._tls.server import ServerContextFactory
 from ..addresses import SocketAddress, to_twisted_address
@@ -155,9 +155,9 @@ class ListeningPort:
         self._secured = context_factory is not None
         self._gate: Gate | None = None
         self._paused = False
-        self._arrivals: Arrivals | None = None
+        self._incoming: IncomingConnections | None = None
         if context_factory is not None or options.proxy_protocol is not None:
-            self._arrivals = Arrivals(
+            self._incoming = IncomingConnections(
                 reactor,
                 options,
                 self._serve,
@@ -165,7 +165,7 @@ class ListeningPort:
                 secure=(
                     None
                     if context_factory is None
-                    else shaking_hands(reactor, context_factory, negotiated_protocols(factory))
+                    else server_handshake(reactor, context_factory, negotiated_protocols(factory))
                 ),
                 admit=self._admits,
                 gone=self._left,
@@ -229,27 +229,27 @@ class ListeningPort:
 
     # Pausing
 
-    def guard(self, gate: Gate, most_arrivals: int | None = None) -> None:
+    def guard(self, gate: Gate, max_incoming: int | None = None) -> None:
         """
         Have *gate* told of every connection to come.
 
         Args:
             gate: Replaces one that was given before.
-            most_arrivals: How many connections may be on their way to a protocol
+            max_incoming: How many connections may be on their way to a protocol
                 at once, through PROXY header and handshake, half of them of one
                 address; more stay with the kernel. 1024 if `None`.
         """
         self._gate = gate
-        if self._arrivals is not None:
+        if self._incoming is not None:
             # The gate knows how many connections of one address are too many.
-            self._arrivals.most_waiting = math.inf
-            if most_arrivals is not None:
-                self._arrivals.most = most_arrivals
+            self._incoming.max_waiting = math.inf
+            if max_incoming is not None:
+                self._incoming.max_pending = max_incoming
 
     @property
-    def failed_arrivals(self) -> int:
+    def failed_incoming(self) -> int:
         """How many connections have failed before a protocol had them."""
-        return 0 if self._arrivals is None else self._arrivals.failed
+        return 0 if self._incoming is None else self._incoming.failed
 
     def pause_accepting(self) -> None:
         """
@@ -268,7 +268,7 @@ class ListeningPort:
         self._accept_or_not()
 
     def _accept_or_not(self) -> None:
-        full = self._arrivals is not None and self._arrivals.full
+        full = self._incoming is not None and self._incoming.full
         for acceptor in self._acceptors:
             if self._paused or full:
                 acceptor.stop()
@@ -288,7 +288,7 @@ class ListeningPort:
         gate = self._gate
         if gate is not None:
             gate.entered()
-        if self._arrivals is None:
+        if self._incoming is None:
             if gate is not None and not gate.admits(peer):
                 connection.close()
                 gate.left(None)
@@ -296,15 +296,15 @@ class ListeningPort:
             watch = self._poller.watch(connection.fileno())
             self._build(PlainDescriptor(connection), watch, peer, None)
             return
-        self._arrivals.begin(connection, peer)
-        if self._arrivals.full:
+        self._incoming.begin(connection, peer)
+        if self._incoming.full:
             self._accept_or_not()
 
     def _on_room(self) -> None:
         self._accept_or_not()
 
-    def _serve(self, arrival: Arrival, descriptor: Descriptor) -> None:
-        self._build(descriptor, arrival.watch, arrival.peer, arrival.header)
+    def _serve(self, incoming: IncomingConnection, descriptor: Descriptor) -> None:
+        self._build(descriptor, incoming.watch, incoming.peer, incoming.header)
 
     def _build(
         self,
@@ -325,7 +325,7 @@ class ListeningPort:
             protocol = self._factory.buildProtocol(address)
             if protocol is None:
                 if isinstance(descriptor, TLSDescriptor):
-                    say_goodbye(self._reactor, watch, descriptor).addCallback(lambda _: gone())
+                    tls_shutdown(self._reactor, watch, descriptor).addCallback(lambda _: gone())
                 else:
                     established.close()
                     gone()
@@ -359,8 +359,8 @@ class ListeningPort:
         self.stop_accepting()
         if self._in_use:
             self._in_use = False
-            if self._arrivals is not None:
-                self._arrivals.close()
+            if self._incoming is not None:
+                self._incoming.close()
             stop_factory(self._factory)
         return succeed(None)
 

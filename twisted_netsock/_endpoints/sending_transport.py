@@ -19,7 +19,7 @@ from .._io.descriptor import byte_view, set_linger_reset
 from .._io.fairness import BYTES
 from .._io.poller import WANT_WRITE, Want
 from .._tls.descriptor import TLSDescriptor
-from .._tls.handshake import say_goodbye
+from .._tls.handshake import tls_shutdown
 from ..errors import SocketError, SocketWriteTimeoutError, unraised
 from .base_transport import BaseTransport
 
@@ -285,7 +285,7 @@ class SendingTransport(BaseTransport):
             if timer is not None:
                 timer.cancel()
         self._read_timer = self._write_timer = None
-        self._goodbye = say_goodbye(self.reactor, self._watch, self._descriptor)
+        self._goodbye = tls_shutdown(self.reactor, self._watch, self._descriptor)
         self._goodbye.addBoth(self._after_goodbye)
 
     def _after_goodbye(self, _: object) -> None:

@@ -25,7 +25,7 @@ from .._tls.handshake import handshake
 from ..addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
 from ..errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
 from ..options import SocketOptions
-from .happy_eyeballs import Established, Race
+from .happy_eyeballs import Established, HappyEyeballs
 from .open_socket import look_up_known_place, look_up_place, unix_info
 
 __all__ = ["Deadline", "begin_connecting", "connect"]
@@ -171,7 +171,7 @@ def begin_connecting(
         infos = _known_infos(node, service, options)
         if infos is not None and factory is None and options.proxy_protocol is None:
             # The way of most plain sockets: there is nothing to wait for but the connection.
-            race = Race(reactor, infos, options, at_once=at_once)
+            race = HappyEyeballs(reactor, infos, options, at_once=at_once)
             begun = race.run()
             if isinstance(begun, Established):
                 return begun
@@ -198,7 +198,7 @@ async def _connect(
     if infos is None:
         found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
         infos = _ordered(options, found)
-    race = Race(reactor, infos, options)
+    race = HappyEyeballs(reactor, infos, options)
     begun = race.run()
     if not isinstance(begun, Established):
         begun = await deadline.bound(begun, "connect", race.attempts)

@@ -28,7 +28,7 @@ from ..errors import (
 from ..options import SocketOptions
 from .open_socket import apply_options, open_socket
 
-__all__ = ["ATTEMPT_DELAY", "Established", "Race"]
+__all__ = ["ATTEMPT_DELAY", "Established", "HappyEyeballs"]
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between two attempts: the recommendation of RFC 8305, section 5."""
@@ -66,7 +66,7 @@ class Established:
         self.descriptor.close()
 
 
-class Race:
+class HappyEyeballs:
     """
     Attempts at the addresses of one node, of which the first to succeed wins.
 
@@ -82,7 +82,7 @@ class Race:
         at_once: bool = True,
     ) -> None:
         """
-        Race for one of *infos*.
+        HappyEyeballs for one of *infos*.
 
         Args:
             reactor: Where it happens.

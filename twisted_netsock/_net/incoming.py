@@ -28,9 +28,9 @@ from ..addresses import SocketAddress, network_of
 from ..errors import NetsockError
 from ..options import SocketOptions, TLSSocketOptions
 
-__all__ = ["Arrival", "Arrivals"]
+__all__ = ["IncomingConnection", "IncomingConnections"]
 
-MOST_ARRIVALS: Final = 1024
+MAX_INCOMING: Final = 1024
 """Mute peers hold these places for the whole `handshake_timeout`, so there are many."""
 
 _PLAIN_SECONDS: Final = 10.0
@@ -39,7 +39,7 @@ _PLAIN_SECONDS: Final = 10.0
 _log = Logger()
 
 
-class _Places:
+class _Slots:
     """
     Places for connections on their way, of which one network has half at most.
 
@@ -103,19 +103,19 @@ class _Places:
             del self._taken[network]
 
 
-class Arrival:
+class IncomingConnection:
     """
     A connection on its way to the application.
 
     Attributes:
-        descriptor: Owned by `Arrivals` until the connection is delivered; TLS from its
+        descriptor: Owned by `IncomingConnections` until the connection is delivered; TLS from its
             handshake on.
         watch: Of *descriptor*.
         peer: Whom it comes from: the header's source, where it tells one.
         header: The PROXY header, or `None` where none was required.
         network: As which it holds a place, or `None`.
         admitted: Its peer counts as one that has a connection.
-        shaking: The header is done, and TLS shakes hands.
+        in_handshake: The header is done, and TLS shakes hands.
     """
 
     __slots__ = (
@@ -125,9 +125,9 @@ class Arrival:
         "admitted",
         "descriptor",
         "header",
+        "in_handshake",
         "network",
         "peer",
-        "shaking",
         "watch",
     )
 
@@ -148,7 +148,7 @@ class Arrival:
         self.header: ProxyHeader | None = None
         self.network: str | None = None
         self.admitted = False
-        self.shaking = False
+        self.in_handshake = False
 
     def start_clock(self, seconds: float | None) -> None:
         """Leave *seconds* from now on for what is to be done; `None`: no limit."""
@@ -171,26 +171,26 @@ class Arrival:
         return peer if self.peer is self._real else f"{peer} through {self._real}"
 
 
-Secure = Callable[[Arrival], "Deferred[Descriptor]"]
+Secure = Callable[[IncomingConnection], "Deferred[Descriptor]"]
 """Shakes hands; see `twisted_netsock._net.incoming_handshake`. What it fails with is reported."""
 
 
-class Arrivals:
+class IncomingConnections:
     """
     Prepares connections for the application, many at a time.
 
     Attributes:
         failed: How many have failed on the way.
-        most: How many may be on the way at a time; 1024 unless changed. One address, or
+        max_pending: How many may be on the way at a time; 1024 unless changed. One address, or
             network of 64 bits in IPv6, may have half of them.
-        most_waiting: How many more may wait because their address has its half.
+        max_waiting: How many more may wait because their address has its half.
     """
 
     def __init__(
         self,
         reactor: Any,
         options: SocketOptions,
-        deliver: Callable[[Arrival, Descriptor], None],
+        deliver: Callable[[IncomingConnection, Descriptor], None],
         room: Callable[[], None],
         *,
         secure: Secure | None = None,
@@ -219,10 +219,10 @@ class Arrivals:
         self._secure = secure
         self._admit = admit
         self._gone = gone
-        self.most = MOST_ARRIVALS
-        self.most_waiting: float = MOST_ARRIVALS
-        self._running: dict[Arrival, Deferred[Any]] = {}
-        self._places = _Places()
+        self.max_pending = MAX_INCOMING
+        self.max_waiting: float = MAX_INCOMING
+        self._running: dict[IncomingConnection, Deferred[Any]] = {}
+        self._slots = _Slots()
         self._failures = FailureLog(reactor, _log)
         self._closed = False
         self.failed = 0
@@ -235,99 +235,101 @@ class Arrivals:
     @property
     def full(self) -> bool:
         """Whether no more may begin for now."""
-        waiting = self._places.waiting
-        return len(self._running) - waiting >= self.most or waiting >= self.most_waiting
+        waiting = self._slots.waiting
+        return len(self._running) - waiting >= self.max_pending or waiting >= self.max_waiting
 
     def begin(self, sock: _socket.socket, peer: SocketAddress) -> None:
         """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
         watch = poller_for(self._reactor).watch(sock.fileno())
-        arrival = Arrival(self._reactor, PlainDescriptor(sock), watch, peer, self._seconds)
+        incoming = IncomingConnection(
+            self._reactor, PlainDescriptor(sock), watch, peer, self._seconds
+        )
         running: Deferred[Any]
         if self._version is None:
-            running = self._enter(arrival)
+            running = self._enter(incoming)
         else:
-            running = self._in_place(arrival, self._receive)
-        self._running[arrival] = running
-        running.addBoth(self._finished, arrival)
+            running = self._in_slot(incoming, self._receive)
+        self._running[incoming] = running
+        running.addBoth(self._finished, incoming)
         running.addErrback(_not_handed_on)
 
-    def _in_place(self, arrival: Arrival, proceed: Secure) -> Deferred[Descriptor]:
-        """Do *proceed* with *arrival* when it has a place."""
-        network = network_of(arrival.peer.host)
-        waiting = None if network is None else self._places.take(network, self.most)
+    def _in_slot(self, incoming: IncomingConnection, proceed: Secure) -> Deferred[Descriptor]:
+        """Do *proceed* with *incoming* when it has a place."""
+        network = network_of(incoming.peer.host)
+        waiting = None if network is None else self._slots.take(network, self.max_pending)
 
         def given(_: None) -> Deferred[Descriptor]:
-            arrival.network = network
+            incoming.network = network
             if waiting is not None:
                 # As if it had waited in the kernel's queue.
-                arrival.start_clock(self._seconds)
-            return proceed(arrival)
+                incoming.start_clock(self._seconds)
+            return proceed(incoming)
 
         return given(None) if waiting is None else waiting.addCallback(given)
 
-    def _leave_place(self, arrival: Arrival) -> None:
-        network, arrival.network = arrival.network, None
+    def _free_slot(self, incoming: IncomingConnection) -> None:
+        network, incoming.network = incoming.network, None
         if network is not None:
-            self._places.free(network)
+            self._slots.free(network)
 
-    def _receive(self, arrival: Arrival) -> Deferred[Descriptor]:
+    def _receive(self, incoming: IncomingConnection) -> Deferred[Descriptor]:
         assert self._version is not None
         return receive_header(
             self._reactor,
-            arrival.watch,
-            arrival.descriptor.sock,
+            incoming.watch,
+            incoming.descriptor.sock,
             self._version,
-            arrival.remaining(),
-        ).addCallback(self._greeted, arrival)
+            incoming.remaining(),
+        ).addCallback(self._greeted, incoming)
 
-    def _greeted(self, header: ProxyHeader, arrival: Arrival) -> Deferred[Descriptor]:
+    def _greeted(self, header: ProxyHeader, incoming: IncomingConnection) -> Deferred[Descriptor]:
         # From here on it is a connection of another address.
-        self._leave_place(arrival)
-        arrival.tell(header)
-        return self._enter(arrival)
+        self._free_slot(incoming)
+        incoming.tell(header)
+        return self._enter(incoming)
 
-    def _enter(self, arrival: Arrival) -> Deferred[Descriptor]:
+    def _enter(self, incoming: IncomingConnection) -> Deferred[Descriptor]:
         try:
-            if self._admit is not None and not self._admit(arrival.peer):
+            if self._admit is not None and not self._admit(incoming.peer):
                 # The gate logs why.
                 return fail(CancelledError())
-            arrival.admitted = True
+            incoming.admitted = True
             if self._secure is None:
-                return succeed(arrival.descriptor)
-            return self._in_place(arrival, self._shake)
+                return succeed(incoming.descriptor)
+            return self._in_slot(incoming, self._run_handshake)
         except BaseException:  # noqa: BLE001 - it costs this connection and no other
             return fail()
 
-    def _shake(self, arrival: Arrival) -> Deferred[Descriptor]:
+    def _run_handshake(self, incoming: IncomingConnection) -> Deferred[Descriptor]:
         assert self._secure is not None
         try:
-            arrival.shaking = True
-            return self._secure(arrival)
+            incoming.in_handshake = True
+            return self._secure(incoming)
         except BaseException:  # noqa: BLE001 - it costs this connection and no other
             return fail()
 
-    def _finished(self, result: Descriptor | Failure, arrival: Arrival) -> None:
+    def _finished(self, result: Descriptor | Failure, incoming: IncomingConnection) -> None:
         was_full = self.full
-        self._running.pop(arrival, None)
+        self._running.pop(incoming, None)
         try:
             if self._closed and not isinstance(result, Failure):
                 # By what its handshake called.
                 result = Failure(CancelledError())
             if isinstance(result, Failure):
-                arrival.watch.close()
-                arrival.descriptor.close()
-                self._report(arrival, result)
+                incoming.watch.close()
+                incoming.descriptor.close()
+                self._report(incoming, result)
                 if self._gone is not None:
-                    self._gone(arrival.peer if arrival.admitted else None)
+                    self._gone(incoming.peer if incoming.admitted else None)
             else:
-                self._deliver(arrival, result)
+                self._deliver(incoming, result)
         finally:
             # Whatever the others raise: nothing would be accepted any more.
-            self._leave_place(arrival)
+            self._free_slot(incoming)
             if was_full and not self._closed:
                 self._room()
 
-    def _report(self, arrival: Arrival, failure: Failure) -> None:
+    def _report(self, incoming: IncomingConnection, failure: Failure) -> None:
         if failure.check(CancelledError) is not None:
             return
         self.failed += 1
@@ -336,10 +338,10 @@ class Arrivals:
             return
         told = (
             "TLS handshake with {peer} failed: {error}"
-            if arrival.shaking
+            if incoming.in_handshake
             else "connection from {peer} refused: {error}"
         )
-        self._failures.note(told, peer=arrival, error=failure.value)
+        self._failures.note(told, peer=incoming, error=failure.value)
 
     def close(self) -> None:
         """Close every connection that is not delivered."""

@@ -11,16 +11,16 @@ from .._io.descriptor import Descriptor
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake
 from .._tls.server import ServerContextFactory
-from .incoming import Arrival, Secure
+from .incoming import IncomingConnection, Secure
 
-__all__ = ["shaking_hands"]
+__all__ = ["server_handshake"]
 
 
-def shaking_hands(
+def server_handshake(
     reactor: Any, factory: ServerContextFactory, protocols: Sequence[bytes] = ()
 ) -> Secure:
     """
-    Return what shakes hands on arrivals, as the records of *factory* say.
+    Return what shakes hands on incoming, as the records of *factory* say.
 
     Args:
         reactor: Where it happens.
@@ -28,12 +28,12 @@ def shaking_hands(
         protocols: For ALPN, beside those of the records.
     """
 
-    def secure(arrival: Arrival) -> Deferred[Descriptor]:
-        descriptor = TLSDescriptor(arrival.descriptor.sock, factory, protocols)
-        arrival.descriptor = descriptor
+    def secure(incoming: IncomingConnection) -> Deferred[Descriptor]:
+        descriptor = TLSDescriptor(incoming.descriptor.sock, factory, protocols)
+        incoming.descriptor = descriptor
         if not factory.options.handshake:
             return succeed(descriptor)
-        shaken = handshake(reactor, arrival.watch, descriptor, arrival.remaining())
+        shaken = handshake(reactor, incoming.watch, descriptor, incoming.remaining())
         return shaken.addCallback(lambda _: descriptor)
 
     return secure

@@ -21,7 +21,7 @@ from .._io.descriptor import Connect, Descriptor, PlainDescriptor, adopt, from_o
 from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, poller_for
 from .._net.accept import Acceptor
-from .._net.incoming import Arrival, Arrivals
+from .._net.incoming import IncomingConnection, IncomingConnections
 from .._public import public_in
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..errors import (
@@ -73,7 +73,7 @@ class Socket(DataSocket):
     """
 
     _acceptor: Acceptor | None = None
-    _arrivals: Arrivals | None = None
+    _incoming: IncomingConnections | None = None
     _ready: deque[Any] | None = None
 
     @classmethod
@@ -209,8 +209,8 @@ class Socket(DataSocket):
         if self._ready:
             return succeed(self._ready.popleft())
         acceptor = self._acceptor or self._make_acceptor()
-        if self._arrivals is not None:
-            return self._park_accept(None if self._arrivals.full else acceptor)
+        if self._incoming is not None:
+            return self._park_accept(None if self._incoming.full else acceptor)
         try:
             taken = acceptor.take() if self._may_go_on() else None
         except SocketError as error:
@@ -277,9 +277,9 @@ class Socket(DataSocket):
         return operation if operation and operation.trying is _until_delivered else None
 
     def _make_acceptor(self) -> Acceptor:
-        if self._arrivals is None and self._options.proxy_protocol is not None:
-            self._arrivals = Arrivals(
-                self._reactor, self._options, self._on_arrival, self._on_room
+        if self._incoming is None and self._options.proxy_protocol is not None:
+            self._incoming = IncomingConnections(
+                self._reactor, self._options, self._on_incoming, self._on_room
             )
         self._acceptor = Acceptor(
             self._reactor,
@@ -304,16 +304,16 @@ class Socket(DataSocket):
         self._pause_acceptor()
 
     def _let_go(self, *, abort: bool) -> None:
-        if self._arrivals is not None:
-            self._arrivals.close()
+        if self._incoming is not None:
+            self._incoming.close()
             while self._ready:
                 self._ready.popleft().close()
         super()._let_go(abort=abort)
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        if self._arrivals is not None:
-            self._arrivals.begin(connection, peer)
-            if self._arrivals.full:
+        if self._incoming is not None:
+            self._incoming.begin(connection, peer)
+            if self._incoming.full:
                 self._pause_acceptor()
             return
         operation = self._waiting_accept
@@ -329,16 +329,16 @@ class Socket(DataSocket):
         if self._waiting_accept is not None and self._acceptor is not None:
             self._acceptor.start()
 
-    def _on_arrival(self, arrival: Arrival, descriptor: Descriptor) -> None:
+    def _on_incoming(self, incoming: IncomingConnection, descriptor: Descriptor) -> None:
         connection = type(self)(
             self._reactor,
-            arrival.watch,
+            incoming.watch,
             descriptor,
-            node=arrival.peer.host,
-            service=arrival.peer.port or None,
+            node=incoming.peer.host,
+            service=incoming.peer.port or None,
             options=self._options,
         )
-        connection.proxy_header = arrival.header
+        connection.proxy_header = incoming.header
         operation = self._waiting_accept
         if operation is None:
             if self._ready is None:
@@ -362,7 +362,7 @@ class Socket(DataSocket):
     @property
     def failed_handshakes(self) -> int:
         """How many connections failed before `accept`, by their PROXY header or handshake."""
-        return 0 if self._arrivals is None else self._arrivals.failed
+        return 0 if self._incoming is None else self._incoming.failed
 
     def _on_acceptor_lost(self, reason: Exception) -> None:
         operation, self._reader = self._reader, None

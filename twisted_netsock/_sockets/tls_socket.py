@@ -12,11 +12,11 @@ from twisted.python.failure import Failure
 from .._io.descriptor import Descriptor
 from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, Watch
-from .._net.incoming import Arrivals
-from .._net.incoming_handshake import shaking_hands
+from .._net.incoming import IncomingConnections
+from .._net.incoming_handshake import server_handshake
 from .._public import public_in
 from .._tls.descriptor import TLSDescriptor
-from .._tls.handshake import handshake, say_goodbye
+from .._tls.handshake import handshake, tls_shutdown
 from .._tls.info import TLSFacts
 from .._tls.reload import FileWatch, Reloader
 from .._tls.server import ServerContextFactory
@@ -66,12 +66,12 @@ class TLSSocket(TLSFacts, Socket):
         if factory is not None:
             self._factory = factory
             self._reloader = Reloader(reactor, factory)
-            self._arrivals = Arrivals(
+            self._incoming = IncomingConnections(
                 reactor,
                 factory.options,
-                self._on_arrival,
+                self._on_incoming,
                 self._on_room,
-                secure=shaking_hands(reactor, factory),
+                secure=server_handshake(reactor, factory),
             )
 
     @classmethod
@@ -245,7 +245,7 @@ class TLSSocket(TLSFacts, Socket):
     def _let_go(self, *, abort: bool) -> None:
         descriptor = self._descriptor
         if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken and not abort:
-            self._ending = say_goodbye(self._reactor, self._watch, descriptor)
+            self._ending = tls_shutdown(self._reactor, self._watch, descriptor)
             self._ending.addBoth(self._on_gone)
         else:
             super()._let_go(abort=abort)

@@ -450,7 +450,7 @@ class TLSDescriptor(Negotiated):
         self._close_sent = True
         return None
 
-    def try_goodbye(self) -> Want | None:
+    def try_tls_shutdown(self) -> Want | None:
         """
         Close in order: our close_notify, then the peer's, dropping what comes before it.
 

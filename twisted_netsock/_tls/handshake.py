@@ -11,7 +11,7 @@ from .._io.poller import Watch
 from ..errors import SocketConnectionTimeoutError
 from .descriptor import TLSDescriptor
 
-__all__ = ["handshake", "say_goodbye"]
+__all__ = ["handshake", "tls_shutdown"]
 
 
 def handshake(
@@ -48,7 +48,7 @@ def handshake(
     )
 
 
-def say_goodbye(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
+def tls_shutdown(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
     """
     End the connection in order and close *descriptor*.
 
@@ -69,7 +69,7 @@ def say_goodbye(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferr
     return drive(
         reactor,
         watch,
-        descriptor.try_goodbye,
+        descriptor.try_tls_shutdown,
         timeout=descriptor.options.close_timeout.total_seconds(),
         timed_out=lambda: SocketConnectionTimeoutError("goodbye"),
     ).addBoth(close)

@@ -18,7 +18,7 @@ from .._public import public_in
 from .._sockets.socket import Socket
 from .._sockets.tls_socket import TLSSocket
 from .._tls.descriptor import TLSDescriptor
-from .._tls.handshake import handshake, say_goodbye
+from .._tls.handshake import handshake, tls_shutdown
 from .._tls.info import TLSFacts
 from .._tls.server import ServerContextFactory
 from ..errors import SocketBusyError, SocketError, opened_before_fork
@@ -294,7 +294,7 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
     def _begin_goodbye(self, descriptor: TLSDescriptor) -> bool:
         """Say goodbye, and tell whether the reactor goes on with it."""
         try:
-            waiting = self._alone(descriptor.try_goodbye) is not None
+            waiting = self._alone(descriptor.try_tls_shutdown) is not None
         except SocketError:
             return False
         return waiting and in_reactor(self._say_goodbye)
@@ -306,7 +306,7 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
         except SocketError:
             self._descriptor.close()
             return
-        self._farewell = say_goodbye(reactor, watch, self._descriptor)
+        self._farewell = tls_shutdown(reactor, watch, self._descriptor)
         if self._aborted:
             self._cut_goodbye()
 

@@ -57,7 +57,7 @@ class Scripted(PlainDescriptor):
         want = self._wanted("shutdown")
         return want if want is not None else super().try_shutdown(how)
 
-    def try_goodbye(self):
+    def try_tls_shutdown(self):
         self.goodbyes += 1
         return self.goodbye
 

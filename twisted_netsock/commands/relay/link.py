@@ -22,7 +22,7 @@ from ..._io.descriptor import from_os_error, set_linger_reset
 from ..._io.poller import WANT_WRITE, Want
 from ..._net.happy_eyeballs import Established
 from ..._tls.descriptor import TLSDescriptor
-from ..._tls.handshake import say_goodbye
+from ..._tls.handshake import tls_shutdown
 from ...errors import SocketError
 from .accounting import Session
 from .client import Relay
@@ -405,7 +405,7 @@ class TLSLink(Link):
             super().lose(error)
             return
         reactor = self._relay.ledger.reactor
-        self._goodbye = say_goodbye(reactor, self._watch, self._descriptor)
+        self._goodbye = tls_shutdown(reactor, self._watch, self._descriptor)
         self._goodbye.addBoth(lambda _: Link.lose(self, None))
 
 

@@ -223,7 +223,7 @@ class RelayService(ListeningService):
             "state": state,
             "uptime": round(self._reactor.seconds() - self._began, 3),
             "listening": [written(port.getHost()) for port in self._ports],
-            "failed_handshakes": sum(port.failed_arrivals for port in ours),
+            "failed_handshakes": sum(port.failed_incoming for port in ours),
             "rests": gatekeeper.rests,
             **told,
         }
