@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
@@ -12,12 +12,21 @@ from twisted.python.failure import Failure
 from .._text import FailureLog, printable
 from ..errors import SocketClosedError, SocketConnectionLostError, SocketError
 
-if TYPE_CHECKING:
-    from .base import BaseSocket
-
 __all__ = ["serve"]
 
 _log = Logger()
+
+
+class _Connection(Protocol):
+    """What serving needs of a socket, which itself imports this."""
+
+    node: str | None
+    service: str | int | None
+    _reactor: Any
+
+    @property
+    def _successor(self) -> _Connection | None: ...
+    def close(self) -> Deferred[None]: ...
 
 
 def serve(
@@ -34,7 +43,7 @@ class _Serving:
         self._handler = handler
         self._limit = limit
         self._cancelled = False
-        self._running: dict[BaseSocket, Deferred[Any]] = {}
+        self._running: dict[_Connection, Deferred[Any]] = {}
         self._one_less: Deferred[None] | None = None
         self._failures: FailureLog | None = None
         # One callback, and one method object, for what follows each handler: they take
@@ -65,19 +74,19 @@ class _Serving:
         self._one_less = Deferred()
         return self._one_less
 
-    def _begin(self, connection: BaseSocket) -> None:
+    def _begin(self, connection: _Connection) -> None:
         handling: Deferred[Any] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
         handling.addBoth(self._then, connection)
 
-    def _ended(self, result: object, connection: BaseSocket) -> None:
+    def _ended(self, result: object, connection: _Connection) -> None:
         if isinstance(result, Failure) and not (
             self._cancelled and result.check(CancelledError) is not None
         ):
             self._report(result, connection)
         _close(connection).addBoth(self._finish, connection)
 
-    def _report(self, failure: Failure, connection: BaseSocket) -> None:
+    def _report(self, failure: Failure, connection: _Connection) -> None:
         """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
         error = failure.value
         # What a peer calls itself may be a path of any bytes.
@@ -94,7 +103,7 @@ class _Serving:
         else:
             _log.failure("serving {node} failed", failure, node=node)
 
-    def _finish(self, _: object, connection: BaseSocket) -> None:
+    def _finish(self, _: object, connection: _Connection) -> None:
         del self._running[connection]
         waiting, self._one_less = self._one_less, None
         if waiting is not None and not waiting.called:
@@ -107,12 +116,12 @@ class _Serving:
             _close(connection)
 
 
-def _ends(connection: BaseSocket) -> list[BaseSocket]:
+def _ends(connection: _Connection) -> list[_Connection]:
     """Return *connection*, and the socket that it has become in its handler."""
     return [end for end in (connection, connection._successor) if end is not None]
 
 
-def _close(connection: BaseSocket) -> Deferred[Any]:
+def _close(connection: _Connection) -> Deferred[Any]:
     if connection._successor is None:
         return connection.close()
     return gatherResults([end.close() for end in _ends(connection)])

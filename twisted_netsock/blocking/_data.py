@@ -18,8 +18,8 @@ from .._io.descriptor import (
     writable_view,
 )
 from .._io.poller import Want
-from .._sockets.data import FLUSH_LIMIT
 from .._sockets.sendfile import FileSource
+from .._sockets.socket import FLUSH_LIMIT
 from .._validation import byte_count
 from ..addresses import Address, SocketAddress, as_socket_address
 from ..errors import SocketBusyError, SocketClosedError, SocketError, SocketPortError
