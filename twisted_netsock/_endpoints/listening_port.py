@@ -18,8 +18,7 @@ from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.poller import Watch, contain, poller_for
 from .._net.accept import Acceptor
 from .._net.happy_eyeballs import Established
-from .._net.incoming import IncomingConnection, IncomingConnections
-from .._net.incoming_handshake import server_handshake
+from .._net.incoming import IncomingConnection, IncomingConnections, server_handshake
 from .._net.unix_paths import bound_path
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.context import negotiated_protocols

@@ -1,18 +1,18 @@
 """
-What connections go through before an application sees them, on every kind of server.
+Incoming connections, from accept(2) to the application, on every kind of server.
 
-A PROXY header is read where the options require one, and then TLS shakes hands
-where it is TLS. A slow, mute or hostile peer costs its own connection and
-nothing else: both together have one time limit, the number of connections on
-the way is bounded, and that of one address is, too. One that fails is closed,
-counted and logged.
+The PROXY header is read where the options require one, then the TLS handshake is
+performed where the server speaks TLS. A slow, mute or hostile peer costs its own
+connection and nothing else: header and handshake share one time limit, and the number
+of incoming connections is bounded, in all and for each address. A connection that fails
+is closed, counted and logged.
 """
 
 from __future__ import annotations
 
 import socket as _socket
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -24,27 +24,36 @@ from .._io.poller import Watch, poller_for
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import receive_header
 from .._text import FailureLog, printable
+from .._tls.descriptor import TLSDescriptor
+from .._tls.handshake import handshake
+from .._tls.server import ServerContextFactory
 from ..addresses import SocketAddress, network_of
 from ..errors import NetsockError
 from ..options import SocketOptions, TLSSocketOptions
 
-__all__ = ["IncomingConnection", "IncomingConnections"]
+__all__ = ["IncomingConnection", "IncomingConnections", "server_handshake"]
 
 MAX_INCOMING: Final = 1024
-"""Mute peers hold these places for the whole `handshake_timeout`, so there are many."""
+"""
+Incoming connections at a time, of one listener. A mute peer holds a slot for the whole
+`handshake_timeout`, so there are many.
+"""
 
 _PLAIN_SECONDS: Final = 10.0
-"""Time for the PROXY header on plain servers; on TLS `handshake_timeout` covers it."""
+"""
+Time for the PROXY header on plain servers: the default `handshake_timeout` of a TLS server,
+which covers header and handshake there.
+"""
 
 _log = Logger()
 
 
 class _Slots:
     """
-    Places for connections on their way, of which one network has half at most.
+    Slots for incoming connections, of which one network has half at most.
 
-    What comes of it beyond that waits, in order, and holds no place meanwhile. That takes
-    no timer: the time of those that have the places is over soon.
+    Further connections of that network wait in order, without a slot. Waiting needs no
+    timer: the time limit of those that hold a slot ends soon.
 
     Attributes:
         waiting: Connections that wait.
@@ -55,21 +64,21 @@ class _Slots:
         self._taken: Counter[str] = Counter()
         self._queues: dict[str, deque[Deferred[None]]] = {}
         self._freed: deque[str] = deque()
-        self._giving = False
+        self._draining = False
 
-    def take(self, network: str, most: int) -> Deferred[None] | None:
-        """Take a place of *most*: `None` if it is taken, else a Deferred that fires with it."""
-        if self._taken[network] < max(1, most // 2):
+    def take(self, network: str, limit: int) -> Deferred[None] | None:
+        """Take a slot of *limit*: `None` if it is taken, else a Deferred that fires with it."""
+        if self._taken[network] < max(1, limit // 2):
             self._taken[network] += 1
             return None
         self.waiting += 1
         queue = self._queues.setdefault(network, deque())
-        place: Deferred[None] = Deferred(lambda place: self._forget(network, place))
-        queue.append(place)
-        return place
+        slot: Deferred[None] = Deferred(lambda slot: self._forget(network, slot))
+        queue.append(slot)
+        return slot
 
-    def _forget(self, network: str, place: Deferred[None]) -> None:
-        self._queues[network].remove(place)
+    def _forget(self, network: str, slot: Deferred[None]) -> None:
+        self._queues[network].remove(slot)
         self._no_longer_waits(network)
 
     def _no_longer_waits(self, network: str) -> None:
@@ -78,25 +87,25 @@ class _Slots:
             del self._queues[network]
 
     def free(self, network: str) -> None:
-        """Give a place back, for the next that waits."""
+        """Give a slot back, for the next connection that waits."""
         self._freed.append(network)
-        if self._giving:
-            # Called by the end of one that was given a place below: thousands may end at
-            # once, and each would call the next.
+        if self._draining:
+            # A connection that was given a slot below has ended at once. Thousands may,
+            # so the loop goes on instead of a recursion.
             return
-        self._giving = True
+        self._draining = True
         try:
             while self._freed:
-                self._give(self._freed.popleft())
+                self._hand_on(self._freed.popleft())
         finally:
-            self._giving = False
+            self._draining = False
 
-    def _give(self, network: str) -> None:
+    def _hand_on(self, network: str) -> None:
         queue = self._queues.get(network)
         if queue:
-            place = queue.popleft()
+            slot = queue.popleft()
             self._no_longer_waits(network)
-            place.callback(None)
+            slot.callback(None)
             return
         self._taken[network] -= 1
         if not self._taken[network]:
@@ -105,17 +114,17 @@ class _Slots:
 
 class IncomingConnection:
     """
-    A connection on its way to the application.
+    A connection that the application has not been given yet.
 
     Attributes:
         descriptor: Owned by `IncomingConnections` until the connection is delivered; TLS from its
             handshake on.
-        watch: Of *descriptor*.
-        peer: Whom it comes from: the header's source, where it tells one.
+        watch: The descriptor's.
+        peer: The header's source, where it names one; else the address of the connection.
         header: The PROXY header, or `None` where none was required.
-        network: As which it holds a place, or `None`.
+        network: The network for which it holds a slot, or `None`.
         admitted: Its peer counts as one that has a connection.
-        in_handshake: The header is done, and TLS shakes hands.
+        in_handshake: The header is done, and the TLS handshake has begun.
     """
 
     __slots__ = (
@@ -151,28 +160,52 @@ class IncomingConnection:
         self.in_handshake = False
 
     def start_clock(self, seconds: float | None) -> None:
-        """Leave *seconds* from now on for what is to be done; `None`: no limit."""
+        """Limit header and handshake to *seconds* from now on; `None`: no limit."""
         self._end = None if seconds is None else self._reactor.seconds() + seconds
 
     def remaining(self) -> float | None:
-        """Return the seconds that are left for what is to be done; `None`: no limit."""
+        """Return the seconds that are left for header and handshake; `None`: no limit."""
         return None if self._end is None else max(0.0, self._end - self._reactor.seconds())
 
-    def tell(self, header: ProxyHeader) -> None:
-        """Note what the header tells."""
+    def set_header(self, header: ProxyHeader) -> None:
+        """Keep *header*, and take its source for the peer."""
         self.header = header
         if header.source is not None:
             self.peer = header.source
 
     def __str__(self) -> str:
-        """Name the peer in the log, and through whom it came."""
+        """Return the peer's address and the proxy's, for log lines."""
         # The header's source may be a path of any bytes, line breaks among them.
         peer = printable(str(self.peer))
         return peer if self.peer is self._real else f"{peer} through {self._real}"
 
 
 Secure = Callable[[IncomingConnection], "Deferred[Descriptor]"]
-"""Shakes hands; see `twisted_netsock._net.incoming_handshake`. What it fails with is reported."""
+"""Performs the handshake; see `server_handshake`. What it fails with is logged."""
+
+
+def server_handshake(
+    reactor: Any, factory: ServerContextFactory, protocols: Sequence[bytes] = ()
+) -> Secure:
+    """
+    Return a function that performs the server's handshake on incoming connections.
+
+    Args:
+        reactor: For the time limit.
+        factory: Makes the TLS connections; with ``handshake=False`` in its options, the
+            handshake is left to the application.
+        protocols: For ALPN, beside those of the records.
+    """
+
+    def secure(incoming: IncomingConnection) -> Deferred[Descriptor]:
+        descriptor = TLSDescriptor(incoming.descriptor.sock, factory, protocols)
+        incoming.descriptor = descriptor
+        if not factory.options.handshake:
+            return succeed(descriptor)
+        done = handshake(reactor, incoming.watch, descriptor, incoming.remaining())
+        return done.addCallback(lambda _: descriptor)
+
+    return secure
 
 
 class IncomingConnections:
@@ -180,10 +213,10 @@ class IncomingConnections:
     Prepares connections for the application, many at a time.
 
     Attributes:
-        failed: How many have failed on the way.
-        max_pending: How many may be on the way at a time; 1024 unless changed. One address, or
+        failed: How many have failed.
+        max_pending: How many may be prepared at a time; 1024 unless changed. One address, or
             network of 64 bits in IPv6, may have half of them.
-        max_waiting: How many more may wait because their address has its half.
+        max_waiting: How many more may wait because their network has its half.
     """
 
     def __init__(
@@ -203,14 +236,14 @@ class IncomingConnections:
         Args:
             reactor: Where it happens.
             options: The server's record; of several, the first.
-            deliver: Called with each connection that is ready, and its
-                descriptor, which it owns then.
+            deliver: Called with each connection that is ready, and its descriptor,
+                which the callee owns from then on.
             room: Called when there is room again after `full`.
-            secure: Shakes hands, on TLS.
-            admit: Asked about the peer of each, which a PROXY header may have
-                told; one that is not admitted is closed.
-            gone: Called for each connection that is closed on the way, with its peer
-                if that was admitted, else `None`.
+            secure: Performs the TLS handshake, on TLS servers.
+            admit: Called with the peer of each connection, which a PROXY header may have
+                named; a connection that is not admitted is closed.
+            gone: Called for each connection that is closed before it was delivered, with
+                its peer if that was admitted, else `None`.
         """
         self._reactor = reactor
         self._version = options.proxy_protocol
@@ -251,17 +284,17 @@ class IncomingConnections:
             running = self._in_slot(incoming, self._receive)
         self._running[incoming] = running
         running.addBoth(self._finished, incoming)
-        running.addErrback(_not_handed_on)
+        running.addErrback(_log_not_delivered)
 
     def _in_slot(self, incoming: IncomingConnection, proceed: Secure) -> Deferred[Descriptor]:
-        """Do *proceed* with *incoming* when it has a place."""
+        """Call *proceed* with *incoming* when it has a slot."""
         network = network_of(incoming.peer.host)
         waiting = None if network is None else self._slots.take(network, self.max_pending)
 
         def given(_: None) -> Deferred[Descriptor]:
             incoming.network = network
             if waiting is not None:
-                # As if it had waited in the kernel's queue.
+                # The time limit begins now, as if it had waited in the kernel's queue.
                 incoming.start_clock(self._seconds)
             return proceed(incoming)
 
@@ -280,18 +313,20 @@ class IncomingConnections:
             incoming.descriptor.sock,
             self._version,
             incoming.remaining(),
-        ).addCallback(self._greeted, incoming)
+        ).addCallback(self._header_received, incoming)
 
-    def _greeted(self, header: ProxyHeader, incoming: IncomingConnection) -> Deferred[Descriptor]:
-        # From here on it is a connection of another address.
+    def _header_received(
+        self, header: ProxyHeader, incoming: IncomingConnection
+    ) -> Deferred[Descriptor]:
+        # From here on it counts as a connection of the address that the header names.
         self._free_slot(incoming)
-        incoming.tell(header)
+        incoming.set_header(header)
         return self._enter(incoming)
 
     def _enter(self, incoming: IncomingConnection) -> Deferred[Descriptor]:
         try:
             if self._admit is not None and not self._admit(incoming.peer):
-                # The gate logs why.
+                # The admission limit has logged the reason.
                 return fail(CancelledError())
             incoming.admitted = True
             if self._secure is None:
@@ -313,7 +348,7 @@ class IncomingConnections:
         self._running.pop(incoming, None)
         try:
             if self._closed and not isinstance(result, Failure):
-                # By what its handshake called.
+                # A callback within its handshake has closed the listener.
                 result = Failure(CancelledError())
             if isinstance(result, Failure):
                 incoming.watch.close()
@@ -324,7 +359,8 @@ class IncomingConnections:
             else:
                 self._deliver(incoming, result)
         finally:
-            # Whatever the others raise: nothing would be accepted any more.
+            # Whatever the callbacks raise: a slot that is not freed is lost, and without
+            # `room` nothing would be accepted any more.
             self._free_slot(incoming)
             if was_full and not self._closed:
                 self._room()
@@ -336,21 +372,21 @@ class IncomingConnections:
         if failure.check(NetsockError) is None:
             _log.failure("a new connection could not be prepared", failure)
             return
-        told = (
+        template = (
             "TLS handshake with {peer} failed: {error}"
             if incoming.in_handshake
             else "connection from {peer} refused: {error}"
         )
-        self._failures.note(told, peer=incoming, error=failure.value)
+        self._failures.note(template, peer=incoming, error=failure.value)
 
     def close(self) -> None:
         """Close every connection that is not delivered."""
         self._closed = True
-        # The last first: those that wait need no places any more.
+        # The last first: those that wait are cancelled before a slot is freed for them.
         for running in reversed(list(self._running.values())):
             running.cancel()
         self._failures.end()
 
 
-def _not_handed_on(failure: Failure) -> None:
+def _log_not_delivered(failure: Failure) -> None:
     _log.failure("a new connection could not be handed on", failure)

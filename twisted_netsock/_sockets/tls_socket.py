@@ -12,8 +12,7 @@ from twisted.python.failure import Failure
 from .._io.descriptor import Descriptor
 from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, Watch
-from .._net.incoming import IncomingConnections
-from .._net.incoming_handshake import server_handshake
+from .._net.incoming import IncomingConnections, server_handshake
 from .._public import public_in
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
