@@ -16,7 +16,7 @@ from .._net.incoming import IncomingConnections, server_handshake
 from .._public import public_in
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
-from .._tls.info import TLSFacts
+from .._tls.info import TLSSocketInfo
 from .._tls.reload import FileWatch, Reloader
 from .._tls.server import ServerContextFactory
 from ..errors import SocketError
@@ -30,7 +30,7 @@ __all__ = ["TLSSocket"]
 
 
 @public_in("twisted_netsock")
-class TLSSocket(TLSFacts, Socket):
+class TLSSocket(TLSSocketInfo, Socket):
     """
     A TLS socket on the reactor: connected, or listening.
 

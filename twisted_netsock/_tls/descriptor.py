@@ -14,7 +14,7 @@ import os
 import re
 import select
 import socket as _socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from OpenSSL import SSL
 
@@ -34,17 +34,19 @@ from ..errors import (
 from ..options import TLSSocketOptions
 from .client import ClientContextFactory
 from .handshake_records import HandshakeRecords
-from .negotiated import Negotiated
+from .info import TLSInfo
 from .openssl import RECORD, can_move, forget_errors
 from .server import ServerContextFactory, quiet_context
 from .verification import first_expiry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
 __all__ = ["TLSDescriptor"]
+
+T = TypeVar("T")
 
 _DISCARD_LIMIT: Final = 1024 * 1024
 """How many bytes to read and drop while waiting for the peer's close_notify."""
@@ -56,7 +58,7 @@ _ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
 """OpenSSL's reason for a received alert: ``tlsv1 alert unknown ca``, ``tls alert …``."""
 
 
-class TLSDescriptor(Negotiated):
+class TLSDescriptor(TLSInfo):
     """
     A non-blocking socket, which it owns, that speaks TLS.
 
@@ -137,6 +139,9 @@ class TLSDescriptor(Negotiated):
         """The server may have refused our certificate; see `_look_for_refusal`."""
         self._hang_up: Any = None
         """What the kernel is asked with whether the server has ended."""
+
+    def _ask(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
+        return ask(self)
 
     # The handshake
 

@@ -1,65 +1,47 @@
-"""`TLSFacts`: what a TLS socket tells about its connection, on the reactor and in threads."""
+"""
+`TLSInfo`: what TLS has negotiated, for descriptors, sockets on the reactor and in threads.
+
+A transport gives its descriptor, as `tls`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
+from .._hostnames import distinguished_name
 from ..errors import SocketError
 from ..options import SocketOptions, TLSSocketOptions
-from .descriptor import TLSDescriptor
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-__all__ = ["TLSFacts"]
+    from .._io.descriptor import Descriptor
+    from .descriptor import TLSDescriptor
+
+__all__ = ["TLSInfo", "TLSSocketInfo"]
 
 T = TypeVar("T")
 
 
-class TLSFacts:
-    """What was negotiated, and what a TLS socket does not do."""
+class TLSInfo:
+    """The parameters of a TLS connection, which never wait."""
 
-    _descriptor: Any
-    _options: SocketOptions
+    __slots__ = ()
 
-    def detach(self) -> int:
-        """
-        Refuse: without this object nobody speaks TLS on the descriptor.
-
-        Raises:
-            SocketError: Always.
-        """
-        raise SocketError(self, strerror="A TLS socket cannot be detached")
-
-    def _tls(self) -> TLSDescriptor:
-        if not isinstance(self._descriptor, TLSDescriptor):
-            raise SocketError(self, strerror="This is a listening socket: it has no peer")
-        return self._descriptor
-
-    def _check_flags(self, flags: int, **_: bool) -> None:
-        if flags:
-            raise ValueError(f"flags={flags}: TLS has no flags")
-
-    def _told(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
-        """Ask for what the handshake settles; *otherwise* is for where that cannot be asked."""
-        return ask(self._tls())
-
-    @property
-    def options(self) -> TLSSocketOptions:
-        """The record that it was made with; of several, the first."""
-        assert isinstance(self._options, TLSSocketOptions)
-        return self._options
+    def _ask(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
+        """Return what *ask* finds on the descriptor, or *otherwise* where it cannot be asked."""
+        raise NotImplementedError
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:
         """The peer's certificate, or `None` (``tls-socket-peer-certificate``)."""
-        return self._told(lambda tls: tls.peer_certificate, None)
+        return self._ask(_peer_certificate, None)
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The certificates that the peer sent, its own first."""
-        return self._told(lambda tls: tls.peer_chain, ())
+        return self._ask(_peer_chain, ())
 
     @property
     def verified_chain(self) -> tuple[x509.Certificate, ...]:
@@ -69,7 +51,7 @@ class TLSFacts:
         Empty before the handshake, where nothing is verified, and where a
         session was resumed. A `certificate_verifier` may have accepted errors.
         """
-        return self._told(lambda tls: tls.verified_chain, ())
+        return self._ask(_verified_chain, ())
 
     @property
     def client_certificate_authorities(self) -> tuple[str, ...]:
@@ -79,34 +61,110 @@ class TLSFacts:
         Their distinguished names, as RFC 4514 writes them; the server's words,
         so they may hold anything. Empty on servers, and where none was named.
         """
-        return self._told(lambda tls: tls.client_certificate_authorities, ())
+        return self._ask(_client_certificate_authorities, ())
 
     @property
     def selected_alpn(self) -> str | None:
         """The negotiated application protocol (``tls-socket-selected-alpn``), or `None`."""
-        return self._told(lambda tls: tls.selected_alpn, None)
+        return self._ask(
+            lambda tls: tls.connection.get_alpn_proto_negotiated().decode("ascii") or None, None
+        )
 
     @property
     def tls_version(self) -> str | None:
         """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
-        return self._told(lambda tls: tls.tls_version, None)
+        # Before it OpenSSL names the version that it would offer.
+        return self._ask(
+            lambda tls: tls.connection.get_protocol_version_name() if tls.handshaken else None,
+            None,
+        )
 
     @property
     def cipher(self) -> str | None:
         """OpenSSL's name of the cipher suite; `None` before the handshake."""
-        return self._told(lambda tls: tls.cipher, None)
+        return self._ask(lambda tls: tls.connection.get_cipher_name(), None)
 
     @property
     def group(self) -> str | None:
-        """OpenSSL's name of the key exchange group, where it tells."""
-        return self._told(lambda tls: tls.group, None)
+        """OpenSSL's name of the key exchange group, where OpenSSL knows it."""
+        return self._ask(
+            lambda tls: tls.connection.get_group_name() if tls.handshaken else None, None
+        )
 
     @property
     def resumed(self) -> bool:
         """Whether this client resumed a session, and so verified no certificate anew."""
-        return self._told(lambda tls: tls.resumed, False)
+        return self._ask(
+            lambda tls: tls.handshaken and tls.connection.state.verification.skipped, False
+        )
 
     @property
     def server_name(self) -> str | None:
         """The name that the client asked for, or `None`."""
-        return self._told(lambda tls: tls.server_name, None)
+        return self._ask(_server_name, None)
+
+
+def _peer_certificate(tls: TLSDescriptor) -> x509.Certificate | None:
+    return tls.connection.get_peer_certificate(as_cryptography=True)
+
+
+def _peer_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
+    chain = tuple(tls.connection.get_peer_cert_chain(as_cryptography=True) or ())
+    own = _peer_certificate(tls)
+    # On servers OpenSSL leaves the client's own certificate out of the chain.
+    return chain if own is None or own in chain[:1] else (own, *chain)
+
+
+def _verified_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
+    if not (tls.handshaken and tls.connection.state.verification.needed):
+        return ()
+    return tuple(tls.connection.get_verified_chain(as_cryptography=True) or ())
+
+
+def _client_certificate_authorities(tls: TLSDescriptor) -> tuple[str, ...]:
+    if not tls.is_client:
+        # There OpenSSL returns the names that the server itself sends.
+        return ()
+    names = tls.connection.get_client_ca_list()
+    return tuple(distinguished_name(name.get_components()) for name in names)
+
+
+def _server_name(tls: TLSDescriptor) -> str | None:
+    raw = tls.connection.get_servername()
+    # The client's bytes, which need not be ASCII.
+    return None if raw is None else raw.decode("ascii", "backslashreplace")
+
+
+class TLSSocketInfo(TLSInfo):
+    """What TLS sockets have in common, on the reactor and in threads."""
+
+    _descriptor: Descriptor
+    _options: SocketOptions
+
+    def _tls(self) -> TLSDescriptor:
+        # Of the descriptors only a TLSDescriptor is one: its module imports this one.
+        if not isinstance(self._descriptor, TLSInfo):
+            raise SocketError(self, strerror="This is a listening socket: it has no peer")
+        return cast("TLSDescriptor", self._descriptor)
+
+    def _ask(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
+        return ask(self._tls())
+
+    @property
+    def options(self) -> TLSSocketOptions:
+        """The record that it was made with; of several, the first."""
+        assert isinstance(self._options, TLSSocketOptions)
+        return self._options
+
+    def detach(self) -> int:
+        """
+        Refuse: the keys are this object's, and nothing else can speak TLS on the descriptor.
+
+        Raises:
+            SocketError: Always.
+        """
+        raise SocketError(self, strerror="A TLS socket cannot be detached")
+
+    def _check_flags(self, flags: int, **_: bool) -> None:
+        if flags:
+            raise ValueError(f"flags={flags}: TLS has no flags")

@@ -19,7 +19,7 @@ from .._sockets.socket import Socket
 from .._sockets.tls_socket import TLSSocket
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
-from .._tls.info import TLSFacts
+from .._tls.info import TLSSocketInfo
 from .._tls.server import ServerContextFactory
 from ..errors import SocketBusyError, SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
@@ -44,7 +44,7 @@ def shake_hands(reactor: Any, descriptor: TLSDescriptor, seconds: float | None) 
 
 
 @public_in("twisted_netsock.blocking")
-class BlockingTLSSocket(TLSFacts, BlockingSocket):
+class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
     """
     A blocking TLS socket: connected, or listening.
 
@@ -334,7 +334,7 @@ class BlockingTLSSocket(TLSFacts, BlockingSocket):
 
     # What was negotiated
 
-    def _told(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
+    def _ask(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
         """Ask for what the handshake, once it is done, has settled."""
         descriptor = self._tls()
         with self._engine:
