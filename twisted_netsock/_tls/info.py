@@ -73,11 +73,7 @@ class TLSInfo:
     @property
     def tls_version(self) -> str | None:
         """``"TLSv1.2"`` or ``"TLSv1.3"``; `None` before the handshake."""
-        # Before it OpenSSL names the version that it would offer.
-        return self._ask(
-            lambda tls: tls.connection.get_protocol_version_name() if tls.handshaken else None,
-            None,
-        )
+        return self._ask(_tls_version, None)
 
     @property
     def cipher(self) -> str | None:
@@ -127,6 +123,11 @@ def _client_certificate_authorities(tls: TLSDescriptor) -> tuple[str, ...]:
         return ()
     names = tls.connection.get_client_ca_list()
     return tuple(distinguished_name(name.get_components()) for name in names)
+
+
+def _tls_version(tls: TLSDescriptor) -> str | None:
+    # Before the handshake OpenSSL names the version that it would offer.
+    return tls.connection.get_protocol_version_name() if tls.handshaken else None
 
 
 def _server_name(tls: TLSDescriptor) -> str | None:

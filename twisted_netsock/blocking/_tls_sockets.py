@@ -306,7 +306,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         except SocketError:
             self._descriptor.close()
             return
-        self._farewell = tls_shutdown(reactor, watch, self._descriptor)
+        self._farewell = tls_shutdown(reactor, watch, self._tls())
         if self._aborted:
             self._cut_goodbye()
 
