@@ -8,7 +8,6 @@ until the poller reports the descriptor.
 
 from __future__ import annotations
 
-import errno
 import socket as _socket
 import warnings
 from collections import deque
@@ -28,10 +27,8 @@ from .._io.descriptor import (
     PlainDescriptor,
     adopt,
     byte_view,
-    check_flags,
     from_os_error,
     set_linger_reset,
-    writable_view,
 )
 from .._io.drive import drive
 from .._io.fairness import BYTES, BYTES_OF_ONE
@@ -42,7 +39,7 @@ from .._net.accept import Acceptor
 from .._net.incoming import IncomingConnection, IncomingConnections
 from .._public import public_in
 from .._validation import byte_count
-from ..addresses import Address, SocketAddress, as_socket_address
+from ..addresses import Address, SocketAddress
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -52,6 +49,7 @@ from ..errors import (
     SocketWriteTimeoutError,
 )
 from ..options import SocketOptions
+from .attempts import FLUSH_LIMIT, UNIX_DATAGRAM_PACE, Attempts
 from .info import SocketFacts
 from .ports import InputPort, OutputPort
 from .sendfile import FileSource
@@ -66,12 +64,6 @@ T = TypeVar("T")
 
 _SKIPPED: Final = 8
 """Receives that wait without an attempt, after one that had to wait."""
-
-_UNIX_DATAGRAM_PACE: Final = 0.01
-"""Seconds between two tries to send to a UNIX socket whose queue is full."""
-
-FLUSH_LIMIT: Final = timedelta(seconds=5)
-"""How long `Socket.close` goes on sending what the output port holds."""
 
 
 def current_reactor(reactor: Any) -> Any:
@@ -89,7 +81,7 @@ def _until_delivered() -> Want:
 
 
 @public_in("twisted_netsock")
-class Socket(SocketFacts, Operating):
+class Socket(SocketFacts, Attempts, Operating):
     """
     A socket on the reactor.
 
@@ -238,7 +230,7 @@ class Socket(SocketFacts, Operating):
             Fails with `CancelledError`; the socket stays open, and the
             attempt goes on in the kernel: good for nothing but closing.
         """
-        native = as_socket_address(address).native(self._family)
+        native = self._native(address)
         may_go_on = poller_for(self._reactor).may_go_on
         return self._write(Connect(self._descriptor.sock, native, may_go_on))
 
@@ -271,8 +263,7 @@ class Socket(SocketFacts, Operating):
         if n.__class__ is not int or n < 0:
             byte_count(n, "n")
         if flags:
-            self._check_flags(flags, buffer=False)
-            return self._receive(lambda: self._descriptor.try_recv(n, flags))
+            return self._receive(self._recv_attempt(n, flags))
         # The way of most receives, written out: no closure unless it has to wait.
         descriptor = self._descriptor
         if self._closed or self._reader is not None or self._input is not None:
@@ -320,10 +311,7 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        view = writable_view(buffer, nbytes)
-        if flags:
-            self._check_flags(flags)
-        return self._receive(lambda: self._descriptor.try_recv_into(view, flags))
+        return self._receive(self._recv_into_attempt(buffer, nbytes, flags))
 
     def recvfrom(self, n: int, flags: int = 0) -> Deferred[tuple[bytes, SocketAddress]]:
         """
@@ -344,9 +332,7 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        byte_count(n, "n")
-        self._check_flags(flags, buffer=False)
-        return self._receive(lambda: self._datagrams().try_recvfrom(n, flags))
+        return self._receive(self._recvfrom_attempt(n, flags))
 
     def recvfrom_into(
         self, buffer: Buffer, nbytes: int = 0, flags: int = 0
@@ -371,9 +357,7 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        view = writable_view(buffer, nbytes)
-        self._check_flags(flags)
-        return self._receive(lambda: self._datagrams().try_recvfrom_into(view, flags))
+        return self._receive(self._recvfrom_into_attempt(buffer, nbytes, flags))
 
     def recvmsg(
         self, n: int, ancillary_size: int = 0, flags: int = 0
@@ -398,10 +382,7 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`, consumes nothing, keeps the socket open.
         """
-        byte_count(n, "n")
-        byte_count(ancillary_size, "ancillary_size")
-        self._check_flags(flags)
-        return self._receive(lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags))
+        return self._receive(self._recvmsg_attempt(n, ancillary_size, flags))
 
     def _receive(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
         """Run a receive, unless it would overtake what the input port holds."""
@@ -418,16 +399,6 @@ class Socket(SocketFacts, Operating):
         if self._ready or (self._input is not None and self._input.pending):
             return None
         return super()._try_readable()
-
-    def _datagrams(self) -> PlainDescriptor:
-        """Return the descriptor for what TLS does not have."""
-        if not isinstance(self._descriptor, PlainDescriptor):
-            raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
-        return self._descriptor
-
-    def _check_flags(self, flags: int, *, sending: bool = False, buffer: bool = True) -> None:
-        """Refuse flags that are not honoured."""
-        check_flags(flags, sending=sending, waits=False, buffer=buffer)
 
     # Sending
 
@@ -453,13 +424,7 @@ class Socket(SocketFacts, Operating):
             Fails with `CancelledError`; nothing has been sent, the socket stays
             open. On TLS up to 16 KiB of it may still go out.
         """
-        view = byte_view(data)
-        if flags:
-            self._check_flags(flags, sending=True)
-        return self._write(self._send_once(view, flags))
-
-    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
-        return lambda: self._descriptor.try_send(view, flags)
+        return self._write(self._send_attempt(data, flags))
 
     def sendall(self, data: Buffer) -> Deferred[None]:
         """
@@ -577,10 +542,7 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`; nothing has been sent, the socket stays open.
         """
-        self._check_flags(flags, sending=True)
-        native = as_socket_address(address).native(self._family)
-        view = byte_view(data)
-        sending = self._write(lambda: self._datagrams().try_sendto(view, flags, native))
+        sending = self._write(self._sendto_attempt(data, address, flags))
         self._pace_unix_datagrams()
         return sending
 
@@ -613,23 +575,14 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`; nothing has been sent, the socket stays open.
         """
-        native = None if address is None else as_socket_address(address).native(self._family)
-        views = [byte_view(buffer) for buffer in buffers]
-        items = list(ancillary)
-        self._check_flags(flags, sending=True)
-        sending = self._write(lambda: self._datagrams().try_sendmsg(views, items, flags, native))
+        sending = self._write(self._sendmsg_attempt(buffers, ancillary, flags, address))
         self._pace_unix_datagrams()
         return sending
 
     def _pace_unix_datagrams(self) -> None:
-        """
-        Keep a send to a UNIX socket whose queue is full from spinning.
-
-        The kernel calls a datagram socket writable as long as its own buffer has
-        room, whatever the queue of the receiver that is not its peer.
-        """
+        """Keep a send to a UNIX socket whose queue is full from spinning."""
         if self._writer is not None and self._family == _socket.AF_UNIX:
-            self._writer.pace = _UNIX_DATAGRAM_PACE
+            self._writer.pace = UNIX_DATAGRAM_PACE
 
     # Ports
 
@@ -872,9 +825,7 @@ class Socket(SocketFacts, Operating):
         Cancelling:
             Fails with `CancelledError`; may be called again.
         """
-        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
-            raise ValueError(f"how={how!r} must be SHUT_RD, SHUT_WR or SHUT_RDWR")
-        return self._write(lambda: self._descriptor.try_shutdown(how))
+        return self._write(self._shutdown_attempt(how))
 
     def close(self) -> Deferred[None]:
         """

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket as _socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -21,10 +20,8 @@ from .._tls.reload import FileWatch, Reloader
 from .._tls.server import ServerContextFactory
 from ..errors import SocketError
 from ..options import SocketOptions
+from .attempts import Attempt, send_through
 from .socket import Socket
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["TLSSocket"]
 
@@ -222,22 +219,8 @@ class TLSSocket(TLSSocketInfo, Socket):
             return descriptor.try_readable()
         return super()._try_readable()
 
-    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
-        descriptor = self._tls()
-        taken: int | None = None
-
-        def attempt() -> int | Want:
-            # What OpenSSL has taken counts as sent only when the kernel has it.
-            nonlocal taken
-            if taken is None:
-                count = descriptor.try_send(view)
-                if isinstance(count, Want):
-                    return count
-                taken = count
-            want = descriptor.try_flush()
-            return taken if want is None else want
-
-        return attempt
+    def _send_once(self, view: memoryview, flags: int) -> Attempt[int]:
+        return send_through(self._tls(), view)
 
     # Closing
 

@@ -29,6 +29,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from .._io.descriptor import Descriptor, set_linger_reset
 from .._io.poller import WANT_READ, Want
+from .._sockets.attempts import UNIX_DATAGRAM_PACE
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -59,9 +60,6 @@ PORT: Final = 1
 """One that `input_port` or `output_port` runs."""
 FILE: Final = 2
 """One for an object of `makefile`, which outlives the closing of the socket."""
-
-UNIX_DATAGRAM_PACE: Final = 0.01
-"""Seconds between two tries to send to a UNIX socket whose queue is full."""
 
 _sockets: weakref.WeakSet[BlockingBase] = weakref.WeakSet()
 
@@ -224,8 +222,6 @@ class BlockingBase(BlockingFacts):
                 raise Expired
             seconds = left if seconds is None else min(left or 0, seconds)
         if not reading and self._family == _socket.AF_UNIX and self._is_datagram():
-            # The kernel calls it writable as long as its own buffer has room, whatever
-            # the queue of the receiver: poll(2) would spin.
             waiter.pause(min(seconds or UNIX_DATAGRAM_PACE, UNIX_DATAGRAM_PACE))
         else:
             waiter.wait(self._number, events_of(want), seconds)

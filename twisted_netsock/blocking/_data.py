@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import socket as _socket
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 from .._io.descriptor import (
-    PlainDescriptor,
     byte_view,
-    check_flags,
-    may_not_wait,
     writable_view,
 )
 from .._io.poller import Want
+from .._sockets.attempts import FLUSH_LIMIT, Attempt, Attempts
 from .._sockets.sendfile import FileSource
-from .._sockets.socket import FLUSH_LIMIT
 from .._validation import byte_count
-from ..addresses import Address, SocketAddress, as_socket_address
-from ..errors import SocketBusyError, SocketClosedError, SocketError, SocketPortError
+from ..addresses import Address, SocketAddress
+from ..errors import SocketBusyError, SocketClosedError, SocketPortError
 from ._base import BlockingBase
 from ._ports import RawPort, drop, has_failed, held_by, open_input_port, open_output_port
 from ._waiting import Deadline, Expired, current_waiter
@@ -37,25 +32,12 @@ T = TypeVar("T")
 _MODES: Final = frozenset("rwb")
 
 
-def once_if(flags: int, attempt: Callable[[], T | Want]) -> Callable[[], T | Want]:
-    """Return *attempt*, or with ``MSG_DONTWAIT`` one that raises `BlockingIOError`, not waits."""
-    if not may_not_wait(flags):
-        return attempt
-
-    def once() -> T | Want:
-        result = attempt()
-        if isinstance(result, Want):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return result
-
-    return once
-
-
-class BlockingData(BlockingBase):
+class BlockingData(Attempts, BlockingBase):
     """The data calls of a blocking socket, and the ports over them."""
 
     _input: io.BufferedReader | None = None
     _output: io.BufferedWriter | None = None
+    _blocks = True
     _takes_before_it_sends = False
 
     # Receiving
@@ -80,9 +62,7 @@ class BlockingData(BlockingBase):
         """
         byte_count(n, "n")
         if flags:
-            self._check_flags(flags, buffer=False)
-            self._drained = False
-            return self._read(once_if(flags, lambda: self._try_recv(n, flags)))
+            return self._receive(self._recv_attempt(n, flags))
         descriptor = self._descriptor
         if not n:
             # Nothing is wanted, and so nothing waited for.
@@ -96,9 +76,10 @@ class BlockingData(BlockingBase):
 
         return self._read(attempt)
 
-    def _try_recv(self, n: int, flags: int) -> bytes | Want:
-        data: bytes | Want = self._descriptor.try_recv(n, flags)
-        return data
+    def _receive(self, attempt: Attempt[T]) -> T:
+        """Run a receive whose count does not tell whether there is more."""
+        self._drained = False
+        return self._read(attempt)
 
     def _is_drained(self, count: int, wanted: int) -> bool:
         """Tell whether a receive of *count* bytes has left nothing in the kernel, probably."""
@@ -121,16 +102,9 @@ class BlockingData(BlockingBase):
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        view = writable_view(buffer, nbytes)
         if flags:
-            self._check_flags(flags)
-            self._drained = False
-            return self._read(once_if(flags, lambda: self._try_recv_into(view, flags)))
-        return self._read(self._filling(view))
-
-    def _try_recv_into(self, view: memoryview, flags: int) -> int | Want:
-        count: int | Want = self._descriptor.try_recv_into(view, flags)
-        return count
+            return self._receive(self._recv_into_attempt(buffer, nbytes, flags))
+        return self._read(self._filling(writable_view(buffer, nbytes)))
 
     def _filling(self, view: memoryview) -> Callable[[], int | Want]:
         descriptor = self._descriptor
@@ -164,10 +138,7 @@ class BlockingData(BlockingBase):
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        byte_count(n, "n")
-        self._check_flags(flags, buffer=False)
-        self._drained = False
-        return self._read(once_if(flags, lambda: self._datagrams().try_recvfrom(n, flags)))
+        return self._receive(self._recvfrom_attempt(n, flags))
 
     def recvfrom_into(
         self, buffer: Buffer, nbytes: int = 0, flags: int = 0
@@ -185,10 +156,7 @@ class BlockingData(BlockingBase):
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        view = writable_view(buffer, nbytes)
-        self._check_flags(flags)
-        self._drained = False
-        return self._read(once_if(flags, lambda: self._datagrams().try_recvfrom_into(view, flags)))
+        return self._receive(self._recvfrom_into_attempt(buffer, nbytes, flags))
 
     def recvmsg(
         self, n: int, ancillary_size: int = 0, flags: int = 0
@@ -207,16 +175,7 @@ class BlockingData(BlockingBase):
             SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError, SocketPortError: As `recv`.
         """
-        byte_count(n, "n")
-        byte_count(ancillary_size, "ancillary_size")
-        self._check_flags(flags)
-        self._drained = False
-        return self._read(
-            once_if(
-                flags,
-                lambda: self._datagrams().try_recvmsg(n, ancillary_size, flags),
-            )
-        )
+        return self._receive(self._recvmsg_attempt(n, ancillary_size, flags))
 
     def _before_read(self) -> None:
         if self._input is not None and held_by(self._input):
@@ -228,16 +187,6 @@ class BlockingData(BlockingBase):
 
     def _has_input(self) -> bool:
         return self._input is not None and held_by(self._input) > 0
-
-    def _datagrams(self) -> PlainDescriptor:
-        """Return the descriptor for what TLS does not have."""
-        if not isinstance(self._descriptor, PlainDescriptor):
-            raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
-        return self._descriptor
-
-    def _check_flags(self, flags: int, *, sending: bool = False, buffer: bool = True) -> None:
-        """Refuse flags that are not honoured."""
-        check_flags(flags, sending=sending, waits=True, buffer=buffer)
 
     # Sending
 
@@ -259,13 +208,7 @@ class BlockingData(BlockingBase):
             SocketBusyError: Another thread is sending on this socket.
             SocketClosedError: The socket is closed or shut down for writing.
         """
-        view = byte_view(data)
-        if flags:
-            self._check_flags(flags, sending=True)
-        return self._write(once_if(flags, self._send_once(view, flags)))
-
-    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
-        return lambda: self._descriptor.try_send(view, flags)
+        return self._write(self._send_attempt(data, flags))
 
     def _send_from_port(self, data: memoryview, by: int) -> int:
         return self._write(self._send_once(data.cast("B"), 0), by)
@@ -346,12 +289,7 @@ class BlockingData(BlockingBase):
             SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError: As `send`.
         """
-        self._check_flags(flags, sending=True)
-        native = as_socket_address(address).native(self._family)
-        view = byte_view(data)
-        return self._write(
-            once_if(flags, lambda: self._datagrams().try_sendto(view, flags, native))
-        )
+        return self._write(self._sendto_attempt(data, address, flags))
 
     def sendmsg(
         self,
@@ -373,16 +311,7 @@ class BlockingData(BlockingBase):
             SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError: As `send`.
         """
-        native = None if address is None else as_socket_address(address).native(self._family)
-        views = [byte_view(buffer) for buffer in buffers]
-        items = list(ancillary)
-        self._check_flags(flags, sending=True)
-        return self._write(
-            once_if(
-                flags,
-                lambda: self._datagrams().try_sendmsg(views, items, flags, native),
-            )
-        )
+        return self._write(self._sendmsg_attempt(buffers, ancillary, flags, address))
 
     def _before_write(self) -> None:
         if self._output is not None:
@@ -415,15 +344,14 @@ class BlockingData(BlockingBase):
             SocketClosedError: The socket is closed.
             SocketConnectionLostError: There is no connection, or none any more.
         """
-        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
-            raise ValueError(f"how={how!r} must be SHUT_RD, SHUT_WR or SHUT_RDWR")
+        attempt = self._shutdown_attempt(how)
         waiter = current_waiter()
         if self._writer is not waiter:
-            self._write(lambda: self._descriptor.try_shutdown(how))
+            self._write(attempt)
             return
         # A signal handler: what it has interrupted would have to go on first.
         self._check_open()
-        self._attempt(lambda: self._descriptor.try_shutdown(how))
+        self._attempt(attempt)
         if how != _socket.SHUT_RD:
             self._cut_send = True
             waiter.wake()

@@ -22,7 +22,7 @@ from .._io.poller import poller_for
 from .._proxy_protocol.header import ProxyHeader
 from .._public import public_in
 from .._sockets.socket import Socket
-from ..addresses import Address, as_socket_address
+from ..addresses import Address
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -195,8 +195,7 @@ class BlockingSocket(BlockingData):
             SocketBusyError: Another thread is sending or connecting.
             SocketClosedError: The socket is closed, or was while this waited.
         """
-        native = as_socket_address(address).native(self._family)
-        self._write(Connect(self._descriptor.sock, native))
+        self._write(Connect(self._descriptor.sock, self._native(address)))
 
     def accept(self) -> Self:
         """

@@ -15,6 +15,7 @@ from twisted.python import threadable
 from .._io.descriptor import Descriptor, set_linger_reset
 from .._io.poller import Want, poller_for
 from .._public import public_in
+from .._sockets.attempts import Attempt, send_through
 from .._sockets.socket import Socket
 from .._sockets.tls_socket import TLSSocket
 from .._tls.descriptor import TLSDescriptor
@@ -261,23 +262,8 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
 
     # Data
 
-    def _send_once(self, view: memoryview, flags: int) -> Callable[[], int | Want]:
-        descriptor = self._tls()
-        taken: int | None = None
-
-        def attempt() -> int | Want:
-            # What OpenSSL has taken counts as sent only when the kernel has it, unless
-            # the caller does not wait for that: it must not send the same bytes again.
-            nonlocal taken
-            if taken is None:
-                count = descriptor.try_send(view)
-                if isinstance(count, Want):
-                    return count
-                taken = count
-            want = descriptor.try_flush() if self._waits else None
-            return taken if want is None else want
-
-        return attempt
+    def _send_once(self, view: memoryview, flags: int) -> Attempt[int]:
+        return send_through(self._tls(), view, lambda: self._waits)
 
     # Closing
 
