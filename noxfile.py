@@ -27,6 +27,7 @@ GUARDED = (
     "tests/_tls/test_server_names.py",
     "tests/_tls/test_sessions.py",
     "tests/_sockets/test_socket.py",
+    "tests/_sockets/test_streams.py",
     "tests/_sockets/test_tls_endings.py",
     "tests/_sockets/test_tls_socket.py",
     "tests/_endpoints/test_transport.py",

@@ -17,11 +17,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.stream_contract import StreamContract
 from tests.support.stream_helpers import (
-    Streams,
     TCPStreams,
-    UNIXStreams,
     failure_of,
     read_exactly,
     read_to_end,
@@ -40,18 +37,6 @@ from twisted_netsock import (
     SocketError,
 )
 from twisted_netsock.testing import connected_pair
-
-
-class TestTCP(StreamContract):
-    @pytest.fixture
-    def streams(self) -> Streams:
-        return TCPStreams()
-
-
-class TestUNIX(StreamContract):
-    @pytest.fixture
-    def streams(self, tmp_path: Path) -> Streams:
-        return UNIXStreams(tmp_path)
 
 
 def fresh(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> Socket:

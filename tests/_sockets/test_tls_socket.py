@@ -13,9 +13,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns, until
-from tests.support.stream_contract import StreamContract
 from tests.support.stream_helpers import (
-    Streams,
     TLSStreams,
     failure_of,
     finished,
@@ -37,30 +35,6 @@ from twisted_netsock import (
 from twisted_netsock.testing import CertificateAuthority
 
 VERSIONS = ["TLSv1.2", "TLSv1.3"]
-
-
-class TestTLS12(StreamContract):
-    @pytest.fixture
-    def streams(self, authority: CertificateAuthority) -> Streams:
-        return TLSStreams(authority, "TLSv1.2")
-
-
-class TestTLS13(StreamContract):
-    @pytest.fixture
-    def streams(self, authority: CertificateAuthority) -> Streams:
-        return TLSStreams(authority)
-
-
-class TestTLS12FromTheServersSide(StreamContract):
-    @pytest.fixture
-    def streams(self, authority: CertificateAuthority) -> Streams:
-        return TLSStreams(authority, "TLSv1.2", server_first=True)
-
-
-class TestTLS13FromTheServersSide(StreamContract):
-    @pytest.fixture
-    def streams(self, authority: CertificateAuthority) -> Streams:
-        return TLSStreams(authority, server_first=True)
 
 
 @pytest.fixture

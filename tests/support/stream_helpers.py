@@ -190,21 +190,29 @@ class Streams:
         Both have *fields* in their options, the accepted one those of *server*
         too, the one that connects those of *client*.
         """
-        listener = await self.listen(**fields, **server)
-        ends: list[Socket] = []
+        ends = await self.connected(server, client, **fields)
         try:
-            accepting = listener.accept()
-            ends.append(await soon(self.connect(listener, **fields, **client)))
-            ends.append(await soon(accepting))
-            listener.close()
-            await self.settle(ends[0])
-            yield self.arrange(*ends)
+            await self.settle(*ends)
+            yield ends
         finally:
-            for each in (listener, *ends):
+            for each in ends:
                 each.abort()
 
-    async def settle(self, client: Any) -> None:
-        """Let *client* take what comes before any data."""
+    async def connected(
+        self,
+        server: Mapping[str, Any] = MappingProxyType({}),
+        client: Mapping[str, Any] = MappingProxyType({}),
+        **fields: Any,
+    ) -> tuple[Any, Any]:
+        """Connect two sockets, which are the caller's to close."""
+        async with await self.listen(**fields, **server) as listener:
+            one, other = await together(
+                finished(self.connect(listener, **fields, **client)), finished(listener.accept())
+            )
+        return self.arrange(one, other)
+
+    async def settle(self, *ends: Any) -> None:
+        """Let the client take what comes before any data."""
 
     def arrange(self, client: Socket, accepted: Socket) -> tuple[Socket, Socket]:
         return client, accepted
@@ -263,8 +271,9 @@ class TLSStreams(Streams):
         made: Deferred[Any] = make_client_tls_socket(host, port, options, reactor=reactor)
         return made
 
-    async def settle(self, client: Any) -> None:
+    async def settle(self, *ends: Any) -> None:
         """Take the tickets: one for each turn of the reactor, while the kernel finds more room."""
+        client = ends[-1] if self._server_first else ends[0]
         if client.tls_version == "TLSv1.3":
             receiving = client.recv(1)
             await turns(3)

@@ -22,10 +22,6 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted_netsock import (
     SocketOptions,
     client_endpoint,
-    make_client_socket,
-    make_client_tls_socket,
-    make_server_socket,
-    make_server_tls_socket,
     server_endpoint,
 )
 from twisted_netsock.chibi import open_socket_pair
@@ -231,33 +227,3 @@ class TestUNIXPair(SocketContract):
 
     async def make_sockets(self) -> Any:
         return open_socket_pair()
-
-
-class TestSockets(SocketContract):
-    async def make_sockets(self) -> Any:
-        async with await make_server_socket(LOOPBACK, 0) as server:
-            accepting = server.accept()
-            client = await make_client_socket(LOOPBACK, server.getsockname().port)
-            return client, await accepting
-
-
-class TestAcceptedSockets(SocketContract):
-    async def make_sockets(self) -> Any:
-        client, accepted = await TestSockets.make_sockets(self)
-        return accepted, client
-
-
-class TestTLSSockets(SocketContract):
-    async def make_sockets(self) -> Any:
-        async with await make_server_tls_socket(LOOPBACK, 0, AUTHORITY.server_options()) as server:
-            accepting = server.accept()
-            client = await make_client_tls_socket(
-                LOOPBACK, server.getsockname().port, AUTHORITY.client_options()
-            )
-            return client, await accepting
-
-
-class TestAcceptedTLSSockets(SocketContract):
-    async def make_sockets(self) -> Any:
-        client, accepted = await TestTLSSockets.make_sockets(self)
-        return accepted, client

@@ -14,9 +14,16 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from twisted_netsock import SocketOptions, client_endpoint, server_endpoint
+from twisted_netsock import (
+    SocketOptions,
+    client_endpoint,
+    make_client_socket,
+    make_server_socket,
+    server_endpoint,
+)
 from twisted_netsock.testing import (
     ClientEndpointContract,
+    ListenerContract,
     ServerEndpointContract,
     SocketContract,
     connected_pair,
@@ -308,13 +315,15 @@ def test_a_transport_that_cannot_be_half_closed_skips_those_tests():
         (ClientEndpointContract, "make_client_endpoint"),
         (ServerEndpointContract, "make_server_endpoint"),
         (SocketContract, "make_sockets"),
+        (ListenerContract, "make_listener"),
+        (ListenerContract, "make_client"),
     ],
 )
 def test_a_class_that_supplies_nothing_is_told_what_it_lacks(contract, method):
     class Mine(contract):
         pass
 
-    arguments = (None,) if method == "make_client_endpoint" else ()
+    arguments = (None,) if method.startswith("make_client") else ()
     with pytest.raises(NotImplementedError, match=f"Mine must supply {method}"):
         getattr(Mine(), method)(*arguments)
 
@@ -343,6 +352,12 @@ class Spoilt:
         (lambda s: {"fileno": lambda: 3}, "test_close_acts_at_once", "fileno"),
         (lambda s: {"sendall": lambda data: s.sendall(data[:-1])},
          "test_sendall_sends_everything_in_order", "as they were"),
+        (lambda s: {"recv": lambda n: s.recv(max(0, int(n)))}, "test_bad_arguments_are_refused",
+         "recv(-1) must raise ValueError"),
+        (lambda s: {"send": lambda data: succeed(len(data))},
+         "test_a_receive_goes_on_while_a_send_waits", "a send must wait"),
+        (lambda s: {"getsockopt": lambda *_: 0}, "test_calls_on_a_closed_socket_fail",
+         "must raise SocketClosedError, and gave 0"),
     ],
 )  # fmt: skip
 async def test_a_socket_that_breaks_its_promise_is_caught(spoil, test, told):
@@ -353,6 +368,36 @@ async def test_a_socket_that_breaks_its_promise_is_caught(spoil, test, told):
 
     with pytest.raises(AssertionError) as caught:
         await getattr(Broken(), test)()
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "test", "told"),
+    [
+        (lambda s: {"accept": Deferred}, "test_connections_are_accepted_one_by_one",
+         "never came to this: a connection"),
+        (lambda s: {"accept": s.accept, "recv": lambda n: succeed(b"")},
+         "test_a_listener_has_no_data_and_a_connection_accepts_nothing",
+         "must fail with a SocketError, and gave b''"),
+        (lambda s: {"close": lambda: None, "abort": lambda: None},
+         "test_closing_the_listener_fails_an_accept_that_waits", "closed must be true"),
+    ],
+)  # fmt: skip
+async def test_a_listener_that_breaks_its_promise_is_caught(spoil, test, told):
+    made = []
+
+    class Broken(ListenerContract):
+        async def make_listener(self) -> Any:
+            made.append(await make_server_socket(LOOPBACK, 0))
+            return Spoilt(made[-1], **spoil(made[-1]))
+
+        async def make_client(self, listener: Any) -> Any:
+            return await make_client_socket(*listener.getsockname())
+
+    with pytest.raises(AssertionError) as caught:
+        await getattr(Broken(), test)()
+    for each in made:
+        each.abort()
     assert told in str(caught.value)
 
 

@@ -21,6 +21,7 @@ from twisted_netsock.testing import (
     CertificateAuthority,
     ClientEndpointContract,
     IssuedCertificate,
+    ListenerContract,
     ScriptedResolver,
     ServerEndpointContract,
     SocketContract,
@@ -81,6 +82,14 @@ class ServerTests(Endpoints, ServerEndpointContract, TestCase):
 class SocketTests(SocketContract, TestCase):
     async def make_sockets(self) -> tuple[Any, Any]:
         return connected_pair()
+
+
+class ListenerTests(ListenerContract, TestCase):
+    async def make_listener(self) -> netsock.Socket:
+        return await netsock.make_server_socket("127.0.0.1", 0)
+
+    async def make_client(self, listener: netsock.Socket) -> netsock.Socket:
+        return await netsock.make_client_socket(*listener.getsockname())
 
 
 def certificates() -> None:

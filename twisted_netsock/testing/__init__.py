@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._helpers import ScriptedResolver as ScriptedResolver
     from ._helpers import clean_reactor as clean_reactor
     from ._helpers import connected_pair as connected_pair
+    from ._listener_contract import ListenerContract as ListenerContract
     from ._socket_contract import SocketContract as SocketContract
 
 # Loaded when it is first used: not every user of the contracts has pytest.
@@ -24,6 +25,7 @@ _HOMES = {
     "CertificateAuthority": ".._tls.throwaway_ca",
     "ClientEndpointContract": "._endpoint_contract",
     "IssuedCertificate": ".._tls.throwaway_ca",
+    "ListenerContract": "._listener_contract",
     "ScriptedResolver": "._helpers",
     "ServerEndpointContract": "._endpoint_contract",
     "SocketContract": "._socket_contract",

@@ -104,6 +104,17 @@ class Contract:
             ) from error
         raise AssertionError(f"{what} must fail with a {kind.__name__}, and gave {result!r}")
 
+    def _refuses(
+        self, error: type[Exception], what: str, call: Callable[..., object], *args: object
+    ) -> None:
+        """Check that *call* raises an *error* at once; *what* names it."""
+        try:
+            result = call(*args)
+        except error:
+            return
+        given = ", ".join(map(repr, args))
+        raise AssertionError(f"{what}({given}) must raise {error.__name__}, and gave {result!r}")
+
 
 def _as_is(waiting: Any) -> Deferred[Any]:
     check(isinstance(waiting, Deferred), f"{waiting!r} must be a Deferred or a coroutine")
