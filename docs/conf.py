@@ -77,7 +77,7 @@ nitpick_ignore_regex = [
     # What stands behind public names: classes that users do not make, and aliases of
     # types, which reference/options.md explains.
     ("py:class", r"twisted_netsock\.(\w+\.)+(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
-    ("py:class", r"twisted_netsock\.(\w+\.)+(SocketFacts|Blocking(Base|Data|Facts)|T|S)"),
+    ("py:class", r"twisted_netsock\.(\w+\.)+((TLS)?(Socket)?Info|Blocking(Base|Data)|T|S)"),
     ("py:class", r"twisted_netsock\.(\w+\.)+(Watch|Descriptor)"),
     ("py:class", r"(Any)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
     ("py:class", r"Verifier|Version"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from ._sockets.info import SocketFacts
+from ._sockets.info import SocketInfo
 from ._sockets.socket import Socket
 from .addresses import Address, AddressInfo, as_socket_address
 
@@ -241,7 +241,7 @@ def check_timeout(timeout: float | timedelta) -> float:
     return seconds
 
 
-def check_family(socket: SocketFacts, addrinfo: Address | None) -> None:
+def check_family(socket: SocketInfo, addrinfo: Address | None) -> None:
     """Refuse an *addrinfo* of another family than the socket's."""
     if addrinfo is None:
         return

@@ -187,13 +187,13 @@ class Descriptor(Protocol):
     def finished(self) -> bool:
         """Nothing more is received, and the poller may not tell: a receive says so at once."""
 
-    def try_recv(self, n: int) -> bytes | Want:
+    def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes; ``b""`` is the end of the stream."""
 
-    def try_recv_into(self, view: memoryview) -> int | Want:
+    def try_recv_into(self, view: memoryview, flags: int = 0) -> int | Want:
         """Fill *view* from its start and return the count; 0 is the end of the stream."""
 
-    def try_send(self, view: memoryview) -> int | Want:
+    def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
         """Take some of *view* and return how many bytes."""
 
     def try_flush(self) -> Want | None:

@@ -1,8 +1,9 @@
-"""`SocketFacts`: what can be asked about a socket and set on it, without waiting."""
+"""`SocketInfo`: what a socket returns about itself, and what is set on it, without waiting."""
 
 from __future__ import annotations
 
 import socket as _socket
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .._proxy_protocol.header import ProxyHeader
@@ -12,31 +13,44 @@ from ..errors import SocketBindError, SocketClosedError, SocketError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["SocketFacts"]
+    from .._io.descriptor import Descriptor
+
+__all__ = ["SocketInfo"]
 
 
-class SocketFacts:
+class SocketInfo:
     """
     Names, options, binding and listening: the calls that never wait.
 
     For sockets on the reactor and blocking ones alike.
     """
 
-    _descriptor: Any
+    _descriptor: Descriptor
     _number: int
     _closed: bool
+
+    _lock: AbstractContextManager[object] = nullcontext()
+    """Held by each call; blocking sockets have a real one, since threads share them."""
 
     # Of the class, so that it takes memory only where there is one.
     proxy_header: ProxyHeader | None = None
 
     @property
     def _family(self) -> _socket.AddressFamily:
-        family: _socket.AddressFamily = self._descriptor.sock.family
-        return family
+        return self._descriptor.sock.family
 
     def _check_open(self) -> None:
         if self._closed:
             raise SocketClosedError(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed on this side (``socket-closed?``)."""
+        return self._closed
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays this socket's; -1 once closed."""
+        return -1 if self._closed else self._number
 
     @property
     def family(self) -> _socket.AddressFamily:
@@ -50,8 +64,9 @@ class SocketFacts:
         Raises:
             SocketClosedError: The socket is closed.
         """
-        self._check_open()
-        return SocketAddress.of(self._family, self._descriptor.sock.getsockname())
+        with self._lock:
+            self._check_open()
+            return SocketAddress.of(self._family, self._descriptor.sock.getsockname())
 
     def getpeername(self) -> SocketAddress:
         """
@@ -61,11 +76,12 @@ class SocketFacts:
             SocketError: There is no peer.
             SocketClosedError: The socket is closed.
         """
-        self._check_open()
-        try:
-            return SocketAddress.of(self._family, self._descriptor.sock.getpeername())
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
+        with self._lock:
+            self._check_open()
+            try:
+                return SocketAddress.of(self._family, self._descriptor.sock.getpeername())
+            except OSError as error:
+                raise SocketError(self, error.errno, error.strerror) from None
 
     def getsockopt(self, level: int, name: int, size: int | None = None) -> Any:
         """
@@ -75,13 +91,14 @@ class SocketFacts:
             SocketError: There is no such option.
             SocketClosedError: The socket is closed.
         """
-        self._check_open()
-        try:
-            if size is None:
-                return self._descriptor.sock.getsockopt(level, name)
-            return self._descriptor.sock.getsockopt(level, name, size)
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
+        with self._lock:
+            self._check_open()
+            try:
+                if size is None:
+                    return self._descriptor.sock.getsockopt(level, name)
+                return self._descriptor.sock.getsockopt(level, name, size)
+            except OSError as error:
+                raise SocketError(self, error.errno, error.strerror) from None
 
     def setsockopt(self, level: int, name: int, value: int | Buffer) -> None:
         """
@@ -91,11 +108,12 @@ class SocketFacts:
             SocketError: There is no such option, or it refuses the value.
             SocketClosedError: The socket is closed.
         """
-        self._check_open()
-        try:
-            self._descriptor.sock.setsockopt(level, name, value)
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
+        with self._lock:
+            self._check_open()
+            try:
+                self._descriptor.sock.setsockopt(level, name, value)
+            except OSError as error:
+                raise SocketError(self, error.errno, error.strerror) from None
 
     def _local_end(self) -> str:
         try:
@@ -125,13 +143,14 @@ class SocketFacts:
             SocketClosedError: The socket is closed.
             ValueError: *address* is a name, or of another family.
         """
-        self._check_open()
-        target = as_socket_address(address)
-        try:
-            self._descriptor.sock.bind(target.native(self._family))
-        except OSError as error:
-            port = None if self._family == _socket.AF_UNIX else target.port
-            raise SocketBindError(target.host, port, socket=self, cause=error) from None
+        with self._lock:
+            self._check_open()
+            target = as_socket_address(address)
+            try:
+                self._descriptor.sock.bind(target.native(self._family))
+            except OSError as error:
+                port = None if self._family == _socket.AF_UNIX else target.port
+                raise SocketBindError(target.host, port, socket=self, cause=error) from None
 
     def listen(self, backlog: int = 128) -> None:
         """
@@ -144,8 +163,9 @@ class SocketFacts:
             SocketError: This kind of socket cannot listen.
             SocketClosedError: The socket is closed.
         """
-        self._check_open()
-        try:
-            self._descriptor.sock.listen(backlog)
-        except OSError as error:
-            raise SocketError(self, error.errno, error.strerror) from None
+        with self._lock:
+            self._check_open()
+            try:
+                self._descriptor.sock.listen(backlog)
+            except OSError as error:
+                raise SocketError(self, error.errno, error.strerror) from None

@@ -50,7 +50,7 @@ from ..errors import (
 )
 from ..options import SocketOptions
 from .attempts import FLUSH_LIMIT, UNIX_DATAGRAM_PACE, Attempts
-from .info import SocketFacts
+from .info import SocketInfo
 from .ports import InputPort, OutputPort
 from .sendfile import FileSource
 from .serve import serve
@@ -81,7 +81,7 @@ def _until_delivered() -> Want:
 
 
 @public_in("twisted_netsock")
-class Socket(SocketFacts, Attempts, Operating):
+class Socket(SocketInfo, Attempts, Operating):
     """
     A socket on the reactor.
 
@@ -274,7 +274,8 @@ class Socket(SocketFacts, Attempts, Operating):
             self._doomed -= 1
         elif self._may_go_on():
             try:
-                result = descriptor.try_recv(n)
+                # Any: mypy narrows no `__class__`, and isinstance asks an enum's metaclass.
+                result: Any = descriptor.try_recv(n)
             except SocketError as error:
                 return self._failed(error)
             if result.__class__ is not Want:
@@ -960,11 +961,6 @@ class Socket(SocketFacts, Attempts, Operating):
     # Looking at it
 
     @property
-    def closed(self) -> bool:
-        """Whether it was closed on this side (``socket-closed?``)."""
-        return self._closed
-
-    @property
     def read_timeout(self) -> timedelta | None:
         """How long a receive waits for its first byte; `None`: no limit."""
         return self._read_timeout
@@ -981,7 +977,3 @@ class Socket(SocketFacts, Attempts, Operating):
     @write_timeout.setter
     def write_timeout(self, value: timedelta | None) -> None:
         self._write_timeout = check.optional_duration(value, "write_timeout")
-
-    def fileno(self) -> int:
-        """Return the descriptor, which stays this socket's; -1 once closed."""
-        return -1 if self._closed else self._number

@@ -22,14 +22,17 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from .. import _validation as check
 from .._io.descriptor import Descriptor, set_linger_reset
 from .._io.poller import WANT_READ, Want
 from .._sockets.attempts import UNIX_DATAGRAM_PACE
+from .._sockets.info import SocketInfo
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -39,7 +42,6 @@ from ..errors import (
 )
 from ..options import SocketOptions
 from ._bridge import Call
-from ._facts import BlockingFacts, in_seconds
 from ._waiting import (
     Deadline,
     Expired,
@@ -50,7 +52,7 @@ from ._waiting import (
     reactor_stopped,
 )
 
-__all__ = ["BlockingBase"]
+__all__ = ["BlockingBase", "in_seconds"]
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ class User(Protocol):
         """Have it look again, from any thread."""
 
 
-class BlockingBase(BlockingFacts):
+class BlockingBase(SocketInfo):
     """The life of a blocking socket."""
 
     def __init__(
@@ -436,6 +438,99 @@ class BlockingBase(BlockingFacts):
         self._flushing = self._cut_send = False
         if self._ending:
             self._settle()
+
+    # Timeouts
+
+    @property
+    def read_timeout(self) -> timedelta | None:
+        """How long a receive waits for its first byte; `None`: no limit."""
+        return None if self._read_seconds is None else timedelta(seconds=self._read_seconds)
+
+    @read_timeout.setter
+    def read_timeout(self, value: timedelta | None) -> None:
+        self._read_seconds = in_seconds(check.optional_duration(value, "read_timeout"))
+
+    @property
+    def write_timeout(self) -> timedelta | None:
+        """How long a send waits until the kernel takes another byte; `None`: no limit."""
+        return None if self._write_seconds is None else timedelta(seconds=self._write_seconds)
+
+    @write_timeout.setter
+    def write_timeout(self, value: timedelta | None) -> None:
+        self._write_seconds = in_seconds(check.optional_duration(value, "write_timeout"))
+
+    def settimeout(self, value: float | timedelta | None) -> None:
+        """
+        Set both timeouts, and that of `accept`, as `socket.socket.settimeout`.
+
+        Args:
+            value: Seconds, or a `timedelta`; `None`: no limit; 0: no call waits,
+                those that would raise `BlockingIOError`.
+
+        Raises:
+            TypeError: *value* is of another type.
+            ValueError: *value* is negative, no number, or over a year.
+        """
+        seconds: float | None = None
+        if value is not None:
+            given = value if isinstance(value, timedelta) else _interval(value)
+            if given < timedelta():
+                raise ValueError(f"value={value!r} must not be negative")
+            if given:
+                seconds = check.duration(given, "value").total_seconds()
+            elif value:
+                # Less than a microsecond is not nothing.
+                seconds = 1e-6
+            else:
+                self._waits = False
+                return
+        self._waits = True
+        self._read_seconds = self._write_seconds = self._accept_seconds = seconds
+
+    def gettimeout(self) -> float | None:
+        """Return the seconds of `read_timeout`, as `socket.socket.gettimeout`; 0 if none waits."""
+        return self._read_seconds if self._waits else 0.0
+
+    def setblocking(self, flag: bool) -> None:
+        """Have calls wait, without a limit, or not at all, as `socket.socket.setblocking`."""
+        self.settimeout(None if flag else 0)
+
+    def getblocking(self) -> bool:
+        """Return whether calls wait."""
+        return self._waits
+
+    @property
+    def timeout(self) -> float | None:
+        """What `gettimeout` returns."""
+        return self.gettimeout()
+
+    # Looking at it
+
+    @property
+    def type(self) -> _socket.SocketKind:
+        """``SOCK_STREAM``, ``SOCK_DGRAM`` or ``SOCK_RAW``."""
+        return _socket.SocketKind(self._descriptor.sock.type)
+
+    @property
+    def proto(self) -> int:
+        """The protocol's number."""
+        number: int = self._descriptor.sock.proto
+        return number
+
+
+def in_seconds(duration: timedelta | None) -> float | None:
+    """Return the seconds of a `timedelta`, or `None`."""
+    return None if duration is None else duration.total_seconds()
+
+
+def _interval(value: Any) -> timedelta:
+    """Return a number of seconds as a `timedelta`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"value must be seconds, a timedelta or None, not {value!r}")
+    try:
+        return timedelta(seconds=value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"value={value!r} must be a number of seconds, up to a year") from None
 
 
 def _after_fork() -> None:

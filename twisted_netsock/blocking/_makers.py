@@ -24,8 +24,8 @@ from ..options import (
     TLSSocketOptions,
     require_record,
 )
+from ._base import in_seconds
 from ._bridge import Call, run
-from ._facts import in_seconds
 from ._sockets import BlockingSocket, Taken, take
 from ._tls_sockets import BlockingTLSSocket, shake_hands
 from ._waiting import Deadline, Expired, limited
