@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final, Protocol
 
 from twisted.logger import Logger
 
@@ -31,6 +31,13 @@ def printable(text: str, longest: int = _LONGEST) -> str:
     )
 
 
+class Clock(Protocol):
+    """What a reactor is asked for the time by."""
+
+    def seconds(self) -> float:
+        """Return the seconds since any moment; they never go back."""
+
+
 class FailureLog:
     """
     Logs what peers fail with: the first of a minute a line each, then their number.
@@ -39,9 +46,9 @@ class FailureLog:
     waits for a timer, and nothing is left behind.
     """
 
-    def __init__(self, reactor: Any, log: Logger) -> None:
-        """Tell the time by *reactor*, and write to *log*."""
-        self._reactor = reactor
+    def __init__(self, clock: Clock, log: Logger) -> None:
+        """Take the time from *clock*, a reactor say, and write to *log*."""
+        self._clock = clock
         self._log = log
         self._begin = float("-inf")
         self._lines = 0
@@ -56,7 +63,7 @@ class FailureLog:
             error: Why; the text of an exception, escaped.
             fields: Of the format, escaped where they are not numbers.
         """
-        now = self._reactor.seconds()
+        now = self._clock.seconds()
         if now - self._begin >= _PERIOD_SECONDS:
             self.end()
             self._begin = now
@@ -75,5 +82,5 @@ class FailureLog:
             self._log.info(
                 "{more} more connections have failed within {seconds:.0f} s, without a line each",
                 more=more,
-                seconds=self._reactor.seconds() - self._begin,
+                seconds=self._clock.seconds() - self._begin,
             )

@@ -122,6 +122,30 @@ def test_serve_logs_what_a_handler_raises(kind, logged_errors):
 
 
 @threaded
+def test_peers_that_reset_are_lines_in_the_log_the_first_ten_and_then_a_number(log_lines):
+    handled = []
+
+    def handle(connection: Any) -> None:
+        try:
+            connection.recv(1)
+        finally:
+            handled.append(connection)
+
+    with blocking.make_server_socket("127.0.0.1", 0) as server:
+        serving = Background(lambda: server.serve(handle))
+        for _ in range(12):
+            with blocking.make_client_socket("127.0.0.1", server.getsockname().port) as one:
+                one.abort()
+        eventually(lambda: len(handled) == 12)
+        server.close()
+    serving.result()
+    lines = [line for line in log_lines if line.startswith("serving 127.0.0.1")]
+    assert len(lines) == 10
+    assert all("ended: " in line for line in lines)
+    assert any(line.startswith("2 more connections have failed") for line in log_lines)
+
+
+@threaded
 def test_serve_ends_when_it_is_closed_while_it_is_full():
     release = threading.Event()
     with blocking.make_server_socket("127.0.0.1", 0) as server:

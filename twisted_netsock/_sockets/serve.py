@@ -9,43 +9,71 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults, mayb
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .._text import FailureLog, printable
+from .._text import Clock, FailureLog, printable
 from ..errors import SocketClosedError, SocketConnectionLostError, SocketError
 
-__all__ = ["serve"]
+__all__ = ["HandlerLog", "Served", "serve"]
 
 _log = Logger()
 
 
-class _Connection(Protocol):
-    """What serving needs of a socket, which itself imports this."""
+class Served(Protocol):
+    """What serving needs of a connection, whose class itself imports this."""
 
     node: str | None
     service: str | int | None
-    _reactor: Any
 
     @property
-    def _successor(self) -> _Connection | None: ...
-    def close(self) -> Deferred[None]: ...
+    def _successor(self) -> Served | None: ...
+    def close(self) -> Any: ...
+
+
+class HandlerLog:
+    """Logs what handlers raise: the doing of a peer in a line, a mistake with its traceback."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._failures = FailureLog(clock, _log)
+
+    def report(self, failure: Failure, connection: Served) -> None:
+        """Log what the handler of *connection* has raised."""
+        error = failure.value
+        # What a peer calls itself may be a path of any bytes.
+        node = printable(str(connection.node))
+        if isinstance(error, SocketError) and error.socket in _ends(connection):
+            self._failures.note(
+                "serving {node} {service} ended: {error}",
+                node=node,
+                service=connection.service,
+                error=error,
+            )
+        else:
+            _log.failure("serving {node} failed", failure, node=node)
+
+    def end(self) -> None:
+        """Log how many failures had no line of their own."""
+        self._failures.end()
 
 
 def serve(
-    accept: Callable[[], Deferred[Any]], handler: Callable[[Any], object], limit: int | None
+    clock: Clock,
+    accept: Callable[[], Deferred[Any]],
+    handler: Callable[[Any], object],
+    limit: int | None,
 ) -> Deferred[None]:
     """Hand each connection that *accept* gives to *handler*; see `Socket.serve`."""
-    return Deferred.fromCoroutine(_Serving(handler, limit).run(accept))
+    return Deferred.fromCoroutine(_Serving(clock, handler, limit).run(accept))
 
 
 class _Serving:
     """One running `serve`. A connection counts until it is closed, its goodbye included."""
 
-    def __init__(self, handler: Callable[[Any], object], limit: int | None) -> None:
+    def __init__(self, clock: Clock, handler: Callable[[Any], object], limit: int | None) -> None:
         self._handler = handler
         self._limit = limit
         self._cancelled = False
-        self._running: dict[_Connection, Deferred[Any]] = {}
+        self._running: dict[Served, Deferred[Any]] = {}
         self._one_less: Deferred[None] | None = None
-        self._failures: FailureLog | None = None
+        self._log = HandlerLog(clock)
         # One callback, and one method object, for what follows each handler: they take
         # memory for as long as it runs.
         self._then = self._ended
@@ -67,43 +95,25 @@ class _Serving:
             self._end_all()
             raise
         finally:
-            if self._failures is not None:
-                self._failures.end()
+            self._log.end()
 
     def _wait_for_one_less(self) -> Deferred[None]:
         self._one_less = Deferred()
         return self._one_less
 
-    def _begin(self, connection: _Connection) -> None:
+    def _begin(self, connection: Served) -> None:
         handling: Deferred[Any] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
         handling.addBoth(self._then, connection)
 
-    def _ended(self, result: object, connection: _Connection) -> None:
+    def _ended(self, result: object, connection: Served) -> None:
         if isinstance(result, Failure) and not (
             self._cancelled and result.check(CancelledError) is not None
         ):
-            self._report(result, connection)
+            self._log.report(result, connection)
         _close(connection).addBoth(self._finish, connection)
 
-    def _report(self, failure: Failure, connection: _Connection) -> None:
-        """Log what a handler raised: the peer's doing in a line, a mistake with its traceback."""
-        error = failure.value
-        # What a peer calls itself may be a path of any bytes.
-        node = printable(str(connection.node))
-        if isinstance(error, SocketError) and error.socket in _ends(connection):
-            if self._failures is None:
-                self._failures = FailureLog(connection._reactor, _log)
-            self._failures.note(
-                "serving {node} {service} ended: {error}",
-                node=node,
-                service=connection.service,
-                error=error,
-            )
-        else:
-            _log.failure("serving {node} failed", failure, node=node)
-
-    def _finish(self, _: object, connection: _Connection) -> None:
+    def _finish(self, _: object, connection: Served) -> None:
         del self._running[connection]
         waiting, self._one_less = self._one_less, None
         if waiting is not None and not waiting.called:
@@ -116,12 +126,13 @@ class _Serving:
             _close(connection)
 
 
-def _ends(connection: _Connection) -> list[_Connection]:
+def _ends(connection: Served) -> list[Served]:
     """Return *connection*, and the socket that it has become in its handler."""
     return [end for end in (connection, connection._successor) if end is not None]
 
 
-def _close(connection: _Connection) -> Deferred[Any]:
+def _close(connection: Served) -> Deferred[Any]:
     if connection._successor is None:
-        return connection.close()
+        closing: Deferred[Any] = connection.close()
+        return closing
     return gatherResults([end.close() for end in _ends(connection)])

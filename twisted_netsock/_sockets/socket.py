@@ -682,7 +682,7 @@ class Socket(SocketInfo, Attempts, Operating):
             raise TypeError(f"handler={handler!r} must be callable with a connection")
         if limit is not None:
             check.positive(limit, "limit")
-        return serve(self.accept, handler, limit)
+        return serve(self._reactor, self.accept, handler, limit)
 
     def _park_accept(self, acceptor: Acceptor | None) -> Deferred[Any]:
         """Wait in the receiving direction for a connection, which *acceptor* takes if given."""

@@ -6,13 +6,11 @@ import contextlib
 import errno
 import os
 import socket as _socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
 from twisted.internet.defer import Deferred, fail
-from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
@@ -34,11 +32,10 @@ from ..options import SocketOptions
 from ._bridge import in_reactor, run, use
 from ._data import BlockingData
 from ._ports import held_by
-from ._waiting import check_thread, current_waiter
+from ._serve import Service
+from ._waiting import check_thread
 
 __all__ = ["BlockingSocket", "Taken", "take"]
-
-_log = Logger()
 
 _LONGEST_CLOSING: Final = 1.0
 """Seconds that closing waits for the reactor, which goes on with it by itself."""
@@ -300,7 +297,7 @@ class BlockingSocket(BlockingData):
             raise TypeError(f"handler={handler!r} must be callable with a connection")
         if limit is not None:
             check.positive(limit, "limit")
-        _Service(self, handler, limit).run()
+        Service(self, handler, limit).run()
 
     # Closing
 
@@ -334,75 +331,3 @@ class BlockingSocket(BlockingData):
             # It is the parent's; the child makes another if it accepts.
             twin._closed = True
         super()._after_fork()
-
-
-class _Service:
-    """The loop of `BlockingSocket.serve`, and its threads."""
-
-    def __init__(
-        self, listener: BlockingSocket, handler: Callable[[Any], object], limit: int | None
-    ) -> None:
-        self._listener = listener
-        self._handler = handler
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._running = 0
-        self._waiter = current_waiter()
-
-    def run(self) -> None:
-        for connection in self._listener:
-            with self._lock:
-                self._running += 1
-            try:
-                self._start(connection)
-            except RuntimeError as error:
-                # Too many threads, or the interpreter is about to end.
-                _log.error("{socket} is closed: {error}", socket=connection, error=error)
-                self._ended(connection)
-            except BaseException:
-                self._ended(connection)
-                raise
-            self._wait_until(lambda: self._limit is None or self._running < self._limit)
-        self._wait_until(lambda: not self._running, closed=True)
-
-    def _start(self, connection: BlockingSocket) -> None:
-        threading.Thread(
-            target=self._handle, args=(connection,), name="netsock-connection", daemon=True
-        ).start()
-
-    def _handle(self, connection: BlockingSocket) -> None:
-        try:
-            try:
-                self._handler(connection)
-            finally:
-                self._ended(connection)
-        except BaseException:  # noqa: BLE001 - SystemExit, too, ends its own connection only
-            _log.failure("the handler of a connection failed")
-
-    def _ended(self, connection: BlockingSocket) -> None:
-        try:
-            connection.close()
-            if connection._successor is not None:
-                connection._successor.close()
-        finally:
-            with self._lock:
-                self._running -= 1
-            self._waiter.wake()
-
-    def _wait_until(self, ready: Callable[[], bool], *, closed: bool = False) -> None:
-        """Wait for the threads, until *ready* or, unless it is already, the listener is closed."""
-        listener = self._listener
-        if closed:
-            while not ready() and not self._waiter.stopped:
-                self._waiter.pause(None)
-            return
-        if ready():
-            return
-        try:
-            listener._enter_reading(self._waiter)
-            while not ready() and not listener._closed and not self._waiter.stopped:
-                self._waiter.pause(None)
-        except SocketClosedError:
-            return
-        finally:
-            listener._leave(self._waiter)
