@@ -23,7 +23,7 @@ from .._io.fairness import REPORTS
 from .._io.poller import WANT_READ, WANT_WRITE, Slots, Want
 from .._tls.client import ClientContextFactory
 from .._tls.descriptor import TLSDescriptor
-from .._tls.handshake_records import TOO_LONG, MessageLimit
+from .._tls.openssl import TOO_LONG, MessageLimit
 from .._tls.server import ServerContextFactory
 from ..errors import (
     SocketConnectionLostError,

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from ..options import TLSSocketOptions
 from .certificates import Identity, file_signature
-from .openssl import Connection, default_places, report_missing
+from .openssl import Connection, default_verify_paths, report_missing
 from .sessions import Resumption
 from .verification import Verification
 
@@ -118,7 +118,7 @@ class Context(SSL.Context):
 
     def trust_platform(self) -> None:
         """Believe the authorities that the platform names."""
-        self._note(default_places())
+        self._note(default_verify_paths())
         self.set_default_verify_paths()
 
     def load_verify_locations(self, cafile: Any, capath: Any = None) -> None:

@@ -33,9 +33,8 @@ from ..errors import (
 )
 from ..options import TLSSocketOptions
 from .client import ClientContextFactory
-from .handshake_records import HandshakeRecords
 from .info import TLSInfo
-from .openssl import RECORD, can_move, forget_errors
+from .openssl import RECORD, HandshakeRecords, can_handshake_in_memory, clear_errors
 from .server import ServerContextFactory, quiet_context
 from .verification import first_expiry
 
@@ -106,7 +105,7 @@ class TLSDescriptor(TLSInfo):
         self.sock = sock
         self.options: TLSSocketOptions = factory.options
         self._records: HandshakeRecords | None = None
-        in_memory = isinstance(sock, _socket.socket) and can_move()
+        in_memory = isinstance(sock, _socket.socket) and can_handshake_in_memory()
         given = None if in_memory else sock
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
@@ -168,7 +167,7 @@ class TLSDescriptor(TLSInfo):
             if self._records is None:
                 self.connection.do_handshake()
             else:
-                want = self._records.carry_on()
+                want = self._records.step()
                 if want is not None:
                     return want
                 self._records = None
@@ -214,7 +213,7 @@ class TLSDescriptor(TLSInfo):
 
     def _fail(self, error: SocketError) -> SocketError:
         self._failure = unraised(error)
-        forget_errors()
+        clear_errors()
         # Nothing that was taken can be sent any more: who flushes it is to hear of that.
         self._lost = self._lost or bool(self._kept)
         self._kept = b""

@@ -1,11 +1,21 @@
 """
-OpenSSL's connection, as this package drives it.
+OpenSSL's connection, as this package drives it, and its handshake in bounded steps.
 
-pyOpenSSL's own has no way to send several records, or to receive into somebody's
-buffer, without a detour of several calls and a copy for each; nor to change what it
-reads from. So this module, and no other, takes some of its inner parts. Each is
-looked for when this is imported. Where a release of pyOpenSSL has it no more, the
-public way serves: slower, or without a bound, which `report_missing` says then.
+pyOpenSSL's connection cannot send several records, or receive into a given buffer,
+without several calls and a copy for each; nor can it change what it reads from. So this
+module, and no other, uses private parts of pyOpenSSL. Each is looked for at import.
+Where a release of pyOpenSSL lacks one, the public call serves: slower, or without a
+bound, which `report_missing` logs then.
+
+A handshake runs in memory, record by record, so that an unverified peer cannot make it
+take much time or memory. OpenSSL ignores a server's requests to renegotiate for as long
+as they come during a handshake (RFC 5246, section 7.4.1.1), all in one call: on the
+descriptor itself, a server that sends them without end would hold up the reactor for
+ever. And it allocates a whole message as soon as its length has come, up to 128 KiB for
+the hello of a client that then sends nothing more. So OpenSSL is given a bounded number
+of records at a time and in all, of a client none that begins too long a message, and
+moves to the descriptor when the handshake is done. Nothing is taken from the kernel
+beyond the last record of the handshake.
 """
 
 from __future__ import annotations
@@ -19,10 +29,14 @@ from typing import TYPE_CHECKING, Any, Final
 from OpenSSL import SSL
 from twisted.logger import Logger
 
+from .._io.fairness import HANDSHAKE_RECORDS
+from .._io.poller import WANT_READ, WANT_WRITE, Want
+from ..errors import SocketConnectionLostError, TLSHandshakeError
+
 try:
     from OpenSSL._util import ffi, lib
 except ImportError:
-    # Then nothing of it is found by `_has`.
+    # Then `_has` finds none of its parts.
     ffi = lib = None
 
 if TYPE_CHECKING:
@@ -30,17 +44,53 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECORD",
+    "TOO_LONG",
     "Connection",
-    "can_move",
-    "can_pass_through",
-    "default_places",
-    "forget_errors",
+    "HandshakeRecords",
+    "MessageLimit",
+    "can_handshake_in_memory",
+    "can_use_buffers",
+    "clear_errors",
+    "default_verify_paths",
     "report_missing",
 ]
 
 RECORD: Final = 16384
 """The most plaintext that one TLS record carries (RFC 8446, section 5.1)."""
 
+_HEADER: Final = 5
+"""Bytes before each record: its type, two of the version, two of the length."""
+
+_VERSION: Final = 3
+"""The first byte of a record's version, in every version of TLS."""
+
+_LONGEST: Final = 2**14 + 2048
+"""The length of a record that OpenSSL accepts at most (RFC 5246, section 6.2.3)."""
+
+_IN_ALL: Final = 256 * 1024
+"""Bytes of one handshake. OpenSSL accepts 100 KiB of certificates; the rest is small."""
+
+_CHUNK: Final = 20480
+"""
+Bytes looked at in one call: more than a record. OpenSSL's memory BIO keeps as much as it was
+ever given, for as long as the handshake lasts.
+"""
+
+_CHANGE_CIPHER_SPEC: Final = 20
+_HANDSHAKE: Final = 22
+"""Types of records (RFC 8446, appendix B.1)."""
+
+_MESSAGE_HEADER: Final = 4
+"""Bytes before each handshake message: its type, three of the length."""
+
+_LONGEST_MESSAGE: Final = 32 * 1024
+"""
+Of what a client sends in plain text: a hello of some hundred bytes, with post-quantum keys and
+tickets a few thousand, and with TLS 1.2 its certificates, of some 2 KiB each.
+"""
+
+TOO_LONG: Final = b"\x15\x03\x03\x00\x02\x02\x2f"
+"""A fatal alert, illegal_parameter, as OpenSSL sends for messages that are too long for it."""
 
 _log = Logger()
 
@@ -54,7 +104,7 @@ def _has(library: tuple[str, ...], connection: tuple[str, ...] = ()) -> bool:
     )
 
 
-_CAN_MOVE: Final = _has(
+_CAN_HANDSHAKE_IN_MEMORY: Final = _has(
     (
         "BIO_get_mem_data",
         "BIO_read",
@@ -66,41 +116,44 @@ _CAN_MOVE: Final = _has(
     ),
     ("_ssl", "_socket", "_into_ssl", "_from_ssl", "_raise_ssl_error"),
 )
-_CAN_PASS_THROUGH: Final = _has(("SSL_read", "SSL_write"), ("_ssl", "_raise_ssl_error"))
+_CAN_USE_BUFFERS: Final = _has(("SSL_read", "SSL_write"), ("_ssl", "_raise_ssl_error"))
 _CAN_RETURN: Final = _has(("SSL_clear_mode", "SSL_MODE_AUTO_RETRY"), ("_ssl",))
-_KNOWS_PLACES: Final = _has(("X509_get_default_cert_file", "X509_get_default_cert_dir"))
+_KNOWS_VERIFY_PATHS: Final = _has(("X509_get_default_cert_file", "X509_get_default_cert_dir"))
 _CAN_CLEAR_ERRORS: Final = _has(("ERR_clear_error",))
 
 _empty = SSL.Context(SSL.TLS_METHOD)
-"""Has no key, and so nothing to check."""
+"""Has no key: checking it fails, which reads OpenSSL's queue of errors."""
 _reported = False
 
-_rooms: list[Any] = []
-"""Room for a record each, lent to one call at a time: `list.pop` is safe among threads."""
+_buffers: list[Any] = []
+"""
+Buffers of one record, each lent to one call at a time. Without them each receive would
+allocate and zero 16 KiB, however little comes. `list.pop` is safe among threads.
+"""
 
 
-def can_move() -> bool:
-    """Tell whether a connection that begins in memory can move to a descriptor."""
-    return _CAN_MOVE
+def can_handshake_in_memory() -> bool:
+    """Return whether a connection can begin in memory and move to a descriptor."""
+    return _CAN_HANDSHAKE_IN_MEMORY
 
 
-def can_pass_through() -> bool:
-    """Tell whether data passes between OpenSSL and buffers without a detour."""
-    return _CAN_PASS_THROUGH
+def can_use_buffers() -> bool:
+    """Return whether OpenSSL reads and writes the caller's buffers, without a copy."""
+    return _CAN_USE_BUFFERS
 
 
-def forget_errors() -> None:
+def clear_errors() -> None:
     """
-    Empty this thread's queue of errors, after a connection has failed.
+    Clear this thread's OpenSSL error queue, after a connection has failed.
 
-    pyOpenSSL leaves an error of the system there, and OpenSSL before version 4 takes
-    it for that of whichever connection comes next.
+    pyOpenSSL leaves system errors in the queue, and OpenSSL before version 4 attributes
+    them to the next connection that SSL_get_error is called for.
     """
     if _CAN_CLEAR_ERRORS:
         lib.ERR_clear_error()
         return
     with suppress(Exception):
-        # It has none, and what this raises is made of all that is in the queue.
+        # It has no key. pyOpenSSL builds the exception from the whole queue, and so empties it.
         _empty.check_privatekey()
 
 
@@ -108,7 +161,7 @@ def report_missing() -> None:
     """Log, once, which bounds do not hold with this pyOpenSSL."""
     global _reported  # noqa: PLW0603 - once in a process
     missing = []
-    if not _CAN_MOVE:
+    if not _CAN_HANDSHAKE_IN_MEMORY:
         missing.append(
             "on handshakes: before a peer is verified it can make this process hold 160 KiB, or "
             "as a server hold up the reactor by requests to renegotiate"
@@ -124,12 +177,12 @@ def report_missing() -> None:
     _reported = True
 
 
-def default_places() -> list[str]:
-    """Return the file and the directories that OpenSSL takes the platform's authorities from."""
+def default_verify_paths() -> list[str]:
+    """Return the file and the directories that OpenSSL loads the platform's authorities from."""
     places = ssl.get_default_verify_paths()
     file, directory = places.openssl_cafile, places.openssl_capath
-    if _KNOWS_PLACES:
-        # Python's OpenSSL may be another one, with other places.
+    if _KNOWS_VERIFY_PATHS:
+        # Python's own OpenSSL may be another one, built with other paths.
         file = os.fsdecode(ffi.string(lib.X509_get_default_cert_file()))
         directory = os.fsdecode(ffi.string(lib.X509_get_default_cert_dir()))
     file = os.environ.get("SSL_CERT_FILE", file)
@@ -141,9 +194,10 @@ class Connection(SSL.Connection):
     """
     A connection on a descriptor or, without one, on memory buffers.
 
-    On a descriptor a read returns after each message of TLS itself (new keys, a
-    ticket): left alone OpenSSL goes on as long as a peer sends such, and the
-    reactor stands still. On memory buffers Twisted relies on its going on.
+    On a descriptor a read returns after each message without data (new keys, a
+    ticket). With SSL_MODE_AUTO_RETRY, the default, SSL_read goes on for as long as a peer
+    sends such messages, and the reactor stands still. On memory buffers Twisted's
+    TLSMemoryBIOProtocol relies on that mode.
     """
 
     def __init__(self, context: SSL.Context, sock: _socket.socket | None) -> None:
@@ -152,7 +206,7 @@ class Connection(SSL.Connection):
             self._return_after_each_message()
 
     def _return_after_each_message(self) -> None:
-        # pyOpenSSL has this for contexts only.
+        # pyOpenSSL has set_mode and clear_mode for contexts only.
         if _CAN_RETURN:
             inner: Any = self
             lib.SSL_clear_mode(inner._ssl, lib.SSL_MODE_AUTO_RETRY)
@@ -167,20 +221,20 @@ class Connection(SSL.Connection):
             SSL.Error: Or one of its kin, as `SSL.Connection.recv`.
         """
         n = min(n, RECORD)
-        if not _CAN_PASS_THROUGH:
+        if not _CAN_USE_BUFFERS:
             return self.recv(n)
         inner: Any = self
         try:
-            room = _rooms.pop()
+            buffer = _buffers.pop()
         except IndexError:
-            room = ffi.new("char[]", RECORD)
+            buffer = ffi.new("char[]", RECORD)
         try:
-            count = lib.SSL_read(inner._ssl, room, n)
+            count = lib.SSL_read(inner._ssl, buffer, n)
             if count <= 0:
                 inner._raise_ssl_error(inner._ssl, count)
-            data: bytes = ffi.unpack(room, count)
+            data: bytes = ffi.unpack(buffer, count)
         finally:
-            _rooms.append(room)
+            _buffers.append(buffer)
         return data
 
     def receive_into(self, view: memoryview) -> int:
@@ -190,36 +244,36 @@ class Connection(SSL.Connection):
         Raises:
             SSL.Error: Or one of its kin, as `SSL.Connection.recv_into`.
         """
-        if not _CAN_PASS_THROUGH:
+        if not _CAN_USE_BUFFERS:
             return self.recv_into(view, min(len(view), RECORD))
         inner: Any = self
-        with ffi.from_buffer(view, require_writable=True) as room:
-            count: int = lib.SSL_read(inner._ssl, room, min(len(view), RECORD))
+        with ffi.from_buffer(view, require_writable=True) as buffer:
+            count: int = lib.SSL_read(inner._ssl, buffer, min(len(view), RECORD))
             if count <= 0:
                 inner._raise_ssl_error(inner._ssl, count)
         return count
 
     def send_records(self, data: Buffer, size: int) -> int:
         """
-        Send the *size* bytes of *data*, record by record; return how many went.
+        Send the *size* bytes of *data*, record by record; return how many were sent.
 
-        If that is less, the next record has to wait for the descriptor. OpenSSL then
-        insists on being given it again, of the same bytes.
+        If fewer were sent, the next record has to wait for the descriptor. SSL_write must
+        then be repeated with the same bytes.
 
         Raises:
             SSL.Error: The connection has failed.
         """
         done = 0
         try:
-            if not _CAN_PASS_THROUGH:
+            if not _CAN_USE_BUFFERS:
                 view = memoryview(data)
                 while done < size:
                     done += self.send(view[done : done + RECORD])
                 return done
             inner: Any = self
-            with ffi.from_buffer(data) as room:
+            with ffi.from_buffer(data) as buffer:
                 while done < size:
-                    count = lib.SSL_write(inner._ssl, room + done, min(size - done, RECORD))
+                    count = lib.SSL_write(inner._ssl, buffer + done, min(size - done, RECORD))
                     if count <= 0:
                         inner._raise_ssl_error(inner._ssl, count)
                     done += count
@@ -227,11 +281,11 @@ class Connection(SSL.Connection):
             pass
         return done
 
-    # A handshake in memory, and the descriptor then; only where `can_move` tells so
+    # A handshake in memory, then the descriptor; only where `can_handshake_in_memory`
 
-    def shake_hands(self) -> bool:
+    def step_handshake(self) -> bool:
         """
-        Carry the handshake on with what it was given; tell whether it is done.
+        Continue the handshake with what it was fed; return whether it is done.
 
         Raises:
             SSL.Error: It failed.
@@ -244,32 +298,270 @@ class Connection(SSL.Connection):
             inner._raise_ssl_error(inner._ssl, result)
         return False
 
-    def give(self, data: bytes) -> None:
-        """Give OpenSSL *data*, which the peer has sent."""
+    def feed(self, data: bytes) -> None:
+        """Feed OpenSSL with *data*, which the peer has sent."""
         inner: Any = self
         lib.BIO_write(inner._into_ssl, data, len(data))
 
     def unread(self) -> int:
-        """Return how many of the bytes that it was given OpenSSL has not read."""
+        """Return how many of the bytes that it was fed OpenSSL has not read."""
         inner: Any = self
         return int(lib.BIO_get_mem_data(inner._into_ssl, ffi.NULL))
 
-    def take_written(self) -> bytes:
+    def take_outgoing(self) -> bytes:
         """Return what OpenSSL has written for the peer."""
         inner: Any = self
         size = lib.BIO_get_mem_data(inner._from_ssl, ffi.NULL)
         if not size:
             return b""
-        room = ffi.new("char[]", size)
-        written: bytes = ffi.unpack(room, lib.BIO_read(inner._from_ssl, room, size))
-        return written
+        buffer = ffi.new("char[]", size)
+        outgoing: bytes = ffi.unpack(buffer, lib.BIO_read(inner._from_ssl, buffer, size))
+        return outgoing
 
     def move_to_descriptor(self, sock: _socket.socket) -> None:
-        """Leave the memory, and what is in it, for the descriptor of *sock*."""
-        # pyOpenSSL chooses between the two when a connection is made, and then only.
+        """Read and write the descriptor of *sock* from now on; drop what the memory holds."""
+        # pyOpenSSL chooses between the two when it makes a connection, and never again.
         inner: Any = self
-        # This frees the memory.
+        # SSL_set_fd frees the memory BIOs, so no reference to them may stay.
         lib.SSL_set_fd(inner._ssl, sock.fileno())
         inner._into_ssl = inner._from_ssl = None
         inner._socket = sock
         self._return_after_each_message()
+
+
+class MessageLimit:
+    """
+    Finds handshake messages that are too long in what a client sends in plain text.
+
+    Encrypted ones, of TLS 1.3, have OpenSSL's own limit, 100 KiB for certificates.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_encrypted",
+        "_is_plain",
+        "_message_header",
+        "_message_left",
+        "_record_header",
+        "_record_left",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        """Check what *connection*, of a server, is going to be fed."""
+        self._connection = connection
+        self._encrypted = False
+        """The client has sent change_cipher_spec; with TLS 1.3 only for middleboxes' sake."""
+        self._record_header = b""
+        self._record_left = 0
+        self._is_plain = False
+        """The record that is being checked has messages in plain text."""
+        self._message_header = b""
+        self._message_left = 0
+
+    def check(self, data: bytes) -> None:
+        """
+        Check the next *data* of the stream.
+
+        Raises:
+            TLSHandshakeError: A message begins in it that is too long.
+        """
+        while data:
+            if self._record_left:
+                part, data = data[: self._record_left], data[self._record_left :]
+                self._record_left -= len(part)
+                if self._is_plain:
+                    self._check_messages(part)
+                continue
+            missing = _HEADER - len(self._record_header)
+            self._record_header += data[:missing]
+            data = data[missing:]
+            if len(self._record_header) == _HEADER:
+                self._begin_record(self._record_header)
+                self._record_header = b""
+
+    def _begin_record(self, header: bytes) -> None:
+        self._record_left = header[3] << 8 | header[4]
+        if header[0] == _CHANGE_CIPHER_SPEC:
+            self._encrypted = True
+        # TLS 1.3 encrypts in records of another type (application_data). A handshake record
+        # behind a change_cipher_spec is the hello that follows a HelloRetryRequest there.
+        self._is_plain = header[0] == _HANDSHAKE and (
+            not self._encrypted or self._connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        )
+
+    def _check_messages(self, data: bytes) -> None:
+        while data:
+            if self._message_left:
+                part, data = data[: self._message_left], data[self._message_left :]
+                self._message_left -= len(part)
+                continue
+            missing = _MESSAGE_HEADER - len(self._message_header)
+            self._message_header += data[:missing]
+            data = data[missing:]
+            if len(self._message_header) == _MESSAGE_HEADER:
+                size = int.from_bytes(self._message_header[1:])
+                if size > _LONGEST_MESSAGE:
+                    raise TLSHandshakeError(
+                        reason=f"the client begins a handshake message of {size} bytes, "
+                        f"more than {_LONGEST_MESSAGE}"
+                    )
+                self._message_left = size
+                self._message_header = b""
+
+
+class HandshakeRecords:
+    """Carries the records of one handshake between a descriptor and OpenSSL's memory."""
+
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_done",
+        "_left",
+        "_limit",
+        "_outgoing",
+        "_part",
+        "_sock",
+    )
+
+    def __init__(self, connection: Connection, sock: _socket.socket, *, is_client: bool) -> None:
+        """Perform the handshake on *sock* with *connection*, which is in memory and new."""
+        self._connection = connection
+        self._sock = sock
+        # A server waits for the client's hello. Until that comes OpenSSL is not called, and
+        # allocates nothing for a mute client.
+        self._begun = not is_client
+        self._limit = None if is_client else MessageLimit(connection)
+        self._done = False
+        self._part = b""
+        """The beginning of an incomplete record."""
+        self._outgoing = b""
+        self._left = _IN_ALL
+
+    def step(self) -> Want | None:
+        """
+        Continue the handshake; `None` when it is done, and OpenSSL on the descriptor.
+
+        Raises:
+            SSL.Error: The handshake failed.
+            OSError: The descriptor failed, or the stream has ended.
+            TLSHandshakeError: The peer sends too much.
+        """
+        if not self._begun:
+            self._begun = True
+            self._step_openssl()
+        # Over loopback the peer's answer is often here at once: to look for it without a wait
+        # saves an iteration of the reactor and a timer, 7 % of a connect.
+        if self._flush() and not self._done:
+            self._receive()
+        if not self._flush():
+            return WANT_WRITE
+        if not self._done:
+            return WANT_READ
+        self._connection.move_to_descriptor(self._sock)
+        return None
+
+    def _step_openssl(self) -> None:
+        """Have OpenSSL continue with what it was fed."""
+        try:
+            self._done = self._connection.step_handshake()
+        except SSL.Error:
+            self._outgoing += self._connection.take_outgoing()
+            with suppress(OSError):
+                # The alert with the reason.
+                self._flush()
+            raise
+        self._outgoing += self._connection.take_outgoing()
+
+    def _flush(self) -> bool:
+        """Send what OpenSSL has written; return whether the kernel has all of it."""
+        while self._outgoing:
+            try:
+                sent = self._sock.send(self._outgoing)
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                if not self._only_tickets:
+                    raise
+                self._outgoing = b""
+                return True
+            self._outgoing = self._outgoing[sent:]
+        return True
+
+    @property
+    def _only_tickets(self) -> bool:
+        """
+        Whether only the session tickets behind a TLS 1.3 handshake are still to be sent.
+
+        A client that has closed needs none, and its data is still to be received. OpenSSL
+        ignores the error as well where it sends tickets on the descriptor itself.
+        """
+        connection = self._connection
+        return (
+            self._done
+            and self._limit is not None
+            and connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        )
+
+    def _receive(self) -> None:
+        """
+        Feed OpenSSL with the records that have come.
+
+        They are read with MSG_PEEK, and consumed afterwards: what OpenSSL has not read when
+        the handshake is done stays in the kernel, for the connection on the descriptor.
+        """
+        try:
+            seen = self._sock.recv(_CHUNK, _socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        if not seen:
+            raise SocketConnectionLostError(
+                strerror="The peer closed the connection during the TLS handshake"
+            )
+        before = len(self._part)
+        data = self._part + seen
+        used = _whole_records(data)
+        if not used:
+            # Consumed all the same, or the poller would report the descriptor again and again.
+            self._part = data
+            self._consume(len(seen))
+            return
+        self._part = b""
+        whole = data[:used]
+        if self._limit is not None:
+            try:
+                self._limit.check(whole)
+            except TLSHandshakeError:
+                self._outgoing += TOO_LONG
+                with suppress(OSError):
+                    self._flush()
+                raise
+        self._connection.feed(whole)
+        try:
+            self._step_openssl()
+        finally:
+            self._consume(used - before - (self._connection.unread() if self._done else 0))
+
+    def _consume(self, count: int) -> None:
+        """Consume *count* bytes that were peeked at."""
+        self._left -= count
+        if self._left < 0:
+            raise TLSHandshakeError(reason=f"the peer sent more than {_IN_ALL} bytes")
+        while count > 0 and (taken := len(self._sock.recv(count))):
+            count -= taken
+
+
+def _whole_records(data: bytes) -> int:
+    """Return where the last complete record ends, of as many as OpenSSL may be fed at once."""
+    size, end = len(data), 0
+    for _ in range(HANDSHAKE_RECORDS):
+        following = end + _HEADER
+        if following > size:
+            break
+        length = data[end + 3] << 8 | data[end + 4]
+        # OpenSSL refuses any other header at once, so the rest is not waited for.
+        if data[end + 1] == _VERSION and length <= _LONGEST:
+            following += length
+        if following > size:
+            break
+        end = following
+    return end
