@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.address_forms import NOTHING, UNIX, UNNAMED, V4, V4_TUPLES, V6
+from tests.support.forms import NOTHING, UNIX, UNNAMED, V4, V4_TUPLES, V6
 from twisted_netsock.addresses import (
     AddressInfo,
     SocketAddress,

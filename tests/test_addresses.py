@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
-from tests.support.address_forms import (
+from tests.support.forms import (
     ABSTRACT,
     NATIVE,
     NOTHING,

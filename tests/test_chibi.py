@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import turns
-from tests.support.stream_helpers import soon
+from tests.support.streams import soon
 from twisted_netsock import (
     HostNotFoundError,
     Socket,

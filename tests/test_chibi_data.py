@@ -14,8 +14,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.port_helpers import KINDS, streams_of
-from tests.support.stream_helpers import (
+from tests.support.streams import (
+    KINDS,
     Streams,
     failure_of,
     fill,
@@ -24,6 +24,7 @@ from tests.support.stream_helpers import (
     read_exactly,
     shrink_buffers,
     soon,
+    streams_of,
 )
 from twisted_netsock import (
     Socket,

@@ -12,8 +12,8 @@ import pytest
 from twisted.python.usage import UsageError
 
 import twisted_netsock.__main__
-from tests.support.command_helpers import NETSOCK, netsock, one_line
-from tests.support.processes import LOOPBACK, free_port, run, started
+from tests.support.loopback import LOOPBACK
+from tests.support.processes import NETSOCK, free_port, netsock, one_line, run, started
 from twisted_netsock.__main__ import main
 from twisted_netsock._version import __version__
 from twisted_netsock.commands import Options

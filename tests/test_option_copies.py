@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.records import (
+from tests.support.forms import (
     DEFAULTS,
     MICROSECOND,
     PEM,

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from tests.support.records import (
+from tests.support.forms import (
     MICROSECOND,
     PEM,
     PLAIN_DEFAULTS,

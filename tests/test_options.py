@@ -27,7 +27,7 @@ from ssl import TLSVersion
 import attrs
 import pytest
 
-from tests.support.records import (
+from tests.support.forms import (
     DEFAULTS,
     MICROSECOND,
     RECORDS,

@@ -20,7 +20,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import until
-from tests.support.protocols import LOOPBACK, Kind, raw_listener, resolving
+from tests.support.loopback import LOOPBACK, resolving
+from tests.support.protocols import Kind, raw_listener
 from twisted_netsock import (
     CertificateVerificationError,
     ServerTLSSocketOptions,

@@ -28,9 +28,8 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import turns, until
-from tests.support.loopback import one_port, port_of
+from tests.support.loopback import LOOPBACK, one_port, port_of, resolving
 from tests.support.protocols import (
-    LOOPBACK,
     Kind,
     Listener,
     NegotiatingProtocols,
@@ -41,7 +40,6 @@ from tests.support.protocols import (
     listening,
     raw_listener,
     raw_receive,
-    resolving,
 )
 from twisted_netsock import (
     CertificateVerificationError,

@@ -13,15 +13,14 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
 from tests.support.clocks import turns
+from tests.support.loopback import LOOPBACK, resolving
 from tests.support.protocols import (
-    LOOPBACK,
     Protocols,
     accepted,
     full_listener,
     listening,
     raw_listener,
     raw_receive,
-    resolving,
 )
 from twisted_netsock import (
     SocketBindError,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from twisted.internet import reactor
 
-from tests.support.peers import in_thread
-from tests.support.protocols import LOOPBACK, Protocols, raw_listener, reset, server_context
+from tests.support.loopback import LOOPBACK, reset
+from tests.support.protocols import Protocols, raw_listener, server_context
+from tests.support.streams import in_thread
 from twisted_netsock import (
     SocketConnectionError,
     SocketConnectionLostError,

@@ -13,9 +13,9 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import turns, until
+from tests.support.loopback import LOOPBACK
 from tests.support.protocols import (
     BULK,
-    LOOPBACK,
     Kind,
     Protocols,
     Recorder,

@@ -18,10 +18,9 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import turns, until
-from tests.support.inner_endpoints import KINDS, Inner, over
+from tests.support.loopback import LOOPBACK
 from tests.support.protocols import (
     BULK,
-    LOOPBACK,
     HalfCloser,
     Kind,
     Listener,
@@ -30,6 +29,7 @@ from tests.support.protocols import (
     Recorder,
     serving,
 )
+from tests.support.ways_in import KINDS, Inner, over
 from twisted_netsock import (
     SocketReadTimeoutError,
     SocketWriteTimeoutError,

@@ -14,9 +14,8 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
 from tests.support.clocks import turns, until
-from tests.support.inner_endpoints import Inner
+from tests.support.loopback import LOOPBACK
 from tests.support.protocols import (
-    LOOPBACK,
     Protocols,
     Recorder,
     accepted,
@@ -25,6 +24,7 @@ from tests.support.protocols import (
     raw_receive,
     serving,
 )
+from tests.support.ways_in import Inner
 from twisted_netsock import (
     CertificateVerificationError,
     SocketConnectionError,

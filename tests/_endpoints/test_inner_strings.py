@@ -15,10 +15,9 @@ from twisted.internet.endpoints import (
     serverFromString,
 )
 
-from tests.support.inner_endpoints import PROXY_HEADER
+from tests.support.loopback import LOOPBACK
 from tests.support.processes import started, write_certificates
 from tests.support.protocols import (
-    LOOPBACK,
     Protocols,
     client_context,
     raw_client,
@@ -26,6 +25,7 @@ from tests.support.protocols import (
     serving,
     tls_peer,
 )
+from tests.support.ways_in import PROXY_HEADER
 from twisted_netsock import TLSHandshakeError, client_endpoint, server_endpoint
 
 

@@ -13,8 +13,8 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns, until
+from tests.support.loopback import LOOPBACK, reset
 from tests.support.protocols import (
-    LOOPBACK,
     Kind,
     Protocols,
     accepted,
@@ -24,7 +24,6 @@ from tests.support.protocols import (
     raw_client,
     raw_listener,
     raw_receive,
-    reset,
     tls_peer,
 )
 from twisted_netsock import (

@@ -13,8 +13,8 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 from tests.support.clocks import turns, until
+from tests.support.loopback import LOOPBACK, reset, resolving
 from tests.support.protocols import (
-    LOOPBACK,
     Kind,
     NegotiatingProtocols,
     Protocols,
@@ -24,8 +24,6 @@ from tests.support.protocols import (
     listening,
     raw_client,
     raw_receive,
-    reset,
-    resolving,
 )
 from twisted_netsock import (
     SocketBindError,

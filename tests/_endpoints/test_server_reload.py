@@ -9,7 +9,8 @@ import pytest
 from twisted.internet import reactor
 
 from tests.support.clocks import turns, until
-from tests.support.protocols import LOOPBACK, Protocols, serving
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Protocols, serving
 from twisted_netsock import (
     CertificateVerificationError,
     ServerTLSSocketOptions,

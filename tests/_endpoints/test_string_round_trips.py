@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
 
-from tests.support.string_forms import endpoint_string
+from tests.support.forms import endpoint_string
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock.options import record_fields
 

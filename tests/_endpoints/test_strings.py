@@ -20,7 +20,8 @@ from twisted.internet.interfaces import (
 from twisted.plugin import IPlugin, getPlugins
 from zope.interface.verify import verifyObject
 
-from tests.support.protocols import LOOPBACK, Protocols, serving
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Protocols, serving
 from twisted_netsock import (
     ClientEndpoint,
     ServerEndpoint,

@@ -12,9 +12,9 @@ from twisted.python import context
 from twisted.python.log import ILogContext
 
 from tests.support.clocks import turns, until
+from tests.support.loopback import LOOPBACK
 from tests.support.protocols import (
     BULK,
-    LOOPBACK,
     Kind,
     Protocols,
     Recorder,

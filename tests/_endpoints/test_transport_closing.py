@@ -10,6 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 
 from tests.support.clocks import turns, until
+from tests.support.loopback import reset
 from tests.support.protocols import (
     BULK,
     HalfCloser,
@@ -24,7 +25,6 @@ from tests.support.protocols import (
     raw_client,
     raw_listener,
     raw_receive,
-    reset,
     tls_peer,
 )
 from twisted_netsock import (

@@ -10,7 +10,8 @@ from twisted.internet.protocol import Protocol
 from zope.interface import implementer
 
 from tests.support.clocks import turns, until
-from tests.support.protocols import BULK, LOOPBACK, Kind, Protocols, Recorder, connected, listening
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import BULK, Kind, Protocols, Recorder, connected, listening
 from twisted_netsock import client_context_factory, client_endpoint
 
 MOST_CALLS = 10_000

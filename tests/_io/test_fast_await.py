@@ -23,7 +23,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tests.support.clocks import the_reactor, turns
-from tests.support.stream_helpers import failure_of
+from tests.support.streams import failure_of
 from twisted_netsock import Socket, SocketClosedError
 from twisted_netsock._io import fast_await as resuming
 

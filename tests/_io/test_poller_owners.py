@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.clocks import the_reactor, turns, until
-from tests.support.pollers import KINDS, Owner, in_reactor, note_calls, poller_of, watched
+from tests.support.loopback import KINDS, Owner, in_reactor, note_calls, poller_of, watched
 from twisted_netsock import SocketConnectionLostError
 from twisted_netsock._io.poller import EpollPoller
 

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from tests.support.acceptors import accepting, dialling, listening
 from tests.support.clocks import the_reactor, turns, until
+from tests.support.loopback import accepting, dialling, listening
 from twisted_netsock import SocketOptions
 from twisted_netsock._net.listen import listen
 

@@ -8,9 +8,8 @@ import socket
 
 import pytest
 
-from tests.support.acceptors import accepting, dialling, listening
 from tests.support.clocks import the_reactor, turns, until
-from tests.support.loopback import run_script
+from tests.support.loopback import accepting, dialling, listening, run_script
 from twisted_netsock import SocketConnectionLostError, SocketError
 from twisted_netsock._io.poller import poller_for
 

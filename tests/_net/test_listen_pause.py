@@ -13,7 +13,8 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 
 from tests.support.clocks import turns, until
-from tests.support.protocols import LOOPBACK, Protocols
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Protocols
 from twisted_netsock import (
     ServerTLSSocketOptions,
     SocketBindError,

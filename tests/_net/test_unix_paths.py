@@ -16,7 +16,7 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 
-from tests.support.peers import in_thread
+from tests.support.streams import in_thread
 from twisted_netsock import (
     SocketBindError,
     SocketOptions,

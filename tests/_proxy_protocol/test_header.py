@@ -13,7 +13,7 @@ from twisted.protocols.haproxy._exceptions import InvalidProxyHeader
 from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
 
-from tests.support.proxy_header_forms import FULL, SIGNATURE, binary
+from tests.support.forms import FULL, SIGNATURE, binary
 from twisted_netsock import ProxyHeader, ProxyHeaderError, ProxyTLS, ProxyTLV
 from twisted_netsock._proxy_protocol.header import HEADER_LIMIT, header_end
 from twisted_netsock.addresses import to_twisted_address

@@ -10,7 +10,7 @@ from socket import SOCK_DGRAM
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
 
-from tests.support.proxy_header_forms import SIGNATURE, binary, tlv
+from tests.support.forms import SIGNATURE, binary, tlv
 from twisted_netsock import ProxyHeader, ProxyHeaderError, ProxyTLS, ProxyTLV, SocketAddress
 from twisted_netsock._proxy_protocol.header import HEADER_LIMIT, header_end
 from twisted_netsock._proxy_protocol.tlv import crc32c

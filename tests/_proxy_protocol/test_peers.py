@@ -13,17 +13,10 @@ from twisted.internet.endpoints import serverFromString
 
 from tests.project.test_documentation import blocks
 from tests.support.clocks import until
-from tests.support.peers import in_thread
-from tests.support.processes import (
-    LOOPBACK,
-    find,
-    free_port,
-    needs,
-    run,
-    started,
-    write_certificates,
-)
+from tests.support.loopback import LOOPBACK
+from tests.support.processes import find, free_port, needs, run, started, write_certificates
 from tests.support.protocols import Protocols, Recorder, listening
+from tests.support.streams import in_thread
 from twisted_netsock import ProxyHeader, ProxyTLV, SocketOptions, client_endpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "proxies.md"

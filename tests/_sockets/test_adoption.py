@@ -16,14 +16,14 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from tests.support.clocks import turns
-from tests.support.port_helpers import stick
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     TLSStreams,
     failure_of,
     fill,
     read_to_end,
     shrink_buffers,
     soon,
+    stick,
 )
 from twisted_netsock import (
     Socket,

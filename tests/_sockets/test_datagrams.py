@@ -14,8 +14,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.datagram_sockets import Open, is_there, open_bound, udp, unix
-from tests.support.stream_helpers import noise, soon
+from tests.support.loopback import Open, is_there, open_bound, udp, unix
+from tests.support.streams import noise, soon
 from twisted_netsock import (
     SocketBindError,
     SocketBusyError,

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.web.client import URI
 
 from tests.support.clocks import the_reactor
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     record_for,
 )
 from twisted_netsock import (

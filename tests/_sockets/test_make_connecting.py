@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.support.clocks import ClockedReactor, the_reactor, turns, until
-from tests.support.stream_helpers import World, failure_of, finished, record_for, soon, together
+from tests.support.streams import World, failure_of, finished, record_for, soon, together
 from twisted_netsock import (
     CertificateVerificationError,
     HostNotFoundError,

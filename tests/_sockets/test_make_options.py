@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from tests.support.stream_helpers import World, finished, record_for, soon, together
+from tests.support.streams import World, finished, record_for, soon, together
 from twisted_netsock import (
     HostNotFoundError,
     Socket,

@@ -13,8 +13,8 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from tests.support.datagram_sockets import Open, open_bound
-from tests.support.stream_helpers import TLSStreams, read_to_end, soon
+from tests.support.loopback import Open, open_bound
+from tests.support.streams import TLSStreams, read_to_end, soon
 from twisted_netsock import Socket, SocketError, chibi, make_client_socket
 from twisted_netsock.testing import CertificateAuthority
 

@@ -12,10 +12,11 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.port_helpers import KINDS, arrived, stick, streams_of
-from tests.support.stream_helpers import (
+from tests.support.streams import (
+    KINDS,
     Streams,
     TLSStreams,
+    arrived,
     failure_of,
     fill,
     finished,
@@ -24,6 +25,8 @@ from tests.support.stream_helpers import (
     read_to_end,
     shrink_buffers,
     soon,
+    stick,
+    streams_of,
     together,
 )
 from twisted_netsock import (

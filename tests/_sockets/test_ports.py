@@ -13,14 +13,17 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.port_helpers import KINDS, arrived, stick, streams_of
-from tests.support.stream_helpers import (
+from tests.support.streams import (
+    KINDS,
     Streams,
+    arrived,
     failure_of,
     finished,
     noise,
     read_exactly,
     soon,
+    stick,
+    streams_of,
     together,
 )
 from twisted_netsock import (

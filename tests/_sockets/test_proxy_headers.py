@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns, until
-from tests.support.stream_helpers import failure_of, soon
+from tests.support.streams import failure_of, soon
 from twisted_netsock import (
     ProxyHeader,
     ProxyTLV,

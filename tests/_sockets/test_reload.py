@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns, until
 from tests.support.protocols import Protocols, serving
-from tests.support.stream_helpers import soon
+from tests.support.streams import soon
 from twisted_netsock import (
     CertificateVerificationError,
     ServerTLSSocketOptions,

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.clocks import ClockedReactor, turns, until
-from tests.support.selecting_helpers import NO_TIME, pairs, raised, tls_pair
-from tests.support.stream_helpers import soon
+from tests.support.streams import NO_TIME, pairs, raised, soon, tls_pair
 from twisted_netsock import (
     Socket,
     SocketBusyError,

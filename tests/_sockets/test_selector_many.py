@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import turns
 from tests.support.loopback import run_script
-from tests.support.stream_helpers import failure_of, fill, noise, shrink_buffers
+from tests.support.streams import failure_of, fill, noise, shrink_buffers
 from twisted_netsock import Socket, SocketClosedError
 from twisted_netsock.testing import connected_pair
 

@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError
 
-from tests.support.blocking_pairs import read_exactly as read_in_thread
 from tests.support.clocks import turns, until
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     TCPStreams,
     TLSStreams,
     UNIXStreams,
@@ -27,6 +26,7 @@ from tests.support.stream_helpers import (
     soon,
 )
 from tests.support.threads import Background, plain_pair, threaded, tls_pair, waiting
+from tests.support.threads import read_exactly as read_in_thread
 from twisted_netsock import (
     SocketBusyError,
     SocketClosedError,

@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater
 
 from tests.support.clocks import ClockedReactor, turns, until
-from tests.support.stream_helpers import Streams, TCPStreams, TLSStreams, UNIXStreams, soon
+from tests.support.streams import Streams, TCPStreams, TLSStreams, UNIXStreams, soon
 from twisted_netsock import Socket, SocketBusyError, SocketError, TLSSocket
 from twisted_netsock._io.poller import poller_for
 from twisted_netsock.testing import connected_pair

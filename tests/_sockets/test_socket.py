@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     TCPStreams,
     failure_of,
     read_exactly,

@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from tests.support.clocks import turns, until
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     in_thread,
     noise,
     python_client_context,

@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     Streams,
     TCPStreams,
     TLSStreams,

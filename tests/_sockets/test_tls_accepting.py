@@ -16,7 +16,7 @@ from twisted.logger import LogEvent
 
 from tests.support.clocks import turns, until
 from tests.support.peers import make_hierarchy
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     TLSStreams,
     failure_of,
     finished,

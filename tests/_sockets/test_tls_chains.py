@@ -8,7 +8,7 @@ import socket
 import pytest
 from twisted.internet.defer import DeferredList
 
-from tests.support.stream_helpers import TLSStreams
+from tests.support.streams import TLSStreams
 from twisted_netsock import TLSTruncatedError, make_client_tls_socket
 from twisted_netsock._hostnames import distinguished_name
 from twisted_netsock.testing import CertificateAuthority

@@ -12,7 +12,7 @@ import pytest
 from tests.support.faults import GARBAGE, Flights
 from tests.support.peers import PEER_SECONDS
 from tests.support.protocols import client_context
-from tests.support.stream_helpers import fill, in_thread, noise, soon, turns
+from tests.support.streams import fill, in_thread, noise, soon, turns
 from tests.support.threads import no_descriptors
 from twisted_netsock import Socket, TLSError, blocking, start_tls
 from twisted_netsock.testing import CertificateAuthority

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.protocol import Factory, Protocol
 
 from tests.support.clocks import turns, until
-from tests.support.stream_helpers import TLSStreams, failure_of, read_exactly, soon
+from tests.support.streams import TLSStreams, failure_of, read_exactly, soon
 from twisted_netsock import TLSError, TLSHandshakeError, client_endpoint
 from twisted_netsock.testing import CertificateAuthority
 

@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import ClockedReactor, turns, until
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     TLSStreams,
     failure_of,
     finished,

@@ -11,14 +11,18 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
 
 from tests.support.clocks import turns
-from tests.support.selecting_helpers import NO_TIME, SOON, pairs, raised, tls_pair
-from tests.support.stream_helpers import (
+from tests.support.streams import (
+    NO_TIME,
+    SOON,
     TCPStreams,
     TLSStreams,
     fill,
     in_thread,
+    pairs,
     python_client_context,
+    raised,
     soon,
+    tls_pair,
 )
 from twisted_netsock import (
     SocketBusyError,

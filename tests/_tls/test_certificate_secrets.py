@@ -17,16 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.clocks import the_reactor
-from tests.support.credentials import NAME, problem_of, store
 from tests.support.peers import (
     ANSWER,
+    NAME,
     Entity,
     ask,
     der,
     key_bytes,
     make_entity,
+    problem_of,
     serving,
     standard_server,
+    store,
 )
 from twisted_netsock import (
     CertificateVerificationError,

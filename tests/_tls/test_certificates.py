@@ -21,8 +21,20 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
-from tests.support.credentials import NAME, presented, problem_of, shake_hands, store
-from tests.support.peers import Entity, Hierarchy, der, key_bytes, make_entity, make_hierarchy, pem
+from tests.support.peers import (
+    NAME,
+    Entity,
+    Hierarchy,
+    der,
+    key_bytes,
+    make_entity,
+    make_hierarchy,
+    pem,
+    presented,
+    problem_of,
+    shake_hands,
+    store,
+)
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSSocketOptions,

@@ -13,8 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 
-from tests.support.credentials import NAME, shake_hands
-from tests.support.peers import Entity, make_entity
+from tests.support.peers import NAME, Entity, make_entity, shake_hands
 from tests.support.processes import needs
 from twisted_netsock import (
     ServerTLSSocketOptions,

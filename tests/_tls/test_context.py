@@ -19,18 +19,18 @@ from twisted.internet.interfaces import (
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import the_reactor, until
-from tests.support.credentials import shake_hands
 from tests.support.peers import (
     ANSWER,
     PEER_SECONDS,
     ask,
-    in_thread,
     make_entity,
     make_hierarchy,
     s_client,
     serving,
+    shake_hands,
     standard_server,
 )
+from tests.support.streams import in_thread
 from twisted_netsock import (
     NetsockError,
     ServerTLSSocketOptions,

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from OpenSSL._util import lib
 
-from tests.support.faults import LOOPBACK, Flights, reset
-from tests.support.peers import PEER_SECONDS, in_thread
+from tests.support.faults import Flights
+from tests.support.loopback import LOOPBACK, reset
+from tests.support.peers import PEER_SECONDS
 from tests.support.protocols import client_context
-from tests.support.stream_helpers import finished, noise, soon, together, turns
+from tests.support.streams import finished, in_thread, noise, soon, together, turns
 from twisted_netsock import SocketError, make_server_tls_socket
 from twisted_netsock.testing import CertificateAuthority
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     PythonPeers,
     finished,
     in_thread,

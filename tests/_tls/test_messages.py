@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import turns
-from tests.support.openssl_peer import (
+from tests.support.peers import (
     KEY_UPDATE_NOT_REQUESTED,
     KEY_UPDATE_REQUESTED,
     OpenSSLError,
@@ -18,7 +18,7 @@ from tests.support.openssl_peer import (
     meet_openssl,
     needs_libssl,
 )
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     failure_of,
     fill,
     finished,

@@ -16,10 +16,8 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
 from tests.support.clocks import turns
-from tests.support.stream_helpers import (
-    LONGEST as SECONDS,
-)
-from tests.support.stream_helpers import (
+from tests.support.loopback import LONGEST as SECONDS
+from tests.support.streams import (
     TLSStreams,
     in_thread,
     noise,

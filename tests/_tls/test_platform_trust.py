@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL, crypto
 
-from tests.support.credentials import NAME, shake_hands
+from tests.support.peers import NAME, shake_hands
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSSocketOptions,

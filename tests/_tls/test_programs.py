@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tests.support.processes import Child, find, free_port, needs, started
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     finished,
     in_thread,
     noise,

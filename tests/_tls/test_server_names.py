@@ -18,11 +18,11 @@ from tests.support.peers import (
     ClientEnd,
     Recording,
     ask,
-    in_thread,
     make_hierarchy,
     s_client,
     serving,
 )
+from tests.support.streams import in_thread
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSHandshakeError,

@@ -17,8 +17,9 @@ from OpenSSL._util import lib
 from twisted.internet.defer import Deferred
 
 from tests.support.clocks import the_reactor
-from tests.support.peers import PEER_SECONDS, in_thread, serving
-from tests.support.relay_helpers import echo_server
+from tests.support.peers import PEER_SECONDS, serving
+from tests.support.relay import echo_server
+from tests.support.streams import in_thread
 from twisted_netsock import (
     ServerTLSSocketOptions,
     SocketOptions,

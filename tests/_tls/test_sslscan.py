@@ -7,8 +7,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.peers import in_thread
-from tests.support.processes import LOOPBACK, needs, run
+from tests.support.loopback import LOOPBACK
+from tests.support.processes import needs, run
+from tests.support.streams import in_thread
 from tests.support.ways_in import SERVING
 from twisted_netsock.testing import CertificateAuthority
 

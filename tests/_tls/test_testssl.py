@@ -10,14 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import (
-    LOOPBACK,
-    CertificateFiles,
-    needs,
-    run,
-    started,
-    write_certificates,
-)
+from tests.support.loopback import LOOPBACK
+from tests.support.processes import CertificateFiles, needs, run, started, write_certificates
 from twisted_netsock.testing import CertificateAuthority
 
 pytestmark = [

@@ -19,6 +19,7 @@ from twisted.internet.endpoints import (
 )
 
 from tests.support.clocks import the_reactor
+from tests.support.loopback import resolving
 from tests.support.peers import (
     ANSWER,
     QUESTION,
@@ -27,7 +28,6 @@ from tests.support.peers import (
     make_entity,
     make_hierarchy,
     pem,
-    resolving,
     standard_server,
 )
 from twisted_netsock import (

@@ -15,14 +15,14 @@ from OpenSSL import SSL, crypto
 from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
 
 from tests.support.clocks import the_reactor
-from tests.support.credentials import shake_hands
+from tests.support.loopback import resolving
 from tests.support.peers import (
     ANSWER,
     Entity,
     ask,
     make_entity,
     make_hierarchy,
-    resolving,
+    shake_hands,
     standard_server,
 )
 from twisted_netsock import (

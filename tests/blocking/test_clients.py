@@ -19,8 +19,8 @@ from twisted.mail import pop3, smtp
 from zope.interface import implementer
 
 from tests.support.clocks import the_reactor
-from tests.support.peers import in_thread
 from tests.support.processes import find, free_port, needs, started
+from tests.support.streams import in_thread
 from tests.support.threads import no_descriptors, threaded
 from twisted_netsock import blocking, server_endpoint
 

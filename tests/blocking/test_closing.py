@@ -11,8 +11,18 @@ import time
 
 import pytest
 
-from tests.support.blocking_pairs import MUCH, fill, pair, read_exactly
-from tests.support.threads import Background, eventually, plain_pair, threaded, tls_pair, waiting
+from tests.support.threads import (
+    MUCH,
+    Background,
+    eventually,
+    fill,
+    pair,
+    plain_pair,
+    read_exactly,
+    threaded,
+    tls_pair,
+    waiting,
+)
 from twisted_netsock import (
     SocketBusyError,
     SocketClosedError,

@@ -10,8 +10,16 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.blocking_pairs import MUCH, SHORT, pair, read_exactly
-from tests.support.threads import Background, threaded, tls_pair, waiting
+from tests.support.threads import (
+    MUCH,
+    SHORT,
+    Background,
+    pair,
+    read_exactly,
+    threaded,
+    tls_pair,
+    waiting,
+)
 from twisted_netsock import (
     SocketBusyError,
     SocketClosedError,

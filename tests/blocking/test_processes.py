@@ -15,7 +15,8 @@ import time
 
 import pytest
 
-from tests.support.processes import LONGEST, Ran, run, started
+from tests.support.loopback import LONGEST
+from tests.support.processes import Ran, run, started
 
 pytestmark = pytest.mark.once
 

@@ -23,18 +23,20 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
-from tests.support.command_helpers import (
+from tests.support.loopback import LONGEST, LOOPBACK, reset
+from tests.support.processes import (
     NETSOCK,
+    TWIST,
     drain,
+    free_port,
     netsock,
     one_line,
-    reset,
+    run,
     serving,
     tls,
     write_authority,
 )
-from tests.support.peers import in_thread
-from tests.support.processes import LONGEST, LOOPBACK, TWIST, free_port, run
+from tests.support.streams import in_thread
 from twisted_netsock.testing import CertificateAuthority
 
 pytestmark = pytest.mark.once

@@ -19,8 +19,9 @@ from twisted.python.usage import UsageError
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import ClockedReactor, until
+from tests.support.loopback import LOOPBACK
 from tests.support.processes import write_certificates
-from tests.support.protocols import BULK, LOOPBACK, raw_receive
+from tests.support.protocols import BULK, raw_receive
 from twisted_netsock import (
     SocketConnectionLostError,
     SocketOptions,

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.loopback import LONGEST, LOOPBACK
 from tests.support.processes import (
-    LONGEST,
-    LOOPBACK,
     TWIST,
     CertificateFiles,
     Child,

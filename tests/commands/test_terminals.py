@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 
-from tests.support.command_helpers import in_terminal, mute_after, serving, tls, write_authority
-from tests.support.processes import LONGEST, needs
+from tests.support.loopback import LONGEST
+from tests.support.processes import in_terminal, mute_after, needs, serving, tls, write_authority
 
 pytestmark = needs("setsid")
 

@@ -13,8 +13,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from tests.support.clocks import the_reactor, turns, until
-from tests.support.protocols import LOOPBACK, Protocols
-from tests.support.stream_helpers import in_thread
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Protocols
+from tests.support.streams import in_thread
 from twisted_netsock import (
     Socket,
     SocketClosedError,

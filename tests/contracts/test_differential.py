@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from tests.support.stream_helpers import noise
+from tests.support.streams import noise
 from twisted_netsock import Socket, chibi
 from twisted_netsock.testing import connected_pair
 

@@ -11,9 +11,9 @@ import pytest
 from twisted.internet.task import deferLater
 
 from tests.support.clocks import the_reactor, turns, until
-from tests.support.pollers import note_calls
-from tests.support.protocols import LOOPBACK, Protocols
-from tests.support.stream_helpers import in_thread, soon
+from tests.support.loopback import LOOPBACK, note_calls
+from tests.support.protocols import Protocols
+from tests.support.streams import in_thread, soon
 from twisted_netsock import Socket, SocketOptions, blocking, client_endpoint, server_endpoint
 from twisted_netsock._io.descriptor import PlainDescriptor
 

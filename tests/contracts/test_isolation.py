@@ -18,9 +18,9 @@ from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
 from tests.support.clocks import the_reactor, turns, until
-from tests.support.inner_endpoints import Inner
-from tests.support.loopback import run_script
-from tests.support.protocols import LOOPBACK, HalfCloser, Kind, Protocols, Recorder, serving
+from tests.support.loopback import LOOPBACK, run_script
+from tests.support.protocols import HalfCloser, Kind, Protocols, Recorder, serving
+from tests.support.ways_in import Inner
 from twisted_netsock import (
     Socket,
     SocketOptions,

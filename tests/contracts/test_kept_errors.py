@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from twisted.internet.protocol import Factory, Protocol
 
-from tests.support.inner_endpoints import Inner, over
-from tests.support.peers import in_thread
-from tests.support.protocols import LOOPBACK, Kind
-from tests.support.stream_helpers import soon, turns
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Kind
+from tests.support.streams import in_thread, soon, turns
 from tests.support.threads import no_descriptors
+from tests.support.ways_in import Inner, over
 from twisted_netsock import (
     SocketError,
     blocking,

@@ -10,7 +10,7 @@ import pytest
 from OpenSSL import SSL
 from twisted.logger import globalLogPublisher
 
-from tests.support.credentials import NAME, shake_hands
+from tests.support.peers import NAME, shake_hands
 from twisted_netsock import client_context_factory, server_context_factory
 from twisted_netsock._tls import server as server_contexts
 

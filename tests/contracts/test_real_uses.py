@@ -17,9 +17,8 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory
 
 from tests.support.clocks import until
+from tests.support.loopback import LONGEST, LOOPBACK
 from tests.support.processes import (
-    LONGEST,
-    LOOPBACK,
     TWIST,
     CertificateFiles,
     Child,

@@ -25,16 +25,10 @@ from twisted.logger import LogEvent, formatEvent, formatEventAsClassicLogText, g
 
 from tests._tls.test_certificate_secrets import assert_hides
 from tests.support.clocks import until
-from tests.support.faults import ANSWER, FAULTS, LOOPBACK, QUESTION, misbehaving_server
-from tests.support.peers import (
-    Entity,
-    in_thread,
-    key_bytes,
-    make_entity,
-    openssl,
-    s_client,
-    serving,
-)
+from tests.support.faults import ANSWER, FAULTS, QUESTION, misbehaving_server
+from tests.support.loopback import LOOPBACK
+from tests.support.peers import Entity, key_bytes, make_entity, openssl, s_client, serving
+from tests.support.streams import in_thread
 from tests.support.ways_in import ASKING, SERVING, EndedByRelayError, relaying, serve_endpoint
 from twisted_netsock import (
     CertificateVerificationError,

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from tests.support.peers import openssl
 from tests.support.processes import needs
-from tests.support.stream_helpers import in_thread, python_client_context, soon
+from tests.support.streams import in_thread, python_client_context, soon
 from twisted_netsock import (
     Socket,
     make_client_socket,

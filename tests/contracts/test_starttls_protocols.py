@@ -17,8 +17,9 @@ from twisted.protocols import amp
 from zope.interface import implementer
 
 from tests.support.clocks import until
+from tests.support.loopback import LOOPBACK
 from tests.support.peers import openssl
-from tests.support.protocols import LOOPBACK, Protocols, listening, raw_client, raw_receive
+from tests.support.protocols import Protocols, listening, raw_client, raw_receive
 from twisted_netsock import (
     SocketOptions,
     client_context_factory,

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tests.conftest import run_on_reactor
 from tests.support.clocks import turns
-from tests.support.stream_helpers import (
+from tests.support.streams import (
     TLSStreams,
     UNIXTLSStreams,
     failure_of,

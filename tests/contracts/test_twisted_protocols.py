@@ -20,7 +20,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface import implementer
 
 from tests.support.clocks import until
-from tests.support.protocols import BULK, LOOPBACK
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import BULK
 from twisted_netsock import (
     client_endpoint,
     server_endpoint,

@@ -15,15 +15,18 @@ from typing import Any
 
 import pytest
 
-from tests.support.faults import ANSWER, LOOPBACK, QUESTION
-from tests.support.openssl_peer import (
+from tests.support.faults import ANSWER, QUESTION
+from tests.support.loopback import LOOPBACK
+from tests.support.peers import (
     EARLY_DATA_NOT_SENT,
     EARLY_DATA_REJECTED,
+    PEER_SECONDS,
     OpenSSLError,
     OpenSSLPeer,
     needs_libssl,
+    until,
 )
-from tests.support.peers import PEER_SECONDS, in_thread, until
+from tests.support.streams import in_thread
 from tests.support.ways_in import ASKING, SERVING
 from twisted_netsock import ServerTLSSocketOptions
 from twisted_netsock.testing import CertificateAuthority

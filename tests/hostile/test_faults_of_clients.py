@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.clocks import until
 from tests.support.faults import ANSWER, FAULTS, GARBAGE, QUESTION, good_client, misbehaving_client
-from tests.support.peers import in_thread
 from tests.support.protocols import client_context
+from tests.support.streams import in_thread
 from tests.support.ways_in import SERVING
 from twisted_netsock import (
     SocketConnectionLostError,

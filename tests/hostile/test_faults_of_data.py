@@ -11,19 +11,12 @@ import pytest
 from twisted.internet.defer import maybeDeferred
 
 from tests.support.clocks import until
-from tests.support.faults import (
-    ANSWER,
-    LOOPBACK,
-    QUESTION,
-    Flights,
-    good_client,
-    reached,
-)
-from tests.support.loopback import open_sockets
-from tests.support.peers import PEER_SECONDS, in_thread
+from tests.support.faults import ANSWER, QUESTION, Flights, good_client, reached
+from tests.support.loopback import LOOPBACK, open_sockets
+from tests.support.peers import PEER_SECONDS
 from tests.support.protocols import Kind, Recorder, client_context, connected, server_context
-from tests.support.relay_helpers import end_of
-from tests.support.stream_helpers import TCPStreams, TLSStreams, noise, soon
+from tests.support.relay import end_of
+from tests.support.streams import TCPStreams, TLSStreams, in_thread, noise, soon
 from tests.support.ways_in import ASKING, SERVING, EndedByRelayError
 from twisted_netsock import (
     SocketClosedError,

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.faults import FAULTS, LOOPBACK, QUESTION, misbehaving_server
-from tests.support.peers import in_thread, the_reactor, until
+from tests.support.faults import FAULTS, QUESTION, misbehaving_server
+from tests.support.loopback import LOOPBACK
+from tests.support.peers import the_reactor, until
 from tests.support.protocols import Protocols, server_context
+from tests.support.streams import in_thread
 from tests.support.threads import no_descriptors
 from tests.support.ways_in import relaying
 from twisted_netsock import (

@@ -17,10 +17,11 @@ from twisted.internet import reactor
 
 from tests.commands.relay.test_limits import descriptors_left
 from tests.support.clocks import until
-from tests.support.faults import ANSWER, LOOPBACK, QUESTION, good_client
-from tests.support.peers import in_thread
+from tests.support.faults import ANSWER, QUESTION, good_client
+from tests.support.loopback import LOOPBACK
 from tests.support.processes import Child, started
 from tests.support.protocols import Protocols, client_context
+from tests.support.streams import in_thread
 from tests.support.threads import no_descriptors
 from tests.support.ways_in import ASKING, SERVING, EndedByRelayError, relaying
 from twisted_netsock import (

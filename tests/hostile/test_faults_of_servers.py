@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from twisted.internet import reactor
 
-from tests.support.faults import FAULTS, GARBAGE, LOOPBACK, misbehaving_server
-from tests.support.protocols import full_listener, resolving, server_context
+from tests.support.faults import FAULTS, GARBAGE, misbehaving_server
+from tests.support.loopback import LOOPBACK, resolving
+from tests.support.protocols import full_listener, server_context
 from tests.support.ways_in import ASKING, EndedByRelayError
 from twisted_netsock import (
     HostNotFoundError,

@@ -25,8 +25,8 @@ from tests.support.forgers import (
     USER_CANCELED,
     WARNING,
 )
-from tests.support.processes import LOOPBACK
-from tests.support.stream_helpers import LONGEST, finished, in_thread, noise, soon, together
+from tests.support.loopback import LONGEST, LOOPBACK
+from tests.support.streams import finished, in_thread, noise, soon, together
 from twisted_netsock import (
     TLSError,
     TLSTruncatedError,

@@ -23,7 +23,7 @@ from tlslite.x509certchain import X509CertChain
 
 from tests.hostile.test_hostile_encrypted import settings_for as hostile_settings
 from tests.hostile.test_hostile_tls import OURS, VERSIONS, count_refused, forgers_listener, told
-from tests.support.faults import ANSWER, LOOPBACK, QUESTION
+from tests.support.faults import ANSWER, QUESTION
 from tests.support.forgers import (
     ALERT,
     APPLICATION_DATA,
@@ -32,8 +32,9 @@ from tests.support.forgers import (
     USER_CANCELED,
     WARNING,
 )
-from tests.support.peers import PEER_SECONDS, in_thread, until
-from tests.support.stream_helpers import noise
+from tests.support.loopback import LOOPBACK
+from tests.support.peers import PEER_SECONDS, until
+from tests.support.streams import in_thread, noise
 from tests.support.ways_in import ASKING, SERVING
 from twisted_netsock import ServerTLSSocketOptions
 from twisted_netsock.testing import CertificateAuthority, IssuedCertificate

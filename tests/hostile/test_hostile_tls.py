@@ -15,9 +15,9 @@ from twisted.internet.task import deferLater
 
 from tests.support.clocks import until
 from tests.support.forgers import FLOOD, FORGERIES, Forge, Forger, flooded, message
-from tests.support.protocols import LOOPBACK, Protocols, Recorder, listening
-from tests.support.stream_helpers import (
-    LONGEST,
+from tests.support.loopback import LONGEST, LOOPBACK
+from tests.support.protocols import Protocols, Recorder, listening
+from tests.support.streams import (
     finished,
     in_thread,
     python_client_context,

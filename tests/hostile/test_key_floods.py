@@ -22,15 +22,16 @@ import pytest
 from twisted.internet import reactor
 
 from tests.support.clocks import turns, until
-from tests.support.openssl_peer import (
+from tests.support.loopback import LONGEST, LOOPBACK
+from tests.support.peers import (
     KEY_UPDATE_REQUESTED,
     OpenSSLError,
     OpenSSLPeer,
     meet_openssl,
     needs_libssl,
 )
-from tests.support.protocols import LOOPBACK, Protocols, Recorder, listening
-from tests.support.stream_helpers import LONGEST, in_thread, noise, soon
+from tests.support.protocols import Protocols, Recorder, listening
+from tests.support.streams import in_thread, noise, soon
 from twisted_netsock import (
     SocketReadTimeoutError,
     SocketWriteTimeoutError,

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.clocks import until
-from tests.support.faults import ANSWER, LOOPBACK, Flights, good_client
-from tests.support.peers import in_thread
+from tests.support.faults import ANSWER, Flights, good_client
+from tests.support.loopback import LOOPBACK
 from tests.support.protocols import client_context
+from tests.support.streams import in_thread
 from tests.support.ways_in import SERVING
 
 pytestmark = pytest.mark.long

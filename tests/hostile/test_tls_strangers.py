@@ -19,15 +19,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent
 
 from tests.support.clocks import until
-from tests.support.stream_helpers import (
-    LONGEST,
-    finished,
-    in_thread,
-    noise,
-    read_exactly,
-    soon,
-    together,
-)
+from tests.support.loopback import LONGEST
+from tests.support.streams import finished, in_thread, noise, read_exactly, soon, together
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSError,

@@ -48,7 +48,7 @@ from twisted.python.reflect import ObjectNotFound, namedAny
 import twisted_netsock
 import twisted_netsock.testing
 from tests.support.package_sources import PACKAGE
-from tests.support.peers import in_thread
+from tests.support.streams import in_thread
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
 from twisted_netsock import __main__ as runner
 from twisted_netsock._endpoints import string_keys

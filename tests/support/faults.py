@@ -13,9 +13,10 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support.peers import PEER_SECONDS, in_thread
+from tests.support.loopback import LOOPBACK, reset
+from tests.support.peers import PEER_SECONDS
+from tests.support.streams import in_thread
 
-LOOPBACK = "127.0.0.1"
 QUESTION = b"is anybody there?"
 ANSWER = b"yes, what is it about?"
 GARBAGE = {
@@ -26,12 +27,6 @@ GARBAGE = {
 """Each is longer than what a half message of a handshake lacks."""
 
 FAULTS = ("silence", "end", "reset", *GARBAGE)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close *sock* so that its peer sees a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    sock.close()
 
 
 def misbehave(sock: socket.socket, fault: str, over: threading.Event) -> None:

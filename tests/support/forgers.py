@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.support.stream_helpers import LONGEST, noise
+from tests.support.loopback import LONGEST
+from tests.support.streams import noise
 
 CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA, HEARTBEAT = range(20, 25)
 WARNING, FATAL = 1, 2

@@ -1,24 +1,35 @@
-"""What tests of the lower layers share: turns of the reactor, scripts, addresses of loopback."""
+"""What tests of the lower layers share: scripts, sockets on loopback, accepting, pollers."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
-from tests.support.clocks import ClockedReactor
-from twisted_netsock import SocketOptions
+from tests.support.clocks import ClockedReactor, the_reactor
+from twisted_netsock import Socket, SocketAddress, SocketOptions, chibi
+from twisted_netsock._io import poller as readiness
+from twisted_netsock._io.poller import EpollPoller, Poller, ReactorPoller, Watch, poller_for
+from twisted_netsock._net.accept import Acceptor
 from twisted_netsock._net.connect import connect
 from twisted_netsock._net.happy_eyeballs import Established
 from twisted_netsock.testing import ScriptedResolver
+
+LOOPBACK = "127.0.0.1"
+LONGEST = 10.0
+"""Seconds after which a wait that should have ended fails its test."""
 
 _SCRIPT_SECONDS = 30
 _PRELUDE = """
@@ -85,6 +96,25 @@ def open_sockets() -> int:
         else:
             os.close(copy)
     return count
+
+
+def reset(sock: socket.socket) -> None:
+    """Close *sock* so that its peer sees a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.close()
+
+
+@contextmanager
+def resolving(
+    answers: Mapping[str, Sequence[str]], *, delay: float | None = 0.0
+) -> Iterator[ScriptedResolver]:
+    """Have names looked up in *answers*."""
+    resolver = ScriptedResolver(answers, delay=delay)
+    before = resolver.install()
+    try:
+        yield resolver
+    finally:
+        the_reactor().installNameResolver(before)
 
 
 def port_of(sock: socket.socket) -> int:
@@ -174,3 +204,195 @@ class Connections:
             connecting.addErrback(lambda _: None)
         for established in self._made:
             established.close()
+
+
+class Accepting:
+    """An acceptor of connections to a listening socket, and what it hands on."""
+
+    def __init__(self, listener: Any, on_delivery: Callable[[], object]) -> None:
+        self.clock = Clock()
+        self.watch = poller_for(the_reactor()).watch(listener.fileno())
+        self.delivered: list[tuple[socket.socket, SocketAddress]] = []
+        self.lost: list[Exception] = []
+        self._on_delivery = on_delivery
+        self.acceptor = Acceptor(self.clock, self.watch, listener, self._deliver, self.lost.append)
+
+    def _deliver(self, connection: socket.socket, peer: SocketAddress) -> None:
+        self.delivered.append((connection, peer))
+        self._on_delivery()
+
+
+@contextmanager
+def accepting(
+    listener: Any, on_delivery: Callable[[], object] = lambda: None
+) -> Iterator[Accepting]:
+    """Give an acceptor that is closed at the end, and what it accepted with it."""
+    found = Accepting(listener, on_delivery)
+    try:
+        yield found
+    finally:
+        found.acceptor.stop()
+        found.watch.close()
+        for connection, _ in found.delivered:
+            connection.close()
+    assert found.clock.getDelayedCalls() == []
+
+
+@contextmanager
+def listening() -> Iterator[socket.socket]:
+    """Give a listening socket."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@contextmanager
+def dialling(listener: socket.socket) -> Iterator[Callable[[], socket.socket]]:
+    """Give what makes connections to *listener*, which the kernel completes by itself."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(socket.create_connection(listener.getsockname()))
+
+
+HOSTS = {"ipv4": "127.0.0.1", "ipv6": "::1"}
+
+Open = Callable[..., Socket]
+
+
+def is_there(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(params=["ipv4", "ipv6", "unix"])
+def open_bound(request: Any, tmp_path: Path) -> Iterator[Open]:
+    """Opens datagram sockets of one family, each bound to an address of its own."""
+    if request.param == "ipv6" and not is_there("::1"):
+        pytest.skip("this host has no IPv6 loopback")
+    paths = (str(tmp_path / f"{number}") for number in itertools.count())
+    with ExitStack() as stack:
+
+        def open_one(**fields: Any) -> Socket:
+            if request.param == "unix":
+                sock = chibi.socket(socket.AF_UNIX, socket.SOCK_DGRAM, **fields)
+                address: Any = (next(paths),)
+            else:
+                host = HOSTS[request.param]
+                address = chibi.make_sockaddr(host=host, port=0)
+                sock = chibi.socket(address.family, socket.SOCK_DGRAM, **fields)
+            stack.callback(sock.close)
+            sock.bind(address)
+            return sock
+
+        yield open_one
+
+
+def udp(host: str = "127.0.0.1", port: int = 0) -> Socket:
+    sock = chibi.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def unix() -> Socket:
+    return chibi.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+KINDS: list[type[Poller]] = [EpollPoller, ReactorPoller]
+
+
+class Owner:
+    """Notes what it hears about a watch, and does something then."""
+
+    def __init__(self, watch: Watch, act: Callable[[Any], object] = lambda owner: None) -> None:
+        self.watch = watch
+        self.heard: list[Any] = []
+        self.act = act
+        watch.owner = self
+
+    def on_receive_ready(self) -> None:
+        self.heard.append("readable")
+        self.act(self)
+
+    def on_send_ready(self) -> None:
+        self.heard.append("writable")
+        self.act(self)
+
+    def on_poller_lost(self, reason: Exception) -> None:
+        self.heard.append(reason)
+        self.act(self)
+
+    def on_fork(self) -> None:
+        self.heard.append("forked")
+
+
+@contextmanager
+def poller_of(kind: type[Poller], monkeypatch: Any) -> Iterator[Poller]:
+    """Make a poller over the reactor that the tests run on."""
+    reactor = the_reactor()
+    add = reactor.addSystemEventTrigger
+    triggers: list[Any] = []
+
+    def noting(*arguments: Any) -> Any:
+        triggers.append(add(*arguments))
+        return triggers[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reactor, "addSystemEventTrigger", noting)
+        poller = kind(reactor)
+    yield poller
+    for trigger in triggers:
+        reactor.removeSystemEventTrigger(trigger)
+
+
+@contextmanager
+def watched(
+    poller: Poller, *, act: Callable[[Any], object] = lambda owner: None
+) -> Iterator[tuple[Any, socket.socket]]:
+    """Give the owner of a watch on one end of a pair, and the other end."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    there.setblocking(False)
+    owner: Any = Owner(poller.watch(here.fileno()), act)
+    owner.sock = here
+    with here, there:
+        try:
+            yield owner, there
+        finally:
+            owner.watch.close()
+
+
+def note_calls(monkeypatch: Any) -> list[str]:
+    """Return a list that grows each time that the reactor calls a poller."""
+    found: list[str] = []
+
+    def count(kind: Any, name: str) -> None:
+        original = getattr(kind, name)
+
+        def noting(self: Any) -> Any:
+            found.append(name)
+            return original(self)
+
+        monkeypatch.setattr(kind, name, noting)
+
+    count(EpollPoller, "doRead")
+    count(readiness._Adapter, "doRead")
+    count(readiness._Adapter, "doWrite")
+    return found
+
+
+def in_reactor() -> set[Any]:
+    """Return what pollers have put into the reactor."""
+    reactor = the_reactor()
+    return {
+        each
+        for each in [*reactor.getReaders(), *reactor.getWriters()]
+        if type(each).__module__ == readiness.__name__
+    }

@@ -20,11 +20,11 @@ from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from tests.support.clocks import until
+from tests.support.loopback import LOOPBACK
 from twisted_netsock import SocketOptions, client_endpoint, server_endpoint
 from twisted_netsock._endpoints.transport import IViewProtocol
-from twisted_netsock.testing import CertificateAuthority, IssuedCertificate, ScriptedResolver
+from twisted_netsock.testing import CertificateAuthority, IssuedCertificate
 
-LOOPBACK = "127.0.0.1"
 BULK = bytes(range(251)) * (10_000_000 // 251)
 """Ten megabytes in which every displaced byte shows."""
 
@@ -257,12 +257,6 @@ async def raw_receive(sock: socket.socket) -> bytes:
     return chunks[0]
 
 
-def reset(sock: socket.socket) -> None:
-    """Close a raw socket so that its peer sees a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    sock.close()
-
-
 async def tls_peer(
     sock: socket.socket, context: ssl.SSLContext, name: str | None = None
 ) -> ssl.SSLSocket:
@@ -299,19 +293,6 @@ def server_context(issued: IssuedCertificate, directory: Any) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     return context
-
-
-@contextlib.contextmanager
-def resolving(
-    answers: dict[str, list[str]], *, delay: float | None = 0.0
-) -> Iterator[ScriptedResolver]:
-    """Have names looked up in *answers*."""
-    resolver = ScriptedResolver(answers, delay=delay)
-    before = resolver.install()
-    try:
-        yield resolver
-    finally:
-        reactor.installNameResolver(before)
 
 
 @contextlib.contextmanager

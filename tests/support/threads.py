@@ -9,14 +9,15 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
-from tests.support.clocks import the_reactor, until
-from tests.support.peers import in_thread
-from twisted_netsock import blocking
+import pytest
 
-LONGEST = 10.0
-"""Seconds that a thread of a test may take."""
+from tests.support.clocks import the_reactor, until
+from tests.support.loopback import LONGEST
+from tests.support.streams import in_thread
+from twisted_netsock import blocking
 
 
 async def no_descriptors() -> None:
@@ -111,3 +112,30 @@ def tls_pair(authority: Any, **fields: Any) -> Iterator[tuple[Any, Any]]:
         )
         with one, accepting.result() as other:
             yield one, other
+
+
+SHORT = timedelta(milliseconds=30)
+MUCH = 4_000_000
+
+
+@pytest.fixture(params=["plain", "TLS 1.3", "TLS 1.2"])
+def pair(request: pytest.FixtureRequest, authority: Any) -> Any:
+    """Make two connected sockets."""
+    if request.param == "plain":
+        return plain_pair
+    version = request.param.replace("TLS ", "TLSv")
+    return lambda: tls_pair(authority, minimum_version=version, maximum_version=version)
+
+
+def read_exactly(sock: Any, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        assert piece, "the stream ended"
+        data += piece
+    return bytes(data)
+
+
+def fill(sock: Any) -> Background:
+    """Have a thread send more than the kernel takes."""
+    return waiting(lambda: sock.sendall(bytes(64 * MUCH)), sock, "_writer")

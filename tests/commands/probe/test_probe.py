@@ -13,8 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from tests.support.clocks import until
-from tests.support.loopback import one_port
-from tests.support.peers import resolving
+from tests.support.loopback import one_port, resolving
 from twisted_netsock import server_endpoint
 from twisted_netsock.addresses import SocketAddress
 from twisted_netsock.commands._common.outcomes import Outcome, explain, outcome_of

@@ -14,28 +14,24 @@ from typing import Any
 
 import pytest
 
-from tests.support.command_helpers import (
-    NETSOCK,
-    drain,
-    in_terminal,
-    mute_after,
-    netsock,
-    one_line,
-    reset,
-    serving,
-    tls,
-    write_authority,
-)
+from tests.support.loopback import LONGEST, LOOPBACK, reset
 from tests.support.processes import (
-    LONGEST,
-    LOOPBACK,
+    NETSOCK,
     TWIST,
     Ran,
+    drain,
     find,
     free_port,
+    in_terminal,
+    mute_after,
     needs,
+    netsock,
+    one_line,
     run,
+    serving,
     started,
+    tls,
+    write_authority,
 )
 from twisted_netsock.__main__ import main
 from twisted_netsock.testing import CertificateAuthority

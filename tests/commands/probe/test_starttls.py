@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.support.command_helpers import (
+from tests.support.processes import (
     Handler,
     dialogue,
     drain,

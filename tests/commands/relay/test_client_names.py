@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from tests.support.processes import find, free_port, needs, run, started, write_certificates
-from tests.support.relay_helpers import echo_server, running_relay
+from tests.support.relay import echo_server, running_relay
 
 pytestmark = pytest.mark.long
 

@@ -17,8 +17,9 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import Clock
 
 from tests.support.clocks import turns, until
-from tests.support.protocols import LOOPBACK, Protocols
-from tests.support.relay_places import Peer
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Protocols
+from tests.support.relay import Peer
 from twisted_netsock import (
     ServerTLSSocketOptions,
     SocketAddress,

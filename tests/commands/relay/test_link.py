@@ -12,7 +12,7 @@ import pytest
 from twisted.internet import reactor
 
 from tests.support.clocks import turns, until
-from tests.support.protocols import LOOPBACK
+from tests.support.loopback import LOOPBACK
 from twisted_netsock import client_endpoint, server_endpoint
 from twisted_netsock._io.descriptor import PlainDescriptor
 from twisted_netsock._io.poller import WANT_READ, WANT_WRITE, poller_for

@@ -8,7 +8,7 @@ import pytest
 from twisted.python.usage import UsageError
 
 from tests.support.processes import run, write_certificates
-from tests.support.relay_helpers import RELAY, TRACEBACK, check
+from tests.support.relay import RELAY, TRACEBACK, check
 from twisted_netsock.commands import Options
 from twisted_netsock.commands.relay.limits import default_connections
 from twisted_netsock.commands.relay.service import RelayOptions

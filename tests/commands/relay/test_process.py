@@ -16,11 +16,13 @@ from twisted.application.service import Service
 from twisted.internet import reactor
 from twisted.internet.defer import succeed
 
-from tests.support.processes import LOOPBACK, free_port, needs, run, started, write_certificates
-from tests.support.relay_helpers import (
+from tests.support.loopback import LOOPBACK
+from tests.support.processes import free_port, needs, run, started, write_certificates
+from tests.support.relay import (
     PLAIN,
     RELAY,
     TRACEBACK,
+    Peer,
     client,
     echo_server,
     echoes,
@@ -30,7 +32,6 @@ from tests.support.relay_helpers import (
     status,
     wait_for,
 )
-from tests.support.relay_places import Peer
 from twisted_netsock import server_endpoint
 from twisted_netsock.commands.relay.options import Settings
 from twisted_netsock.commands.relay.process import Operation

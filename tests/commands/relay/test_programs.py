@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support.loopback import LOOPBACK
 from tests.support.processes import (
-    LOOPBACK,
     TWIST,
     CertificateFiles,
     Child,

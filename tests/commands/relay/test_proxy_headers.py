@@ -11,7 +11,8 @@ from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 
 from tests.support.clocks import until
-from tests.support.protocols import LOOPBACK, Protocols, listening
+from tests.support.loopback import LOOPBACK
+from tests.support.protocols import Protocols, listening
 from twisted_netsock import (
     ProxyHeader,
     ProxyTLS,

@@ -17,7 +17,7 @@ from twisted.internet.protocol import Protocol
 
 from tests.support.clocks import turns, until
 from tests.support.loopback import open_sockets
-from tests.support.relay_places import (
+from tests.support.relay import (
     BACKS,
     FRONTS,
     HALF_CLOSING_BACKS,
@@ -37,8 +37,8 @@ from tests.support.relay_places import (
     relayed,
     relaying,
     sides,
-    together,
 )
+from tests.support.streams import together
 
 # Fixtures.
 assert certificate_files

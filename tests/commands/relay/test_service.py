@@ -20,9 +20,9 @@ from twisted.python.usage import UsageError
 from zope.interface.verify import verifyObject
 
 from tests.support.clocks import turns, until
-from tests.support.loopback import open_sockets
-from tests.support.protocols import LOOPBACK, full_listener
-from tests.support.relay_places import (
+from tests.support.loopback import LOOPBACK, open_sockets
+from tests.support.protocols import full_listener
+from tests.support.relay import (
     BACKS,
     FRONTS,
     HALF_CLOSING_BACKS,
@@ -39,8 +39,8 @@ from tests.support.relay_places import (
     place,
     relayed,
     relaying,
-    together,
 )
+from tests.support.streams import together
 from twisted_netsock.commands import Options, makeService
 from twisted_netsock.commands.relay.link import Link
 from twisted_netsock.commands.relay.service import RelayFactory, RelayOptions, RelayService

@@ -22,8 +22,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tests.support.processes import LOOPBACK, free_port, needs, run, started, write_certificates
-from tests.support.relay_helpers import (
+from tests.support.loopback import LOOPBACK
+from tests.support.processes import free_port, needs, run, started, write_certificates
+from tests.support.relay import (
     PLAIN,
     RELAY,
     TRACEBACK,

@@ -1,23 +1,27 @@
-"""Helpers for tests of streams: ways to make them, time that a test advances, threads."""
+"""Streams for tests: ways to make them, to fill and to read them, also through ports."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 
-from tests.support.clocks import turns
+from tests.support.clocks import turns, until
+from tests.support.loopback import LONGEST
 from twisted_netsock import (
     ServerTLSSocketOptions,
     Socket,
@@ -29,10 +33,7 @@ from twisted_netsock import (
     make_server_socket,
     make_server_tls_socket,
 )
-from twisted_netsock.testing import CertificateAuthority
-
-LONGEST = 10.0
-"""Seconds after which a wait that should have ended fails its test."""
+from twisted_netsock.testing import CertificateAuthority, connected_pair
 
 SMALL_BUFFER = 16384
 
@@ -47,12 +48,15 @@ async def finished(deferred: Deferred[Any]) -> Any:
     return await soon(deferred)
 
 
-async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Run *coroutines* at once and return their results."""
+async def together(*coroutines: Awaitable[Any]) -> list[Any]:
+    """Run *coroutines* at once and return their results; the first failure cancels the others."""
     running = [Deferred.fromCoroutine(each) for each in coroutines]
     try:
         return await gatherResults(running, consumeErrors=True)
     except FirstError as error:
+        for each in running:
+            each.addErrback(lambda _: None)
+            each.cancel()
         error.subFailure.raiseException()
         raise
 
@@ -109,7 +113,7 @@ def in_thread(function: Callable[..., Any], *args: Any) -> Deferred[Any]:
         reactor.callFromThread(result.callback, outcome)
 
     threading.Thread(target=run, daemon=True).start()
-    return soon(result)
+    return result
 
 
 # Peers of the standard library
@@ -405,3 +409,72 @@ class World:
         assert await read_exactly(accepted, 4) == b"talk"
         assert type(client) is type(accepted) is self.kind
         return client, accepted
+
+
+KINDS = ("tcp", "unix", "tls")
+
+
+def streams_of(kind: str, directory: Path, authority: CertificateAuthority) -> Streams:
+    """Return the streams of one of the `KINDS`."""
+    if kind == "tcp":
+        return TCPStreams()
+    return UNIXStreams(directory) if kind == "unix" else TLSStreams(authority)
+
+
+async def stick(sock: Socket) -> bytes:
+    """
+    Write to the output port until the kernel takes no more, and return what was written.
+
+    The port then holds 40 to 60 kB, less than makes a write wait.
+    """
+    shrink_buffers(sock)
+    port = sock.output_port
+    written = bytearray()
+    looks = 0
+    for number in range(2000):
+        if port.pending < 40_000:
+            chunk = noise(20_000, number)
+            port.write(chunk)
+            written += chunk
+            looks = 0
+        # TCP may put an acknowledgement off for 40 ms, and goes on then.
+        await turns(10)
+        looks += 1
+        if looks == 6:
+            return bytes(written)
+    raise AssertionError("the kernel takes everything")
+
+
+async def arrived(sock: Socket, count: int) -> None:
+    """Wait until the buffer of the input port, which somebody reads, holds *count* bytes."""
+    await until(lambda: sock.input_port.pending >= count)
+
+
+NO_TIME = timedelta(0)
+SOON = timedelta(milliseconds=10)
+
+
+@pytest.fixture
+def pairs() -> Iterator[Callable[..., list[tuple[Socket, Socket]]]]:
+    made: list[tuple[Socket, Socket]] = []
+
+    def make(count: int, **how: Any) -> list[tuple[Socket, Socket]]:
+        made.extend(connected_pair(**how) for _ in range(count))
+        return made[-count:]
+
+    yield make
+    for pair in made:
+        for sock in pair:
+            sock.abort()
+
+
+@contextlib.asynccontextmanager
+async def tls_pair(authority: Any, version: str = "TLSv1.3") -> AsyncIterator[tuple[Any, Any]]:
+    async with TLSStreams(authority, version).pair() as pair:
+        yield pair
+
+
+async def raised(deferred: Any) -> BaseException:
+    with pytest.raises(Exception) as caught:
+        await soon(deferred)
+    return caught.value

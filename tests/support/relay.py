@@ -1,24 +1,23 @@
-"""
-A relay between any two endpoints, ours and Twisted's own.
-
-The clients and the backends are sockets of the operating system and the standard
-library's TLS, so that nothing of the package vouches for itself.
-"""
+"""The relay in tests: as a process and within this one; clients and backends of every kind."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -26,29 +25,156 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from tests.support.clocks import turns, until
-from tests.support.processes import CertificateFiles, write_certificates
-from tests.support.protocols import LOOPBACK
+from tests.support.loopback import LONGEST, LOOPBACK
+from tests.support.processes import (
+    TWIST,
+    CertificateFiles,
+    Child,
+    Ran,
+    run,
+    started,
+    write_certificates,
+)
+from tests.support.streams import together
 from twisted_netsock.commands.relay.service import RelayService
 from twisted_netsock.testing import CertificateAuthority
+
+RELAY = (*TWIST, "netsock", "relay")
+TRACEBACK = "Traceback"
+PLAIN = "netsock:0:node=127.0.0.1"
+
+
+@contextlib.contextmanager
+def running_relay(
+    directory: Path, *arguments: str | Path, listeners: int = 1, **options: Any
+) -> Iterator[tuple[Child, list[int]]]:
+    """Run a relay with *arguments*; yield it, and the ports that it has told."""
+    with started(*RELAY, *arguments, output=directory / "relay.log", **options) as child:
+        child.wait_for_line("Starting reactor")
+        wait_for(lambda: len(relayed_ports(child)) >= listeners, child)
+        yield child, relayed_ports(child)
+
+
+def relayed_ports(child: Child) -> list[int]:
+    return [int(port) for port in re.findall(r"relay(?:ing)? from .*?:(\d+) to", child.output)]
+
+
+def wait_for(condition: Callable[[], Any], child: Child | None = None) -> Any:
+    """Wait until *condition* holds, and return what it returned."""
+    end = time.monotonic() + LONGEST
+    while time.monotonic() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.02)
+    raise AssertionError("it did not happen:\n" + (child.output if child else ""))
+
+
+def check(*arguments: str | Path) -> Ran:
+    """Run the relay with ``--check``."""
+    return run(*RELAY, *arguments, "--check")
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Ask for a page of the status."""
+    done = run(
+        "curl", "--silent", "--output", "-", "--write-out", "\n%{http_code}",
+        f"http://{LOOPBACK}:{port}{path}",
+    )  # fmt: skip
+    body, _, code = done.output.rpartition("\n")
+    return int(code), body
+
+
+def status(port: int) -> Any:
+    return json.loads(get(port, "/status.json")[1])
+
+
+class EchoServer:
+    """Sends back what it gets, in threads; says *name* first, if it has one."""
+
+    def __init__(self, name: bytes = b"") -> None:
+        self._name = name
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        accepting = threading.Thread(target=self._accept, daemon=True)
+        self._threads.append(accepting)
+        accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            serving = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(serving)
+            serving.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.sendall(self._name)
+            while data := connection.recv(65536):
+                connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(LONGEST)
+        for connection in self.connections:
+            connection.close()
+
+
+@contextlib.contextmanager
+def echo_server(name: bytes = b"") -> Iterator[EchoServer]:
+    server = EchoServer(name)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def client(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection((LOOPBACK, port), timeout=LONGEST) as sock:
+        yield sock
+
+
+def echoes(sock: socket.socket, data: bytes = b"is anybody there?") -> bool:
+    """Tell whether *sock* leads to an `EchoServer`."""
+    sock.sendall(data)
+    received = b""
+    while len(received) < len(data):
+        chunk = sock.recv(65536)
+        if not chunk:
+            return False
+        received += chunk
+    return received == data
+
+
+def end_of(sock: socket.socket) -> str:
+    """Return how the stream ends: in order, or by a reset."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        return "reset"
+    return "end"
+
 
 MEGABYTE = 1024 * 1024
 SMALL = ":SO_RCVBUF=65536:SO_SNDBUF=65536"
 ONE, OTHER = os.urandom(MEGABYTE), os.urandom(MEGABYTE + 1)
 
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-async def together(*coroutines: Awaitable[Any]) -> list[Any]:
-    """Run *coroutines* at the same time, and return what each of them does."""
-    deferreds = [Deferred.fromCoroutine(each) for each in coroutines]
-    try:
-        return await gatherResults(deferreds, consumeErrors=True)
-    except FirstError as error:
-        for deferred in deferreds:
-            deferred.addErrback(lambda _: None)
-            deferred.cancel()
-        error.subFailure.raiseException()
-        raise
 
 
 class Peer:
@@ -157,17 +283,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Front:
-    """A kind of endpoint that a relay listens with."""
-
-    text: str
-    tls: bool = False
-    unix: bool = False
-
-
-@dataclass(frozen=True)
-class Back:
-    """A kind of endpoint that a relay connects with."""
+class Kind:
+    """A kind of endpoint that a relay listens or connects with."""
 
     text: str
     tls: bool = False
@@ -175,32 +292,32 @@ class Back:
 
 
 FRONTS = {
-    "netsock": Front("netsock:0:node=127.0.0.1{more}"),
-    "netsock-tls": Front(
+    "netsock": Kind("netsock:0:node=127.0.0.1{more}"),
+    "netsock-tls": Kind(
         "netsock-tls:0:node=127.0.0.1:certificates={files.server}{more}", tls=True
     ),
-    "netsock-unix": Front("netsock:{path}:aiFamily=unix{more}", unix=True),
+    "netsock-unix": Kind("netsock:{path}:aiFamily=unix{more}", unix=True),
     # A time limit, which takes a transport.
-    "netsock-timed": Front("netsock:0:node=127.0.0.1:writeTimeout=60s{more}"),
-    "tcp": Front("tcp:0:interface=127.0.0.1"),
-    "ssl": Front(
+    "netsock-timed": Kind("netsock:0:node=127.0.0.1:writeTimeout=60s{more}"),
+    "tcp": Kind("tcp:0:interface=127.0.0.1"),
+    "ssl": Kind(
         "ssl:0:interface=127.0.0.1:privateKey={files.server}:certKey={files.server}", tls=True
     ),
-    "unix": Front("unix:{path}", unix=True),
+    "unix": Kind("unix:{path}", unix=True),
 }
 BACKS = {
-    "netsock": Back("netsock:127.0.0.1:{port}{more}"),
-    "netsock-tls": Back(
+    "netsock": Kind("netsock:127.0.0.1:{port}{more}"),
+    "netsock-tls": Kind(
         "netsock-tls:localhost:{port}:aiFamily=inet:trustedCertificates={files.authority}{more}",
         tls=True,
     ),
-    "netsock-unix": Back("netsock:{path}:aiFamily=unix{more}", unix=True),
-    "tcp": Back("tcp:127.0.0.1:{port}"),
-    "ssl": Back("ssl:127.0.0.1:{port}:caCertsDir={files.roots}", tls=True),
-    "tls": Back(
+    "netsock-unix": Kind("netsock:{path}:aiFamily=unix{more}", unix=True),
+    "tcp": Kind("tcp:127.0.0.1:{port}"),
+    "ssl": Kind("ssl:127.0.0.1:{port}:caCertsDir={files.roots}", tls=True),
+    "tls": Kind(
         "tls:localhost:{port}:trustRoots={files.roots}:endpoint=tcp\\:127.0.0.1\\:{port}", tls=True
     ),
-    "unix": Back("unix:{path}", unix=True),
+    "unix": Kind("unix:{path}", unix=True),
 }
 HALF_CLOSING_FRONTS = [name for name in FRONTS if name != "ssl"]
 HALF_CLOSING_BACKS = [name for name in BACKS if name not in {"ssl", "tls"}]
@@ -234,7 +351,7 @@ def unix_listener(path: Path) -> Any:
 class Backend:
     """Where a relay connects to, accepted by hand."""
 
-    kind: Back
+    kind: Kind
     place: Place
     listener: socket.socket
     more: str = ""
@@ -289,7 +406,7 @@ class Relay:
     """A relay that runs, and whoever has connected to it."""
 
     service: RelayService
-    kind: Front
+    kind: Kind
     place: Place
     backend: Any
     addresses: list[Any]
