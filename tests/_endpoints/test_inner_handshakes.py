@@ -34,7 +34,7 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-from twisted_netsock._endpoints import inner_port as layered_endpoints
+from twisted_netsock._endpoints import inner_port
 
 SHORT = timedelta(milliseconds=100)
 
@@ -391,7 +391,7 @@ async def test_handshakes_under_way_end_with_the_port(inner, authority):
 
 
 async def test_the_number_of_handshakes_is_bounded(inner, authority, monkeypatch, log_lines):
-    monkeypatch.setattr(layered_endpoints, "MOST_HANDSHAKES", 2)
+    monkeypatch.setattr(inner_port, "MOST_HANDSHAKES", 2)
     async with serve(inner, authority.server_options()) as server:
         where = (LOOPBACK, server.port.getHost().port)
         mute = [
@@ -411,7 +411,7 @@ async def test_the_number_of_handshakes_is_bounded(inner, authority, monkeypatch
 
 
 async def test_one_address_has_half_of_the_handshakes(inner, authority, monkeypatch, log_lines):
-    monkeypatch.setattr(layered_endpoints, "MOST_HANDSHAKES", 4)
+    monkeypatch.setattr(inner_port, "MOST_HANDSHAKES", 4)
     async with serve(inner, authority.server_options()) as server:
         where = (LOOPBACK, server.port.getHost().port)
         mute = [socket.create_connection(where, source_address=("127.0.0.2", 0)) for _ in range(4)]

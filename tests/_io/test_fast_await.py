@@ -25,15 +25,15 @@ from twisted.python.failure import Failure
 from tests.support.clocks import the_reactor, turns
 from tests.support.streams import failure_of
 from twisted_netsock import Socket, SocketClosedError
-from twisted_netsock._io import fast_await as resuming
+from twisted_netsock._io import fast_await
 
 
 @pytest.fixture(params=[True, False], ids=["shorter", "Twisted's"], autouse=True)
 def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coroutines that alone await an operation are resumed on a shorter way, if there is one."""
-    assert resuming._RESUME is not None
+    assert fast_await._RESUME is not None
     if not request.param:
-        monkeypatch.setattr(resuming, "_RESUME", None)
+        monkeypatch.setattr(fast_await, "_RESUME", None)
 
 
 @asynccontextmanager

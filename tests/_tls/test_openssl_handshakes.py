@@ -32,22 +32,21 @@ from twisted_netsock import (
     make_server_tls_socket,
     server_endpoint,
 )
-from twisted_netsock._tls import descriptor as tls
-from twisted_netsock._tls import openssl as connections
+from twisted_netsock._tls import descriptor, openssl
 from twisted_netsock._tls.openssl import MessageLimit
 from twisted_netsock.testing import CertificateAuthority
 
 
 def test_pyopenssl_has_the_parts_that_are_used() -> None:
     """When this fails, nothing bounds the handshakes of strangers."""
-    assert connections.can_handshake_in_memory()
-    assert connections.can_use_buffers()
+    assert openssl.can_handshake_in_memory()
+    assert openssl.can_use_buffers()
 
 
 async def test_without_them_a_handshake_runs_on_the_descriptor(
     authority: CertificateAuthority, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(tls, "can_handshake_in_memory", lambda: False)
+    monkeypatch.setattr(descriptor, "can_handshake_in_memory", lambda: False)
     async with TLSStreams(authority).pair() as (one, other):
         await one.sendall(b"hello")
         assert await soon(other.recv(10)) == b"hello"
@@ -56,7 +55,7 @@ async def test_without_them_a_handshake_runs_on_the_descriptor(
 async def test_without_them_data_takes_a_detour(
     authority: CertificateAuthority, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(connections, "_CAN_USE_BUFFERS", False)
+    monkeypatch.setattr(openssl, "_CAN_USE_BUFFERS", False)
     async with TLSStreams(authority).pair() as (one, other):
         sending = one.sendall(noise(1_000_000))
         assert await soon(other.recv(10)) == noise(1_000_000)[:10]

@@ -20,8 +20,14 @@ from twisted.internet.task import Clock
 
 from tests.support.clocks import ClockedReactor, the_reactor
 from twisted_netsock import Socket, SocketAddress, SocketOptions, chibi
-from twisted_netsock._io import poller as readiness
-from twisted_netsock._io.poller import EpollPoller, Poller, ReactorPoller, Watch, poller_for
+from twisted_netsock._io.poller import (
+    EpollPoller,
+    Poller,
+    ReactorPoller,
+    Watch,
+    _Adapter,
+    poller_for,
+)
 from twisted_netsock._net.accept import Acceptor
 from twisted_netsock._net.connect import connect
 from twisted_netsock._net.happy_eyeballs import Established
@@ -383,8 +389,8 @@ def note_calls(monkeypatch: Any) -> list[str]:
         monkeypatch.setattr(kind, name, noting)
 
     count(EpollPoller, "doRead")
-    count(readiness._Adapter, "doRead")
-    count(readiness._Adapter, "doWrite")
+    count(_Adapter, "doRead")
+    count(_Adapter, "doWrite")
     return found
 
 
@@ -394,5 +400,5 @@ def in_reactor() -> set[Any]:
     return {
         each
         for each in [*reactor.getReaders(), *reactor.getWriters()]
-        if type(each).__module__ == readiness.__name__
+        if type(each).__module__ == Poller.__module__
     }

@@ -17,7 +17,7 @@ from tests.support.clocks import turns, until
 from twisted_netsock._io.descriptor import PlainDescriptor
 from twisted_netsock._io.poller import poller_for
 from twisted_netsock._net.happy_eyeballs import Established
-from twisted_netsock.commands.relay import splice as pipes_module
+from twisted_netsock.commands.relay import splice
 from twisted_netsock.commands.relay.link import Link
 from twisted_netsock.commands.relay.splice import BULK, Pipe, Pipes
 from twisted_netsock.errors import SocketConnectionLostError
@@ -156,7 +156,7 @@ def test_a_pipe_that_is_not_empty_is_closed():
 
 def test_so_many_pipes_are_lent_and_no_more():
     pipes = Pipes()
-    lent = [pipes.lend() for _ in range(pipes_module._MOST)]
+    lent = [pipes.lend() for _ in range(splice._MOST)]
     assert all(lent)
     assert pipes.lend() is None
     pipes.take_back(lent.pop())
@@ -399,7 +399,7 @@ async def test_where_sockets_cannot_be_spliced_bulk_is_copied(number, monkeypatc
 
 async def test_when_all_pipes_are_lent_bulk_is_copied():
     with joined() as (relay, _, _, client, server):
-        lent = [relay.pipes.lend() for _ in range(pipes_module._MOST)]
+        lent = [relay.pipes.lend() for _ in range(splice._MOST)]
         await check_bulk(client, server)
         for pipe in lent:
             relay.pipes.take_back(pipe)
