@@ -19,8 +19,7 @@ import twisted_netsock._public
 # Autodoc looks for a class in the file of its module, so here each keeps its own.
 twisted_netsock._public.public_in = lambda _module: lambda cls: cls
 
-from twisted_netsock import ServerTLSSocketOptions, SocketOptions
-from twisted_netsock import _option_types as option_types
+from twisted_netsock import ServerTLSSocketOptions, SocketOptions, options
 from twisted_netsock._version import __version__
 
 project = "twisted_netsock"
@@ -197,7 +196,7 @@ def _default(field: Any) -> str:
 
 def _record_signature(record: Any) -> str:
     """Write what the constructor of a class of option records takes."""
-    taken = getattr(option_types, f"{record.__name__.removesuffix('s')}Fields").__annotations__
+    taken = getattr(options, f"{record.__name__.removesuffix('s')}Fields").__annotations__
     fields = (
         f"{field.name}: {taken[field.name].__forward_arg__} = {_default(field)}"
         for field in attrs.fields(record)

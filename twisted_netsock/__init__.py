@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from ._endpoints.client import client_endpoint as client_endpoint
     from ._endpoints.server import ServerEndpoint as ServerEndpoint
     from ._endpoints.server import server_endpoint as server_endpoint
-    from ._option_types import VerifyResult as VerifyResult
     from ._proxy_protocol.header import ProxyHeader as ProxyHeader
     from ._proxy_protocol.tlv import ProxyTLS as ProxyTLS
     from ._proxy_protocol.tlv import ProxyTLV as ProxyTLV
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from .options import ServerTLSSocketOptions as ServerTLSSocketOptions
     from .options import SocketOptions as SocketOptions
     from .options import TLSSocketOptions as TLSSocketOptions
+    from .options import VerifyResult as VerifyResult
     from .options import is_server_tls_socket_options as is_server_tls_socket_options
     from .options import is_socket_options as is_socket_options
     from .options import is_tls_socket_options as is_tls_socket_options
@@ -93,7 +93,7 @@ _HOMES = {
     "TLSSocket": "_sockets.tls_socket",
     "TLSSocketOptions": "options",
     "TLSTruncatedError": "errors",
-    "VerifyResult": "_option_types",
+    "VerifyResult": "options",
     "agent_endpoint_factory": "_endpoints.agent",
     "client_context_factory": "_tls.client",
     "client_endpoint": "_endpoints.client",

@@ -34,7 +34,6 @@ LAYERS = [
         "errors",
         "_hostnames",
         "_validation",
-        "_option_types",
         "options",
         "addresses",
     },

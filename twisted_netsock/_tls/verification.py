@@ -22,14 +22,14 @@ from service_identity.cryptography import (
 from twisted.logger import Logger
 
 from .._hostnames import is_ip_address, reference_identity
-from .._option_types import VerifyResult
 from .._text import printable
 from ..errors import CertificateVerificationError, unraised
+from ..options import VerifyResult
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from .._option_types import Verifier
+    from ..options import Verifier
 
 __all__ = ["Verification", "first_expiry", "verify_callback"]
 

@@ -21,7 +21,6 @@ from twisted.internet.defer import (
 )
 
 from ..._net.resolver import look_up
-from ..._option_types import VerifyResult
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket
 from ..._sockets.start_tls import start_tls
@@ -33,7 +32,7 @@ from ...errors import (
     SocketError,
     TLSError,
 )
-from ...options import SocketOptions, TLSSocketOptions
+from ...options import SocketOptions, TLSSocketOptions, VerifyResult
 from .._common.outcomes import Outcome, outcome_of
 from .._common.targets import Target
 from .certificate import CertificateFacts, describe
