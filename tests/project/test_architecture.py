@@ -42,7 +42,7 @@ LAYERS = [
     {"_net"},
     {"_sockets", "_endpoints"},
     {""},
-    {"testing", "chibi", "_chibi_data", "_chibi_io"},
+    {"testing", "chibi"},
     {"blocking", "commands"},
     {"__main__"},
 ]

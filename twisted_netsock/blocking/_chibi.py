@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import chibi
-from .._chibi_data import check_family, check_timeout
 from .._public import public_in
 from ..addresses import Address, AddressInfo, SocketAddress
+from ..chibi import check_family, check_timeout
 from ._bridge import run, use
 from ._makers import make_client_socket
 from ._sockets import BlockingSocket
