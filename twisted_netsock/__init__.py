@@ -1,9 +1,25 @@
-"""Sockets and TLS on Twisted: option records, endpoints, and sockets as Deferreds."""
+"""
+Sockets and TLS on Twisted: option records, endpoints, and sockets as Deferreds.
+
+Public modules beside these names, loaded when they are first used:
+
+* `twisted_netsock.blocking`: the same sockets for threads, with blocking calls
+* `twisted_netsock.chibi`: the procedures of Scheme's ``(chibi net)``
+* `twisted_netsock.testing`: authorities, resolvers and contracts for tests
+* `twisted_netsock.options`, `.addresses`, `.errors`: option records and the types of their
+  fields, addresses, exceptions
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import addresses as addresses
+    from . import blocking as blocking
+    from . import chibi as chibi
+    from . import errors as errors
+    from . import options as options
+    from . import testing as testing
     from ._endpoints.agent import agent_endpoint_factory as agent_endpoint_factory
     from ._endpoints.client import ClientEndpoint as ClientEndpoint
     from ._endpoints.client import client_endpoint as client_endpoint
@@ -58,64 +74,67 @@ if TYPE_CHECKING:
 
 # Where each public name lives; loaded when it is first used, so that importing the
 # package installs no reactor and loads no TLS library.
-_HOMES = {
-    "AddressInfo": "addresses",
-    "CertificateVerificationError": "errors",
-    "ClientEndpoint": "_endpoints.client",
-    "HostNotFoundError": "errors",
-    "InputPort": "_sockets.ports",
-    "NetsockError": "errors",
-    "OutputPort": "_sockets.ports",
-    "ProxyHeader": "_proxy_protocol.header",
-    "ProxyHeaderError": "errors",
-    "ProxyTLS": "_proxy_protocol.tlv",
-    "ProxyTLV": "_proxy_protocol.tlv",
-    "ServerEndpoint": "_endpoints.server",
-    "ServerTLSSocketOptions": "options",
-    "Socket": "_sockets.socket",
-    "SocketAddress": "addresses",
-    "SocketBindError": "errors",
-    "SocketBusyError": "errors",
-    "SocketClosedError": "errors",
-    "SocketConnectionError": "errors",
-    "SocketConnectionLostError": "errors",
-    "SocketConnectionRefusedError": "errors",
-    "SocketConnectionTimeoutError": "errors",
-    "SocketError": "errors",
-    "SocketIncompleteReadError": "errors",
-    "SocketOptions": "options",
-    "SocketPortError": "errors",
-    "SocketReadTimeoutError": "errors",
-    "SocketSelector": "_sockets.selector",
-    "SocketWriteTimeoutError": "errors",
-    "TLSError": "errors",
-    "TLSHandshakeError": "errors",
-    "TLSSocket": "_sockets.tls_socket",
-    "TLSSocketOptions": "options",
-    "TLSTruncatedError": "errors",
-    "VerifyResult": "options",
-    "agent_endpoint_factory": "_endpoints.agent",
-    "client_context_factory": "_tls.client",
-    "client_endpoint": "_endpoints.client",
-    "is_server_tls_socket_options": "options",
-    "is_socket_options": "options",
-    "is_tls_socket_options": "options",
-    "make_client_socket": "_sockets.make",
-    "make_client_tls_socket": "_sockets.make",
-    "make_server_socket": "_sockets.make",
-    "make_server_tls_socket": "_sockets.make",
-    "server_context_factory": "_tls.server",
-    "server_endpoint": "_endpoints.server",
-    "socket_options_to_client_socket": "_sockets.make",
-    "start_tls": "_sockets.start_tls",
-    "wait_readable": "_sockets.selector",
-    "wait_writable": "_sockets.selector",
+_PUBLIC = {
+    "_endpoints.agent": ["agent_endpoint_factory"],
+    "_endpoints.client": ["ClientEndpoint", "client_endpoint"],
+    "_endpoints.server": ["ServerEndpoint", "server_endpoint"],
+    "_proxy_protocol.header": ["ProxyHeader"],
+    "_proxy_protocol.tlv": ["ProxyTLS", "ProxyTLV"],
+    "_sockets.make": [
+        "make_client_socket",
+        "make_client_tls_socket",
+        "make_server_socket",
+        "make_server_tls_socket",
+        "socket_options_to_client_socket",
+    ],
+    "_sockets.ports": ["InputPort", "OutputPort"],
+    "_sockets.selector": ["SocketSelector", "wait_readable", "wait_writable"],
+    "_sockets.socket": ["Socket"],
+    "_sockets.start_tls": ["start_tls"],
+    "_sockets.tls_socket": ["TLSSocket"],
+    "_tls.client": ["client_context_factory"],
+    "_tls.server": ["server_context_factory"],
+    "addresses": ["AddressInfo", "SocketAddress"],
+    "errors": [
+        "CertificateVerificationError",
+        "HostNotFoundError",
+        "NetsockError",
+        "ProxyHeaderError",
+        "SocketBindError",
+        "SocketBusyError",
+        "SocketClosedError",
+        "SocketConnectionError",
+        "SocketConnectionLostError",
+        "SocketConnectionRefusedError",
+        "SocketConnectionTimeoutError",
+        "SocketError",
+        "SocketIncompleteReadError",
+        "SocketPortError",
+        "SocketReadTimeoutError",
+        "SocketWriteTimeoutError",
+        "TLSError",
+        "TLSHandshakeError",
+        "TLSTruncatedError",
+    ],
+    "options": [
+        "ServerTLSSocketOptions",
+        "SocketOptions",
+        "TLSSocketOptions",
+        "VerifyResult",
+        "is_server_tls_socket_options",
+        "is_socket_options",
+        "is_tls_socket_options",
+    ],
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+_MODULES = ["addresses", "blocking", "chibi", "errors", "options", "testing"]
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, which a test compares with the imports above
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -124,4 +143,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_MODULES]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import pickle
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ def declared_homes() -> dict[str, str]:
             for statement in node.body:
                 assert isinstance(statement, ast.ImportFrom)
                 assert statement.level == 1
+                if statement.module is None:
+                    # The public modules.
+                    continue
                 for alias in statement.names:
                     assert alias.asname == alias.name, "a re-export is written `name as name`"
                     declared[alias.name] = statement.module
@@ -86,6 +91,26 @@ def test_a_star_import_gives_the_public_names():
 
 def test_the_public_names_are_offered_by_dir():
     assert set(twisted_netsock.__all__) <= set(dir(twisted_netsock))
+
+
+def test_the_public_modules_are_attributes_and_no_other_is():
+    program = """
+import sys, types
+import twisted_netsock as n
+assert "crochet" not in sys.modules
+listed = {name for name in dir(n) if isinstance(getattr(n, name), types.ModuleType)}
+print(*sorted(listed))
+print(n.blocking.setup.__name__, n.chibi.receive.__name__, n.testing.CertificateAuthority.__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        "addresses blocking chibi errors options testing",
+        "setup receive CertificateAuthority",
+    ]
+    files = [path.stem for path in PACKAGE.iterdir() if not path.stem.startswith("_")]
+    assert set(files) - {"py"} == {*twisted_netsock._MODULES, "commands"}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
