@@ -1,4 +1,4 @@
-"""The procedures of (chibi net) that carry data, with and without time-outs, and NetIO."""
+"""The procedures of (chibi net) that carry data, with and without timeouts, and NetIO."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def strip_zone(host: str) -> str:
 
 @_remembered
 def is_ip_address(host: str) -> bool:
-    """Tell whether *host* is a numeric IPv4 or IPv6 address, with or without a zone."""
+    """Return whether *host* is a numeric IPv4 or IPv6 address, with or without a zone."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Text that peers have chosen, as it is logged and shown; and their failures, summed up."""
+"""Escaping of text that peers chose, and a log of failures that is limited in rate."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Clock(Protocol):
 
 class FailureLog:
     """
-    Logs what peers fail with: the first of a minute a line each, then their number.
+    Logs the failures of peers: the first of a minute a line each, then a count.
 
-    The number comes with the first failure after that minute, or at the end: so nothing
-    waits for a timer, and nothing is left behind.
+    The count is logged with the first failure after that minute, or at the end, so that no
+    timer is needed.
     """
 
     def __init__(self, clock: Clock, log: Logger) -> None:
@@ -72,8 +72,8 @@ class FailureLog:
             self._more += 1
             return
         self._lines += 1
-        told = {name: printable(str(value)) for name, value in fields.items()}
-        self._log.info(text, error=printable(str(error), _LONGEST_ERROR), **told)
+        escaped = {name: printable(str(value)) for name, value in fields.items()}
+        self._log.info(text, error=printable(str(error), _LONGEST_ERROR), **escaped)
 
     def end(self) -> None:
         """Log how many failures had no line of their own."""

@@ -222,7 +222,7 @@ class SocketAddress(tuple[Any, ...]):
 
     @classmethod
     def named(cls, native: object) -> SocketAddress:
-        """Do as `of` for a stream socket, whose family the form of *native* tells."""
+        """Do as `of` for a stream socket, whose family follows from the form of *native*."""
         if not isinstance(native, tuple):
             return cls.of(AF_UNIX, native)
         if len(native) == _HOST_AND_PORT:
@@ -357,12 +357,12 @@ def make_address_info(family: int, socket_type: int, protocol: int, hints: int =
 
 
 def is_address_info(o: object) -> bool:
-    """Tell whether *o* is an `AddressInfo` (``address-info?``)."""
+    """Return whether *o* is an `AddressInfo` (``address-info?``)."""
     return isinstance(o, AddressInfo)
 
 
 def is_sockaddr(o: object) -> bool:
-    """Tell whether *o* is a `SocketAddress` (``sockaddr?``)."""
+    """Return whether *o* is a `SocketAddress` (``sockaddr?``)."""
     return isinstance(o, SocketAddress)
 
 

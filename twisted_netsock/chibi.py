@@ -3,7 +3,7 @@ The procedures of ``(chibi net)``: BSD sockets as small functions.
 
 What may wait returns a Deferred, the rest does not. Where the Scheme library
 gives ``#f`` or a negative number on an error, the Deferred fails; where it gives
-``#f`` on a time-out, the result is `None`.
+``#f`` on a timeout, the result is `None`.
 
 Every *socket* argument is a `Socket` of this package, and `send` and `receive`
 take a `TLSSocket`, too. Addresses are an `AddressInfo` or a `SocketAddress`: the
@@ -355,7 +355,7 @@ def accept(socket: Socket) -> Deferred[Socket]:
     Take the next connection (``accept``).
 
     Returns:
-        Its socket, which is the caller's to close; its peer is told by
+        Its socket, which is the caller's to close; its peer is known by
         `get_peer_name`.
 
     Errors:
@@ -517,8 +517,8 @@ def send_non_blocking(
         addrinfo: Whom to send to; the peer if `None`.
 
     Returns:
-        How many bytes were sent; `None` after the time-out, when none were. On
-        TLS a time-out may leave up to 16 KiB that still go out.
+        How many bytes were sent; `None` after the timeout, when none were. On
+        TLS a timeout may leave up to 16 KiB that still go out.
 
     Raises:
         TypeError: *timeout* is of another type.
@@ -584,7 +584,7 @@ def receive_into_non_blocking(
 
     Returns:
         The number of bytes (of a stream 0 at the end); `None` after the
-        time-out, when nothing was consumed.
+        timeout, when nothing was consumed.
 
     Raises:
         TypeError: *buffer* cannot be written, or *timeout* is of another type.
@@ -637,7 +637,7 @@ def receive_non_blocking(
     addrinfo: Address | None = None,
 ) -> Deferred[bytes | None]:
     """
-    Receive, but give up after *timeout* seconds; ``b""`` is the end, `None` the time-out.
+    Receive, but give up after *timeout* seconds; ``b""`` is the end, `None` the timeout.
 
     The ``receive/non-blocking`` of ``(chibi net)``.
 
@@ -649,7 +649,7 @@ def receive_non_blocking(
         addrinfo: Of the family that datagrams are expected from.
 
     Returns:
-        What has arrived; `None` after the time-out, when nothing was consumed.
+        What has arrived; `None` after the timeout, when nothing was consumed.
 
     Raises:
         TypeError: *timeout* is of another type.
@@ -700,7 +700,7 @@ def _within(
     """Give *operation* that many seconds, then cancel it and fire with `None`."""
     if not seconds:
         # One try must be a try, however many went before it in this turn.
-        socket._in_a_row = socket._doomed = 0
+        socket._in_a_row = socket._skips = 0
     answer: Deferred[Any] = operation()
     if answer.called:
         return answer

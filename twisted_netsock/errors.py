@@ -1,5 +1,5 @@
 """
-The exception tree: every failure that this package reports, told apart by class.
+The exception tree: every failure that this package reports, one class for each kind.
 
 Each class is also what a caller of Twisted or of the standard library
 already catches: `SocketConnectionRefusedError` is a
@@ -47,8 +47,8 @@ __all__ = [
     "TLSTruncatedError",
 ]
 
-_MOST_TOLD = 8
-"""How many attempts a message tells of; a name may have thousands of addresses."""
+_MOST_LISTED = 8
+"""How many attempts a message lists; a name may have thousands of addresses."""
 
 _LEFT_BEHIND = frozenset({"certificate", "socket"})
 """Attributes that are `None` in a copy or a pickle of an error: they cannot be copied."""
@@ -198,13 +198,13 @@ class SocketConnectionError(SocketError, _error.ConnectError):
 
     def __str__(self) -> str:
         head = SocketError.__str__(self)
-        told = self.attempts[:_MOST_TOLD]
-        tried = "; ".join(f"{address}: {why}" for address, why in told)
-        if len(self.attempts) == 1 and str(told[0][1]) == head:
+        listed = self.attempts[:_MOST_LISTED]
+        tried = "; ".join(f"{address}: {why}" for address, why in listed)
+        if len(self.attempts) == 1 and str(listed[0][1]) == head:
             # Once is enough.
-            tried = str(told[0][0])
-        elif len(self.attempts) > _MOST_TOLD:
-            tried += f"; and {len(self.attempts) - _MOST_TOLD} more"
+            tried = str(listed[0][0])
+        elif len(self.attempts) > _MOST_LISTED:
+            tried += f"; and {len(self.attempts) - _MOST_LISTED} more"
         return f"{head} (tried {tried})" if tried else head
 
 
@@ -258,14 +258,14 @@ class SocketReadTimeoutError(SocketError, TimeoutError):
     """Nothing arrived within `read_timeout`."""
 
     default_errno = _errno.ETIMEDOUT
-    default_strerror = "Nothing arrived within the read time-out"
+    default_strerror = "Nothing arrived within the read timeout"
 
 
 class SocketWriteTimeoutError(SocketError, TimeoutError):
     """Nothing could be sent within `write_timeout`."""
 
     default_errno = _errno.ETIMEDOUT
-    default_strerror = "Nothing could be sent within the write time-out"
+    default_strerror = "Nothing could be sent within the write timeout"
 
 
 class SocketBindError(SocketError, _error.CannotListenError):
@@ -398,8 +398,8 @@ class TLSError(SocketError, _ssl.SSLError):
         self.reason = reason or ""
         self.library = "SSL"
         if strerror is None:
-            told = f"alert from the peer: {alert}" if alert else reason
-            strerror = f"{self.default_strerror}: {told}" if told else None
+            detail = f"alert from the peer: {alert}" if alert else reason
+            strerror = f"{self.default_strerror}: {detail}" if detail else None
         SocketError.__init__(self, socket, errno, strerror)
 
     def __str__(self) -> str:

@@ -360,7 +360,7 @@ class TLSSocketOptions(SocketOptions):
         maximum_version: The newest, or `None` for the newest there is.
         handshake_timeout: Time for the handshake, on servers together with the PROXY
             header before it, or `None` for no limit.
-        close_timeout: Time for the peer's half of the goodbye.
+        close_timeout: Time for the peer's close_notify.
         keylog_file: A file to append session secrets to, for debugging; one that exists
             must be a regular file of this user, with mode 0600.
     """
@@ -494,17 +494,17 @@ others it carries over when the server-name callback switches contexts, or we do
 
 
 def is_socket_options(o: object) -> bool:
-    """Tell whether *o* is an option record of any of the three classes (``socket-options?``)."""
+    """Return whether *o* is an option record of any of the three classes (``socket-options?``)."""
     return isinstance(o, SocketOptions)
 
 
 def is_tls_socket_options(o: object) -> bool:
-    """Tell whether *o* is a record for TLS, a server's too (``tls-socket-options?``)."""
+    """Return whether *o* is a record for TLS, a server's too (``tls-socket-options?``)."""
     return isinstance(o, TLSSocketOptions)
 
 
 def is_server_tls_socket_options(o: object) -> bool:
-    """Tell whether *o* is a record for a TLS server (``server-tls-socket-options?``)."""
+    """Return whether *o* is a record for a TLS server (``server-tls-socket-options?``)."""
     return isinstance(o, ServerTLSSocketOptions)
 
 

@@ -48,7 +48,7 @@ def watch(pair):
 
 @pytest.fixture
 def clock():
-    """Time for the time-outs; none may be left."""
+    """Time for the timeouts; none may be left."""
     clock = Clock()
     yield clock
     assert clock.getDelayedCalls() == []

@@ -3,7 +3,7 @@ The try layer: one attempt at an operation on a non-blocking descriptor.
 
 A ``try_…`` method makes the system call and returns its result, or a `Want`
 that says what to wait for before trying again. It knows no reactor, no Deferred
-and no thread: who calls it does the waiting. `PlainDescriptor` is defined
+and no thread: the caller does the waiting. `PlainDescriptor` is defined
 here, its counterpart for TLS in `twisted_netsock._tls.descriptor`.
 """
 
@@ -38,7 +38,7 @@ __all__ = ["Descriptor", "PlainDescriptor", "from_os_error"]
 
 
 _NOBODY: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
-"""Who sent what is no datagram: the end."""
+"""The sender of the end of a datagram socket, which is no datagram."""
 
 _READ_SHUT: Final = getattr(select, "POLLRDHUP", 0)
 """Linux alone tells it apart from data; other kernels give the end to any receive."""
@@ -173,7 +173,7 @@ class Descriptor(Protocol):
 
     @property
     def failed(self) -> bool:
-        """Whatever is tried fails, in both directions, and the kernel may not tell."""
+        """Every attempt fails, in both directions, and the kernel may not report that."""
 
     @property
     def seen_by_poller(self) -> bool:
@@ -185,7 +185,7 @@ class Descriptor(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Nothing more is received, and the poller may not tell: a receive says so at once."""
+        """A receive returns the end, or raises, at once; the poller may not report that."""
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes; ``b""`` is the end of the stream."""
@@ -228,7 +228,7 @@ class InheritedSocket(_socket.socket):
 
 
 def inherit(sock: _socket.socket) -> None:
-    """Make *sock* an `InheritedSocket`, whoever holds it."""
+    """Make *sock* an `InheritedSocket`, wherever there are references to it."""
     sock.__class__ = InheritedSocket
 
 
@@ -312,8 +312,8 @@ class PlainDescriptor:
         """
         Return whether reading was shut down, of a socket that has nothing to be received.
 
-        Of a stream the kernel says so itself. Of datagrams it gives EAGAIN, and yet reports
-        the socket as readable, for ever; only to a blocking receive it gives the end.
+        On a stream the kernel returns the end itself. On datagrams it gives EAGAIN,
+        and yet reports the socket as readable; only a blocking receive gets the end.
         """
         if self._is_stream is None:
             self._is_stream = self.sock.type == _socket.SOCK_STREAM
@@ -372,7 +372,7 @@ class PlainDescriptor:
             self.sock.shutdown(how)
         except OSError as error:
             if error.errno == errno.ENOTCONN:
-                # The kernel does not tell whether there ever was one; mostly it was reset.
+                # ENOTCONN also means that there never was one; in most cases it was reset.
                 raise SocketConnectionLostError(
                     errno=error.errno, strerror="There is no connection, or none any more"
                 ) from None

@@ -2,7 +2,7 @@
 Waiting on the reactor: run one operation of the try layer until it is done.
 
 `drive` is for what happens to a descriptor before and after its life as a
-socket or transport: connecting, handshakes, the TLS goodbye. Sockets and
+socket or transport: connecting, handshakes, TLS shutdown. Sockets and
 transports keep their own two directions.
 """
 
@@ -34,17 +34,17 @@ def drive(
     Try *attempt* until it returns something other than a `Want`.
 
     Args:
-        reactor: For the time-out.
+        reactor: For the timeout.
         watch: The descriptor's watch, which nobody else uses meanwhile.
         attempt: Called at once, and again whenever the descriptor is what it
             wanted.
         timeout: Seconds until the Deferred fails with what *timed_out* makes.
-        timed_out: Makes the time-out's error.
+        timed_out: Makes the timeout's error.
         first: What to wait for before the first attempt.
 
     Returns:
         What *attempt* returns, when it does; fails with what it raises, and
-        with what the poller tells when it ends.
+        with the reason when the poller ends.
 
     Cancelling:
         Fails with `CancelledError` and waits no more; descriptor and watch stay

@@ -1,7 +1,7 @@
 """
 How a coroutine goes on that awaits an operation.
 
-Twisted keeps a chain of callbacks for whoever waits for a Deferred, and a coroutine
+Twisted keeps a chain of callbacks for all that wait for a Deferred, and a coroutine
 is one of them. Alone it needs no chain, and to build and run one for each wait, and
 come back through Twisted's loop over all that a coroutine may await, would cost an
 echo server an eighth of its time. What is done at once needs no waiting at all.
@@ -78,7 +78,7 @@ class Resumable(Deferred[T]):
     """The coroutine's arguments for `_RESUME`, beside the result."""
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """Wait for the result: whoever resumes a coroutine sends it along."""
+        """Wait for the result, which is sent into the coroutine when it is resumed."""
         if self.called:
             result = yield from super().__await__()
         else:
@@ -93,7 +93,7 @@ class Resumable(Deferred[T]):
             return
         self._coroutine = None
         self._canceller = None
-        # Who is added by what goes on now comes after it.
+        # Callbacks that are added by what runs now come after it.
         self.called = self._runningCallbacks = True
         self.result = result
         # What the coroutine's callback leaves for the next one.
@@ -101,7 +101,7 @@ class Resumable(Deferred[T]):
             _go_on(coroutine, result)
             self.result = None
         except BaseException:  # noqa: BLE001 - as of any callback
-            # Whoever waits for the coroutine was told something already, say.
+            # The coroutine's own Deferred has been fired already, say.
             self.result = Failure()
         self._runningCallbacks = False
         if self.result is not None or self._callbacks:
@@ -149,7 +149,7 @@ class Resumable(Deferred[T]):
         super().errback(fail)
 
     def _chain(self) -> None:
-        """Put the coroutine into the chain, before who is added now or is there."""
+        """Put the coroutine into the chain, before the callback that is added now."""
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
             # Twisted chains a Deferred that a callback returns without asking it.
@@ -169,7 +169,7 @@ def _go_on(coroutine: tuple[Any, ...], result: object) -> None:
         awaited = context.run(generator.send, result)
     except StopIteration as stop:
         returned = stop.value
-    except BaseException:  # noqa: BLE001 - whoever waits for the coroutine hears of it
+    except BaseException:  # noqa: BLE001 - the coroutine's Deferred fails with it
         status.deferred.errback()
         return
     else:

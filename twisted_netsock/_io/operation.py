@@ -45,7 +45,7 @@ class Operation(Resumable[T]):
     rest: Any = None
     trying: Callable[[], Any] | None = None
     moved = False
-    """Part of the operation was done since its time-out began."""
+    """Part of the operation was done since its timeout began."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Operation(Resumable[T]):
         return result
 
     def finish(self, result: T | Failure) -> None:
-        """Fire with *result*; whoever keeps the Deferred keeps no socket by it."""
+        """Fire with *result*; a reference to the Deferred keeps no socket alive by it."""
         if self.trying is not None:
             self.trying = None
         super().finish(result)
@@ -124,7 +124,7 @@ class Operating:
         self._reader: Operation[Any] | None = None
         self._writer: Operation[Any] | None = None
         self._in_a_row = 0
-        self._doomed = 0
+        self._skips = 0
         """How many receives are to wait without an attempt, which would find nothing."""
         self._closed = False
         watch.remember(self)
@@ -133,7 +133,7 @@ class Operating:
         if isinstance(error, SocketError):
             error.socket = self
         if self._descriptor.failed:
-            self._tell_waiting()
+            self._fail_on_kept_error()
         return fail(Failure(error))
 
     def _read(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
@@ -160,7 +160,7 @@ class Operating:
         except Exception as error:  # noqa: BLE001 - the caller gets it, as from one that waits
             return self._failed(error)
         if self._closed:
-            # By whom the attempt itself called.
+            # A callback run by the attempt closed this socket.
             return self._refuse()
         if isinstance(result, Want):
             return self._park_write(attempt, result, self._write_timeout)
@@ -213,9 +213,9 @@ class Operating:
 
     def _may_go_on(self) -> bool:
         """
-        Tell whether an operation may be tried at once, and count it.
+        Return whether an operation may be tried at once, and count it.
 
-        Who always finds data, or room, would otherwise never give the reactor a
+        A caller that always finds data, or room, would otherwise never give the reactor a
         turn: after so many in a row the next one waits for the poller. What
         OpenSSL has decrypted already, or the end that it has seen, cannot wait for that.
         """
@@ -267,7 +267,7 @@ class Operating:
             self._attempt_failed(operation, error)
             return
         if not self._is_parked(operation):
-            # Closed by whom the attempt itself called.
+            # A callback run by the attempt closed this socket.
             return
         if isinstance(result, Want):
             if operation.pace is not None:
@@ -283,10 +283,10 @@ class Operating:
             error.socket = self
         self._complete(operation, Failure(error))
         if self._descriptor.failed:
-            self._tell_waiting()
+            self._fail_on_kept_error()
 
-    def _tell_waiting(self) -> None:
-        """Have what waits hear that the descriptor has failed: no report of the kernel would."""
+    def _fail_on_kept_error(self) -> None:
+        """Fail what waits: the descriptor has failed, and the kernel would not report that."""
         for operation in (self._reader, self._writer):
             if operation is not None:
                 self._retry(operation)
@@ -318,7 +318,7 @@ class Operating:
             return
         if self._reader is operation:
             self._reader = None
-            self._doomed = 0
+            self._skips = 0
         if self._writer is operation:
             self._writer = None
         self._adjust()
@@ -390,7 +390,7 @@ class Operating:
         try:
             self._watch.send = self._descriptor.try_flush()
         except SocketError:
-            # The descriptor keeps it, and whoever sends or receives next gets it.
+            # The descriptor keeps the error, and the next send or receive raises it.
             self._watch.stop_send()
         self._adjust()
 
@@ -410,19 +410,19 @@ class Operating:
         self._reader = self._writer = None
 
     def _received_some(self) -> None:
-        """Note that part of what receives was done: its time-out begins anew."""
+        """Note that part of what receives was done: its timeout begins anew."""
         if self._reader is not None:
             self._reader.moved = True
 
     def _sent_some(self) -> None:
-        """Note that part of what sends was done: its time-out begins anew."""
+        """Note that part of what sends was done: its timeout begins anew."""
         if self._writer is not None:
             self._writer.moved = True
 
     def _fail_waiting(self, reason: Exception) -> None:
         for operation in (self._reader, self._writer):
             if operation is not None and self._is_parked(operation):
-                # The poller tells all its sockets the same; each error names its own.
+                # The reason is the same for all sockets; each error names its own.
                 error = copy(reason)
                 if isinstance(error, SocketError):
                     error.socket = self

@@ -1,5 +1,5 @@
 """
-The poller: "tell me when this descriptor is readable or writable".
+The poller: reports when a descriptor is readable or writable.
 
 One epoll object per reactor holds every descriptor of this package and is
 itself the single reader that the reactor sees. Its events go to their owners
@@ -92,7 +92,7 @@ class Slots:
     nothing of that crossing.
 
     Attributes:
-        owner: Who is called.
+        owner: What is called.
         receive: What a receive waits for now; `None`: none does.
         send: What a send waits for now; `None`: none does.
     """
@@ -194,12 +194,12 @@ class Watch(Slots):
         """
         Have the poller hold the owner until `close`.
 
-        The owner then hears of the poller's end whether it waits or not.
+        The end of the poller is then reported to the owner whether it waits or not.
         """
         self._poller.kept.add(self)
 
     def remember(self, owner: Owner) -> None:
-        """Have *owner* hear of a fork, without holding it."""
+        """Report a fork to *owner*, without a reference that keeps it alive."""
         self._poller.remembered.add(owner)
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ class Poller:
         self.kept: set[Watch] = set()
         """Those whose owners are held whether they wait or not."""
         self.remembered: weakref.WeakSet[Owner] = weakref.WeakSet()
-        """Those that may be dropped, and yet must hear of a fork."""
+        """Owners that are held by nothing here; a fork is reported to them."""
         self._dead: Callable[[], Exception] | None = None
         self._inherited: list[object] = []
         self.reporting = False
@@ -253,9 +253,9 @@ class Poller:
 
     def may_go_on(self) -> bool:
         """
-        Tell whether a connection that stands at once is to be had without a turn of the reactor.
+        Return whether a connection that stands at once may be returned in this reactor iteration.
 
-        Within one machine all do. Who makes one after the other would never give way.
+        On loopback all do. A caller that makes one after the other would never give way.
         """
         self.at_once += 1
         if self.at_once < CONNECTS:
@@ -276,7 +276,7 @@ class Poller:
         raise NotImplementedError
 
     def lose_all(self) -> None:
-        """Tell every owner that its connection is lost: the reactor shuts down."""
+        """Report to every owner that its connection is lost: the reactor shuts down."""
         self.lose(SocketConnectionLostError(strerror="The reactor was shut down"))
 
     def forked(self) -> None:
@@ -307,7 +307,7 @@ class Poller:
         self.lose(reason, self._registered.values())
 
     def lose(self, reason: Exception, watches: Iterable[Watch] | None = None) -> None:
-        """Forget *watches*, all that there are if `None`, and tell their owners then."""
+        """Forget *watches*, all if `None`, and then report that to their owners."""
         lost = list(self.kept.union(self._registered.values()) if watches is None else watches)
         for watch in lost:
             self.forget(watch)
@@ -318,7 +318,7 @@ class Poller:
             if owner is not None:
                 try:
                     owner.on_poller_lost(reason)
-                except BaseException:  # noqa: BLE001 - every owner must hear of it
+                except BaseException:  # noqa: BLE001 - the others must be reported to as well
                     _log.failure(_RAISED)
 
 
@@ -432,7 +432,7 @@ class EpollPoller(Poller):
             raise interrupt
 
     def _come_or_go(self) -> None:
-        """Be one of the reactor's readers, whoever has just removed them all, or no more."""
+        """Be one of the reactor's readers while anything is registered, and not otherwise."""
         reactor = self._reactor_ref()
         if reactor is None or self._dead is not None:
             return
@@ -442,7 +442,7 @@ class EpollPoller(Poller):
             reactor.removeReader(self)
 
     def _report(self, watch: Watch, events: int) -> None:
-        """Tell the owner what it waits for, and the kernel what nobody waits for."""
+        """Report *events* to the owner, and unregister those that nothing waits for."""
         if watch.report(events) and watch._mask:
             self.shrink(watch)
         if watch._mask and (events & _UNASKED or watch._mask & _EDGE):
@@ -500,7 +500,7 @@ class EpollPoller(Poller):
 
 
 def has_event(fd: int, event: int) -> bool:
-    """Tell whether *event* can be reported of *fd* now, or that it was hung up or failed."""
+    """Return whether *event* can be reported of *fd* now, or that it was hung up or failed."""
     poll = select.poll()
     poll.register(fd, event)
     return bool(poll.poll(0))
@@ -545,7 +545,7 @@ class _Adapter:
             self._poller.lose(lost, [watch])
             return
         self._poller.forget(watch)
-        # This is how some reactors tell of a hang-up: the owner finds out by trying.
+        # Some reactors report a hang-up in this way: the owner finds out by trying.
         _call(watch.report, select.POLLIN | select.POLLOUT)
 
     def __repr__(self) -> str:
@@ -597,7 +597,7 @@ class ReactorPoller(Poller):
             self._reactor.removeWriter(watch._adapter)
 
     def _was_dropped(self) -> bool:
-        """Tell whether somebody called ``reactor.removeAll()``: one that waits is not there."""
+        """Return whether somebody called ``reactor.removeAll()``: one that waits is not there."""
         readers = set(self._reactor.getReaders())
         writers = set(self._reactor.getWriters())
         return any(
@@ -608,7 +608,7 @@ class ReactorPoller(Poller):
 
 
 def _is_in_memory(reactor: Any) -> bool:
-    """Tell whether this is Twisted's reactor for tests, which notes readers and does nothing."""
+    """Return whether this is Twisted's reactor for tests, which notes readers and does nothing."""
     testing = sys.modules.get("twisted.internet.testing")
     return testing is not None and isinstance(reactor, testing.MemoryReactor)
 

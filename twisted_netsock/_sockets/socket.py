@@ -269,9 +269,9 @@ class Socket(SocketInfo, Attempts, Operating):
         if self._closed or self._reader is not None or self._input is not None:
             return self._receive(lambda: descriptor.try_recv(n))
         want = WANT_READ
-        if self._doomed and n and descriptor.seen_by_poller:
+        if self._skips and n and descriptor.seen_by_poller:
             # The last one found nothing: an attempt that fails costs more than the wait.
-            self._doomed -= 1
+            self._skips -= 1
         elif self._may_go_on():
             try:
                 # Any: mypy narrows no `__class__`, and isinstance asks an enum's metaclass.
@@ -282,7 +282,7 @@ class Socket(SocketInfo, Attempts, Operating):
                 self._in_a_row += len(result) // BYTES_OF_ONE
                 return Done(result)
             if descriptor.seen_by_poller:
-                self._doomed = _SKIPPED
+                self._skips = _SKIPPED
             want = result
         operation = self._reader = Receiving(self._drop, descriptor, n, want)
         return self._park(operation, self._read_timeout)
