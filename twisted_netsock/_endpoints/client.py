@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from .._hostnames import numeric_service
 from .._io.poller import poller_for
-from .._net.connect import begin_connecting
+from .._net.connect import connect
 from .._net.happy_eyeballs import Established
 from .._net.open_socket import check_target
 from .._proxy_protocol.header import ProxyHeader
@@ -166,14 +166,13 @@ class ClientEndpoint:
             stop_factory(factory)
             return failure
 
-        begun = self._begin(protocols, at_once=False)
-        assert not isinstance(begun, Established)
-        return fired_later(self._reactor, begun.addCallbacks(connected, failed))
+        connecting = self._connect(protocols, at_once=False)
+        return fired_later(self._reactor, connecting.addCallbacks(connected, failed))
 
-    def _begin(
+    def _connect(
         self, protocols: Sequence[bytes] = (), *, at_once: bool = True
-    ) -> Established | Deferred[Established]:
-        return begin_connecting(
+    ) -> Deferred[Established]:
+        return connect(
             self._reactor,
             self._node,
             self._service_or_port,
@@ -192,13 +191,13 @@ class ClientEndpoint:
             self._inner is None and options.read_timeout is None and options.write_timeout is None
         )
 
-    def establish(self) -> Established | Deferred[Established]:
+    def establish(self) -> Deferred[Established]:
         """
-        Connect, for those who do without protocol and transport.
+        Connect, for callers that use neither protocol nor transport.
 
         Returns:
             The connection, with the peer's address; it is the caller's to close.
-            Where it stands at once there is no Deferred about it.
+            Unlike that of `connect` the Deferred may have fired already.
 
         Errors:
             As `connect`.
@@ -206,10 +205,7 @@ class ClientEndpoint:
         Cancelling:
             As `connect`.
         """
-        begun = self._begin()
-        if not isinstance(begun, Established):
-            return begun.addCallback(_with_peer)
-        return begun if begun.peer is not None else succeed(begun).addCallback(_with_peer)
+        return self._connect().addCallback(_with_peer)
 
     def _attach(self, established: Established, factory: Any) -> Any:
         try:

@@ -1,8 +1,8 @@
 """
 From a node and a service to a connection, verified if it is TLS.
 
-Look-up, the race for an address, the PROXY header and the TLS handshake share the
-one deadline of `connection_timeout`.
+Look-up, Happy Eyeballs, the PROXY header and the TLS handshake share the one deadline of
+`connection_timeout`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from socket import AF_UNIX
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.python.failure import Failure
 
 from .._io.fairness import HANDSHAKE_WEIGHT
@@ -28,13 +28,13 @@ from ..options import SocketOptions
 from .happy_eyeballs import Established, HappyEyeballs
 from .open_socket import look_up_known_place, look_up_place, unix_info
 
-__all__ = ["Deadline", "begin_connecting", "connect"]
+__all__ = ["Deadline", "connect"]
 
 T = TypeVar("T")
 
 
 class Deadline:
-    """The seconds of `connection_timeout`, which several stages share."""
+    """The end of `connection_timeout`, which several stages share."""
 
     def __init__(self, reactor: Any, options: SocketOptions) -> None:
         self._reactor = reactor
@@ -59,7 +59,11 @@ class Deadline:
         stage: str,
         attempts: Callable[[], list[tuple[SocketAddress, Exception]]] = list,
     ) -> Deferred[T]:
-        """Fail *deferred*, by cancelling it, when the time is over; tell the *attempts* then."""
+        """
+        Cancel *deferred* when the time is over, and fail with `SocketConnectionTimeoutError`.
+
+        Its *attempts* are those at that time: once cancelled, there are none under way.
+        """
         left = self.remaining()
         if left is None or deferred.called:
             return deferred
@@ -85,7 +89,7 @@ class Deadline:
 def _known_infos(
     node: str, service: str | int | None, options: SocketOptions
 ) -> Sequence[AddressInfo] | None:
-    """Return where to connect to, or `None` if somebody has to be asked."""
+    """Return the addresses to connect to, or `None` if a look-up is needed."""
     if options.ai_family == AF_UNIX:
         return [unix_info(node, options)]
     known = look_up_known_place(node, service, options)
@@ -122,9 +126,11 @@ def connect(
     factory: ClientContextFactory | None = None,
     protocols: Sequence[bytes] = (),
     header: ProxyHeader | None = None,
+    *,
+    at_once: bool = True,
 ) -> Deferred[Established]:
     """
-    Connect to *node* and *service*, and shake hands if there is a *factory*.
+    Connect to *node* and *service*, and perform the TLS handshake if there is a *factory*.
 
     Args:
         reactor: Where it happens.
@@ -135,6 +141,8 @@ def connect(
         protocols: For ALPN, beside those of the options.
         header: The PROXY header to send, where the options have `proxy_protocol`;
             one with the connection's own addresses if `None`.
+        at_once: The Deferred may have fired already when it is returned; else it fires
+            in a later iteration of the reactor.
 
     Returns:
         The connection, verified if it is TLS; the caller's to close.
@@ -147,37 +155,17 @@ def connect(
     Cancelling:
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
-    begun = begin_connecting(reactor, node, service, options, factory, protocols, header)
-    return succeed(begun) if isinstance(begun, Established) else begun
-
-
-def begin_connecting(
-    reactor: Any,
-    node: str,
-    service: str | int | None,
-    options: SocketOptions,
-    factory: ClientContextFactory | None = None,
-    protocols: Sequence[bytes] = (),
-    header: ProxyHeader | None = None,
-    *,
-    at_once: bool = True,
-) -> Established | Deferred[Established]:
-    """
-    Do as `connect`, yet return the connection itself where it stands at once.
-
-    Unless *at_once* is false: it is handed over in the next iteration of the reactor then.
-    """
     try:
         infos = _known_infos(node, service, options)
-        if infos is not None and factory is None and options.proxy_protocol is None:
-            # The way of most plain sockets: there is nothing to wait for but the connection.
-            race = HappyEyeballs(reactor, infos, options, at_once=at_once)
-            begun = race.run()
-            if isinstance(begun, Established):
-                return begun
-            return Deadline(reactor, options).bound(begun, "connect", race.attempts)
     except NetsockError:
         return fail(Failure())
+    if infos is not None and factory is None and options.proxy_protocol is None:
+        # The way of most plain sockets: only the connection is waited for. No coroutine.
+        attempts = HappyEyeballs(reactor, infos, options, at_once=at_once)
+        connecting = attempts.run()
+        if connecting.called:
+            return connecting
+        return Deadline(reactor, options).bound(connecting, "connect", attempts.attempts)
     deadline = Deadline(reactor, options)
     return Deferred.fromCoroutine(
         _connect(reactor, deadline, infos, node, service, options, factory, protocols, header)
@@ -198,18 +186,16 @@ async def _connect(
     if infos is None:
         found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
         infos = _ordered(options, found)
-    race = HappyEyeballs(reactor, infos, options)
-    begun = race.run()
-    if not isinstance(begun, Established):
-        begun = await deadline.bound(begun, "connect", race.attempts)
-    established = begun
+    attempts = HappyEyeballs(reactor, infos, options)
+    established = await deadline.bound(attempts.run(), "connect", attempts.attempts)
     sock, watch = established.descriptor.sock, established.watch
-    # Until the last stage is done the peer may have reset it: who needs its address asks then.
+    # The peer may reset the connection before the last stage is done, so that its address is
+    # gone: callers that need it ask for it then.
     established.peer = None
     try:
         if options.proxy_protocol is not None:
             sending = send_header(reactor, watch, sock, options.proxy_protocol, header)
-            await deadline.bound(sending, "connect", race.attempts)
+            await deadline.bound(sending, "connect", attempts.attempts)
         if factory is None:
             return established
         limit = factory.options.handshake_timeout

@@ -134,8 +134,8 @@ class Client:
         else:
             self._turn_away(session, "no-route")
 
-    def dial(self, backend: IStreamClientEndpoint, session: Session) -> Any:
-        """Connect to *backend*; the connection, or what a Deferred fires with, is `reached`."""
+    def dial(self, backend: IStreamClientEndpoint, session: Session) -> Deferred[Any]:
+        """Connect to *backend*; what the Deferred fires with is passed to `reached`."""
         raise NotImplementedError
 
     def reached(self, back: Any, session: Session) -> None:
@@ -162,11 +162,7 @@ class Client:
         session.target = target.name
         backend = _on_behalf_of(target.endpoint, self._header, session)
         self._late = False
-        connecting = self.dial(backend, session)
-        if not isinstance(connecting, Deferred):
-            self._connected(connecting, session, target)
-            return
-        self._connecting = connecting
+        connecting = self._connecting = self.dial(backend, session)
         connecting.addCallbacks(
             self._connected,
             self._refused,

@@ -82,7 +82,7 @@ class _LinkedClient(Link, Client):
             self.leave(session)
         self._gone()
 
-    def dial(self, backend: Any, session: Session) -> Established | Deferred[Established]:
+    def dial(self, backend: Any, session: Session) -> Deferred[Established]:
         """Connect to *backend*, an endpoint of ours."""
         endpoint: ClientEndpoint = backend
         return endpoint.establish()
