@@ -1,8 +1,8 @@
 """
-Taking connections from a listening descriptor, for sockets and endpoints alike.
+Accepting connections from a listening descriptor, for sockets and endpoints alike.
 
-An `Acceptor` outlives whatever happens to a single connection, and waits a
-while when the process or the system is out of descriptors or memory.
+An `Acceptor` survives every error of a single connection, and pauses when the process
+or the system is out of descriptors or memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from ..errors import SocketError
 __all__ = ["Acceptor"]
 
 _PAUSE_SECONDS: Final = 1.0
+"""
+How long to pause when resources are short. accept(2) would fail again at once, and the
+descriptor stays readable, so the reactor would do nothing else.
+"""
 
-# accept(2) hands on errors of the connection that it was about to return, and recommends
-# to go on with the next one.
+# Linux passes pending errors of the new connection on as errors of accept(2), whose manual
+# page says to treat them like EAGAIN and to retry.
 _OF_THE_CONNECTION: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -45,17 +49,17 @@ _OF_THE_CONNECTION: Final = frozenset(
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _NO_DELAY_INHERITED: Final = sys.platform == "linux"
-"""A connection has its listener's ``TCP_NODELAY`` from the kernel, as all of its settings."""
+"""On Linux a connection inherits ``TCP_NODELAY`` from its listener: one system call less."""
 
 _log = Logger()
 
 
 class Acceptor:
     """
-    Takes connections while it is told to, and hands each one on.
+    Accepts connections between `start` and `stop`, and delivers each one.
 
     Connections are non-blocking, and have ``TCP_NODELAY`` set where they are TCP:
-    before a TLS handshake, which would crawl without.
+    before a TLS handshake, whose small flights would wait for delayed acknowledgements.
     """
 
     def __init__(
@@ -67,20 +71,21 @@ class Acceptor:
         lost: Callable[[Exception], None],
     ) -> None:
         """
-        Take connections from *sock*.
+        Accept connections from *sock*; `start` begins.
 
         Args:
             reactor: For the pause.
             watch: The listening descriptor's; this becomes its owner.
             sock: Listening; stays its caller's.
-            deliver: Called with each connection, which it owns then, and the peer.
+            deliver: Called with each connection, which the callee owns then, and the peer.
             lost: Called once if nothing more can be accepted.
         """
         self._reactor = reactor
         self._watch = watch
         self._sock = sock
-        # Looked at once: of a socket they are enumerations' members, made anew each time,
-        # for which its own accept takes as long as for the system call.
+        # Read once: `socket.family` and `.type` make members of enumerations, and `socket.accept`
+        # reads both for each connection, which takes as long as the system call: 3 % of a
+        # relayed connection.
         self._family, self._kind, self._protocol = int(sock.family), int(sock.type), sock.proto
         self._quick_accept = (
             getattr(sock, "_accept", None) if type(sock) is _socket.socket else None
@@ -93,7 +98,7 @@ class Acceptor:
         self._pause: Any = None
 
     def start(self) -> None:
-        """Take connections until `stop`; from the next turn of the reactor on."""
+        """Accept connections until `stop`, from the next reactor iteration on."""
         if not self._running:
             self._running = True
             self._starts += 1
@@ -101,7 +106,7 @@ class Acceptor:
                 self._listen()
 
     def stop(self) -> None:
-        """Leave what comes to the kernel's queue."""
+        """Leave new connections in the kernel's queue."""
         self._running = False
         self._watch.stop_receive()
         self._watch.owner = None
@@ -111,12 +116,12 @@ class Acceptor:
 
     def take(self) -> tuple[_socket.socket, SocketAddress] | None:
         """
-        Take one connection if there is one now.
+        Accept one connection if one is pending.
 
         Raises:
             SocketError: The listening descriptor failed.
         """
-        # What comes after so many errors in a row waits for the reactor's next turn.
+        # After so many errors in a row the rest waits for the next reactor iteration.
         for _ in range(ACCEPTS):
             try:
                 connection, peer = self._accept()
@@ -140,7 +145,7 @@ class Acceptor:
         return _socket.socket(self._family, self._kind, self._protocol, number), peer
 
     def _listens(self) -> bool:
-        """Tell whether an error may be a connection's: without listening it is the socket's."""
+        """Return whether *sock* listens: only then may an error be a connection's."""
         return bool(self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
 
     def _prepare(self, connection: _socket.socket) -> _socket.socket:
@@ -149,12 +154,12 @@ class Acceptor:
             try:
                 connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self._no_delay())
             except OSError:
-                # The peer has gone already; whoever reads will notice.
+                # The peer has gone already; the next receive fails.
                 pass
         return connection
 
     def _no_delay(self) -> int:
-        # The listener's own setting, which an option may have turned off.
+        # The listener's own setting: `socket_options` may have turned it off.
         return self._sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY)
 
     def _listen(self) -> None:
@@ -162,7 +167,7 @@ class Acceptor:
         self._watch.want_receive()
 
     def _rest(self, error: OSError) -> None:
-        """Try again in a while: retrying at once would only burn the processor."""
+        """Pause, because of *error*, and log that once."""
         if not self._complained:
             self._complained = True
             _log.error(
@@ -182,11 +187,11 @@ class Acceptor:
             self._listen()
 
     def on_receive_ready(self) -> None:
-        """Take what has come; for the poller."""
+        """Accept pending connections; for the poller."""
         starts = self._starts
         for _ in range(ACCEPTS):
             if not self._running or self._starts != starts:
-                # Stopped, or begun anew, by whom it was delivered to.
+                # The delivery has stopped this, or stopped and started it.
                 return
             try:
                 taken = self.take()
@@ -210,7 +215,7 @@ class Acceptor:
         self._lost(reason)
 
     def on_fork(self) -> None:
-        """Accept nothing any more in a forked child; for the poller."""
+        """Stop for good in a forked child; for the poller."""
         self.stop()
         self._quick_accept = None
         inherit(self._sock)

@@ -1,8 +1,8 @@
 """
-Listening sockets that whoever started the process has bound: systemd's socket activation.
+Listening sockets that the parent process has bound: systemd's socket activation.
 
-The protocol is that of ``sd_listen_fds(3)``: descriptors from 3 on, told by
-environment variables, which are for the process alone whose id they name.
+The protocol is that of ``sd_listen_fds(3)``: descriptors from 3 on, announced in
+environment variables, which hold only for the process whose id they name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..errors import SocketBindError
 __all__ = ["activated_sockets"]
 
 _FIRST: Final = 3
+"""``SD_LISTEN_FDS_START``: the first descriptor behind standard input, output and error."""
 
 
 def _refused(name: str, why: str) -> SocketBindError:
@@ -57,7 +58,8 @@ def _passed() -> list[int]:
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
         count = os.environ.get("LISTEN_FDS", "")
         return [_FIRST + place for place in range(int(count) if count.isdecimal() else 0)]
-    # Twisted takes the variables away when its own parser of "systemd:" is loaded.
+    # Twisted removes the variables from the environment when it loads its own "systemd:" parser,
+    # which has the descriptors then.
     found = getattr(endpoints, "_SystemdParser", None)
     return [] if found is None else list(found._sddaemon.inheritedDescriptors())
 
@@ -79,6 +81,7 @@ def adopted_sockets(descriptors: list[int], name: str) -> list[_socket.socket]:
     sockets: list[_socket.socket] = []
     try:
         for descriptor in descriptors:
+            # systemd passes them without FD_CLOEXEC; a child would keep the port bound.
             os.set_inheritable(descriptor, False)
             sock = _socket.socket(fileno=descriptor)
             sockets.append(sock)

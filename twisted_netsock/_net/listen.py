@@ -27,6 +27,10 @@ from .unix_paths import free_path
 __all__ = ["listen"]
 
 _PORT_CHOICES: Final = 8
+"""
+Attempts to find a port that is free on every address of a name. Each lets the kernel choose
+anew, so one that fails says little about the next.
+"""
 
 
 def listen(
@@ -88,7 +92,7 @@ async def _listen(
             chosen_here = len(infos) > 1 and infos[0].address and infos[0].address.port == 0
             if not chosen_here or error.errno != errno.EADDRINUSE:
                 raise
-            # The port that the kernel chose for one address is taken on another.
+            # The port that the kernel chose for the first address is taken on another.
     return _bind_all(infos, options, node)
 
 
@@ -136,9 +140,11 @@ def _bound(
     sock = open_socket(info.family, info.socket_type, info.protocol)
     try:
         if info.family != AF_UNIX and info.socket_type == SOCK_STREAM:
+            # Else connections in TIME_WAIT keep a restarted server from its port.
             sock.setsockopt(SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         if info.family == AF_INET6:
-            # Whatever the system's default: dual only where every interface is meant.
+            # Set either way, because the system's default (net.ipv6.bindv6only) may be either:
+            # IPv4 is served only where every interface was asked for.
             dual = node is None and options.ai_family == AF_UNSPEC and not options.v6_only
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual else 1)
         apply_options(sock, info.family, info.socket_type, options)

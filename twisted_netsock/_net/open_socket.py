@@ -1,4 +1,4 @@
-"""What connecting and listening begin with: checks, look-up, new descriptors and their options."""
+"""What connect and listen have in common: checks, look-up, new sockets and their options."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 _NON_BLOCKING: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
-"""Makes the new descriptor non-blocking, where the kernel does that in the same call."""
+"""Makes the new socket non-blocking in the same system call, where the kernel knows it."""
 
 _under_way: WeakKeyDictionary[Any, set[Deferred[Any]]] = WeakKeyDictionary()
-"""The look-ups of each reactor that are to end when it stops."""
+"""The look-ups of each reactor, which are cancelled when it stops."""
 
 
 def apply_options(sock: _socket.socket, family: int, kind: int, options: SocketOptions) -> None:
@@ -156,13 +156,13 @@ def until_shutdown(
     """
     Have a look-up of *node* and *service* end when the reactor stops.
 
-    Nobody would deliver its answer any more: it fails with `HostNotFoundError` then.
+    A stopped reactor delivers no answer: the look-up fails with `HostNotFoundError` then.
     """
     if looking.called or not IReactorCore.providedBy(reactor):
         return looking
     under_way = _under_way.get(reactor)
     if under_way is None:
-        # One trigger for all: there are reactors for tests that cannot take one back.
+        # One trigger for all look-ups: some reactors for tests cannot remove a trigger.
         under_way = _under_way[reactor] = set()
         reactor.addSystemEventTrigger("during", "shutdown", _end_look_ups, under_way)
     under_way.add(looking)
@@ -185,7 +185,7 @@ def _end_look_ups(under_way: set[Deferred[Any]]) -> None:
 def look_up_known_place(
     node: str | None, service: str | int | None, options: SocketOptions
 ) -> Sequence[AddressInfo] | None:
-    """Do as `look_up_place` where nobody has to be asked; see `look_up_numeric`."""
+    """Do as `look_up_place`, at once, or return `None`; see `look_up_numeric`."""
     return look_up_numeric(
         node,
         service,

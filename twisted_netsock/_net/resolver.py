@@ -1,8 +1,9 @@
 """
 Name look-up: `socket.getaddrinfo` as a Deferred, in daemon threads of our own.
 
-Not in the reactor's thread pool: there a look-up that hangs holds up the exit
-of the process, and ten of them starve everything else that uses the pool.
+Not in the reactor's thread pool: its threads are joined at exit, so that a look-up that
+hangs would hold up the end of the process, and it has ten of them by default, so that ten
+such look-ups would starve everything else that uses the pool.
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ from ..errors import HostNotFoundError
 
 __all__ = ["look_up", "look_up_numeric", "look_up_system"]
 
-_MOST_THREADS = 32
-_IDLE_SECONDS = 10.0
-_NUMERIC_KEPT = 1024
+_MAX_THREADS = 32
+"""At a time: getaddrinfo(3) waits for its resolver, 5 s and more where a server is silent."""
 
-# A plain number, since arithmetic on flags of an enum takes longer than the look-up.
+_IDLE_SECONDS = 10.0
+"""After which a thread without a job ends; a program that looks up often keeps its threads."""
+
+_NUMERIC_KEPT = 1024
+"""Numeric addresses whose look-up is remembered."""
+
+# A plain number: arithmetic on the flags of an enum takes longer than the cached look-up.
 _ADDRCONFIG = int(_socket.AI_ADDRCONFIG)
 
-# Of <linux/in.h>; the socket module has it where the C library does.
+# From <linux/in.h>; the socket module has it only where the C library does.
 _IPPROTO_MPTCP = 262
 
 _log = Logger()
@@ -69,7 +75,7 @@ class DaemonThreads:
 
     def __init__(
         self,
-        most: int = _MOST_THREADS,
+        most: int = _MAX_THREADS,
         idle_seconds: float = _IDLE_SECONDS,
         name: str = "netsock-look-up",
     ) -> None:
@@ -102,7 +108,7 @@ class DaemonThreads:
             with self._condition:
                 self._threads -= 1
                 if self._threads == 0 and job in self._jobs:
-                    # Nobody is left to do it, so nobody may wait for it.
+                    # No thread will run it, so its caller must not wait for it.
                     self._jobs.remove(job)
                     raise
 
@@ -117,17 +123,17 @@ class DaemonThreads:
             with self._condition:
                 while not self._jobs:
                     self._idle += 1
-                    told = self._condition.wait(self._idle_seconds)
+                    notified = self._condition.wait(self._idle_seconds)
                     self._idle -= 1
-                    if not told and not self._jobs:
+                    if not notified and not self._jobs:
                         self._threads -= 1
                         return
                 job = self._jobs.popleft()
             try:
                 job()
-            except BaseException:  # noqa: BLE001 - a thread that ended so would count for ever
+            except BaseException:  # noqa: BLE001 - a thread that ended so would be counted for ever
                 _log.failure("a job of the thread {name} failed", name=self._name)
-            # It holds whoever waited for it, and the next one may be long in coming.
+            # It refers to its caller, and the next job may be long in coming.
             del job
 
 
@@ -144,11 +150,11 @@ os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
-    """Turn what `socket.getaddrinfo` gave into values, each address once."""
+    """Turn the results of `socket.getaddrinfo` into values, each address once."""
     infos: dict[tuple[Any, ...], AddressInfo] = {}
     for family, kind, protocol, canonname, address in results:
         key = (family, kind, protocol, address)
-        # The first of equals has the canonical name.
+        # getaddrinfo(3) sets the canonical name in the first result only.
         if family in (AF_INET, AF_INET6) and key not in infos:
             infos[key] = AddressInfo(
                 AddressFamily(family),
@@ -169,11 +175,11 @@ def _getaddrinfo(
     protocol: int,
     flags: int,
 ) -> list[tuple[Any, ...]]:
-    """Call `socket.getaddrinfo`, as it likes to be asked about Multipath TCP and raw sockets."""
+    """Call `socket.getaddrinfo`, which knows no Multipath TCP, and no services of raw sockets."""
     if kind == SOCK_RAW and service in (0, "0"):
-        # There are no ports: any service, 0 too, would be refused.
+        # glibc refuses any service here, 0 too, with EAI_SERVICE.
         service = None
-    # A protocol that it does not know, and to it the same as TCP.
+    # glibc does not know the protocol; addresses and ports are those of TCP.
     asked = _socket.IPPROTO_TCP if protocol == _IPPROTO_MPTCP else protocol
     results = _socket.getaddrinfo(node, service, family, kind, asked, flags)
     if asked == protocol:
@@ -191,7 +197,7 @@ def _numeric_infos(
     protocol: int,
     flags: int,
 ) -> tuple[AddressInfo, ...]:
-    """Answer a look-up of a numeric node, or of `None`, without asking anybody."""
+    """Look up a numeric node, or `None`, which asks no server."""
     try:
         results = _getaddrinfo(
             node,
@@ -226,7 +232,7 @@ def _ask_system(
     protocol: int,
     flags: int,
 ) -> list[AddressInfo]:
-    """Ask `socket.getaddrinfo`, which may take its time, for *name*, written *node*."""
+    """Call `socket.getaddrinfo`, which may block, for *name*; errors name *node*."""
     try:
         found = _infos(_getaddrinfo(name, service, family, kind, protocol, flags), flags)
     except _socket.gaierror as error:
@@ -234,7 +240,7 @@ def _ask_system(
             node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
         ) from None
     except (OSError, UnicodeError) as error:
-        # A name too long for the codec, or the resolver out of descriptors.
+        # The name is too long for the codec, or the resolver is out of descriptors.
         raise HostNotFoundError(
             node, service, errno=_socket.EAI_FAIL, strerror=str(error)
         ) from None
@@ -253,10 +259,10 @@ def look_up_numeric(
     flags: int = 0,
 ) -> Sequence[AddressInfo] | None:
     """
-    Return what a look-up of a numeric *node*, or of `None`, and a port gives: it asks nobody.
+    Look up a numeric *node*, or `None`, and a port at once: no server is asked.
 
     Returns:
-        As `look_up_system`; `None` if somebody has to be asked.
+        As `look_up_system`; `None` if *node* or *service* is a name.
 
     Raises:
         HostNotFoundError: There is no such address or service.
@@ -267,7 +273,7 @@ def look_up_numeric(
     port = numeric_service(service)
     if port is None:
         return None
-    # The names of interfaces, and which families there are, change.
+    # Not cached: the names of interfaces change, and which families are configured.
     changes = flags & _ADDRCONFIG or (node is not None and "%" in node)
     ask = _numeric_infos.__wrapped__ if changes else _numeric_infos
     return ask(node, port, service, family, kind, protocol, flags)
@@ -324,7 +330,7 @@ def look_up_system(
             reactor, lambda: _ask_system(node, name, service, family, kind, protocol, flags)
         )
     except RuntimeError as error:
-        # The system has no thread left: it may have one later.
+        # The system has no thread left, for now.
         again = HostNotFoundError(node, service, errno=_socket.EAI_AGAIN, strerror=str(error))
         return fail(Failure(again))
 
@@ -338,12 +344,12 @@ def _in_thread(
         outcome: Any
         try:
             outcome = ask()
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+        except BaseException as error:  # noqa: BLE001 - the caller waits for it
             outcome = error
         try:
             reactor.callFromThread(deliver, outcome)
         except RuntimeError:
-            # The event loop beneath the reactor is closed: nobody waits any more.
+            # asyncio's loop beneath the reactor is closed: no caller waits any more.
             pass
 
     def deliver(outcome: Any) -> None:
@@ -359,14 +365,15 @@ def _in_thread(
     except RuntimeError as error:
         if "shutdown" not in str(error):
             raise
-        # The interpreter is at its end and starts no threads; what runs then may still connect.
+        # Python starts no threads once the interpreter shuts down, but functions of `atexit` may
+        # still connect: so this blocks.
         job()
     return result
 
 
 @implementer(IResolutionReceiver)
 class _Receiver:
-    """Collects what a resolver of the application's finds."""
+    """Collects the addresses that the application's resolver finds."""
 
     def __init__(self, done: Callable[[list[IAddress]], None]) -> None:
         self._done = done
@@ -399,7 +406,7 @@ def look_up(
     flags: int = 0,
 ) -> Deferred[list[AddressInfo]]:
     """
-    Look up whom to connect to: as `look_up_system`, unless the application decides.
+    Look up where to connect to: as `look_up_system`, or by the application's resolver.
 
     Where the application has installed a resolver (``reactor.installNameResolver``),
     names of hosts are looked up there; services and numeric addresses never are.
@@ -446,14 +453,14 @@ def _look_up_installed(
             result.errback(Failure(not_found))
 
     def cancel(_: object) -> None:
-        # Told first: a resolver may well call complete what is cancelled.
+        # Failed first: a resolver may report completion from within cancel().
         result.errback(Failure(CancelledError()))
         resolution = getattr(receiver, "resolution", None)
         if resolution is not None:
             try:
                 resolution.cancel()
             except NotImplementedError:
-                # Twisted's own wrappers of simple resolvers cannot: drop the result.
+                # Twisted's wrappers of simple resolvers cannot cancel: the result is dropped.
                 pass
 
     both: list[type[IAddress]] = [IPv4Address, IPv6Address]

@@ -1,4 +1,4 @@
-"""Paths of UNIX sockets: taking over one on which nobody listens, and removing only one's own."""
+"""Paths of UNIX sockets: stale ones are replaced, and only one's own are removed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..errors import SocketBindError
 
 __all__ = ["BoundPath", "bound_path", "free_path"]
 
-# What a connect gives where there is a socket that lives: its queue is full, or it is of
-# another type.
-_LIVES = frozenset({0, errno.EAGAIN, errno.EPROTOTYPE})
+# Results of a connect to a live socket: connected, its backlog is full (EAGAIN), or it is of
+# another type (EPROTOTYPE).
+_LIVE = frozenset({0, errno.EAGAIN, errno.EPROTOTYPE})
 
 
 class BoundPath:
     """
-    What is at a path now, told from what others may put there later.
+    The identity of the file at a path now, which may be replaced later.
 
-    An inode is not used again as long as a socket that is bound to it is open: compare
-    before that is closed.
+    An inode is not reused as long as a socket that is bound to it is open: compare before
+    that is closed.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,7 +36,7 @@ class BoundPath:
         Raises:
             OSError: There is nothing.
         """
-        # Relative ones mean another file once the process has changed its directory.
+        # A relative path means another file once the process has changed its directory.
         self._path = os.path.abspath(path)
         found = os.lstat(self._path)
         self._identity = (found.st_dev, found.st_ino)
@@ -70,13 +70,13 @@ def free_path(family: int, kind: int, path: str) -> Iterator[None]:
     """
     Have *path* free for a socket of *kind* that is bound, and listens, within this context.
 
-    A socket on which nobody listens any more is removed: a process that was killed has left
-    it. Who does the same at the same time is kept out by a lock beside the path, as that of
-    Twisted's ``unix:``; otherwise one that is bound and does not listen yet would look dead.
-    Nothing happens where *family* is not ``AF_UNIX``, or *path* an abstract name.
+    A stale socket, which a killed process has left, is removed. A lock beside the path, the
+    same as of Twisted's ``unix:``, keeps other processes from doing so at the same time:
+    a socket that is bound and does not listen yet would look stale to them. Nothing happens
+    where *family* is not ``AF_UNIX``, or *path* an abstract name.
 
     Raises:
-        SocketBindError: There is a socket that lives, or something else.
+        SocketBindError: There is a live socket, or something else.
     """
     if family != AF_UNIX or not path or "\0" in path:
         yield
@@ -85,10 +85,10 @@ def free_path(family: int, kind: int, path: str) -> Iterator[None]:
     try:
         locked = lock.lock()
     except (OSError, ValueError):
-        # Where no lock can be made, or its owner not be asked, nothing is removed.
+        # No lock can be made, or its owner cannot be checked: then nothing is removed.
         locked = False
     try:
-        _remove_if_dead(path, kind, locked)
+        _remove_if_stale(path, kind, locked)
         yield
     finally:
         if locked:
@@ -96,11 +96,11 @@ def free_path(family: int, kind: int, path: str) -> Iterator[None]:
                 lock.unlock()
 
 
-def _remove_if_dead(path: str, kind: int, locked: bool) -> None:
+def _remove_if_stale(path: str, kind: int, locked: bool) -> None:
     try:
         found = BoundPath(path)
     except OSError:
-        # Nothing is there; of anything else the bind tells.
+        # Nothing is there; any other error will be bind's.
         return
     if not found.is_socket:
         raise _in_use(path, "it is no socket, and is left alone")
@@ -108,7 +108,7 @@ def _remove_if_dead(path: str, kind: int, locked: bool) -> None:
     if code == errno.ENOENT:
         return
     if code != errno.ECONNREFUSED:
-        raise _in_use(path, "its socket lives" if code in _LIVES else os.strerror(code))
+        raise _in_use(path, "its socket lives" if code in _LIVE else os.strerror(code))
     if not locked:
         raise _in_use(path, f"nobody listens there, but {path}.lock cannot be had")
     found.unlink()
