@@ -12,7 +12,7 @@ from twisted.logger import globalLogPublisher
 
 from tests.support.peers import NAME, shake_hands
 from twisted_netsock import client_context_factory, server_context_factory
-from twisted_netsock._tls.server import _Sites
+from twisted_netsock._tls.server import _VirtualHosts
 
 pytestmark = pytest.mark.once
 
@@ -120,13 +120,13 @@ def test_a_choice_by_name_that_raises_refuses_its_own_connection(
     records = [strict.replace(sni="strict.example"), lax.replace(sni=NAME)]
     server = server_context_factory(records if first == "strict" else records[::-1])
     client = client_context_factory(authority.client_options(), NAME)
-    find = _Sites._find
+    find = _VirtualHosts._find
 
     def finding(self: Any, name: str | None) -> Any:
         expecting()
         return find(self, name)
 
-    monkeypatch.setattr(_Sites, "_find", finding)
+    monkeypatch.setattr(_VirtualHosts, "_find", finding)
     others = client.connection(None), server.connection(None)
     for _ in range(2):
         expecting.kind = kind

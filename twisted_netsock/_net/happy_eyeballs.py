@@ -122,7 +122,7 @@ class HappyEyeballs:
         """
         self._next()
         if self._established is not None:
-            # An ordinary Deferred, made before and fired then, costs the relay 6 % of a connection.
+            # A Deferred that is made first and fired then costs the relay 6 % of a connection.
             return Done(self._established)
         if self._over:
             return fail(_summary(self._failures))

@@ -28,8 +28,13 @@ _PEM_MARK = b"-----BEGIN"
 _PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+", re.IGNORECASE)
-"""The names of an authority's files in a directory: the hash of its subject, and a number."""
+"""Names of files in an OpenSSL CApath: the hash of the authority's subject, and a number."""
+
 _SIZE_LIMIT = 16 * 1024 * 1024
+"""
+Bytes of one file. The platform's list of authorities has some 200 KiB, but a path may name a
+device that never ends.
+"""
 
 
 class Identity(NamedTuple):
@@ -93,7 +98,7 @@ def _read(field: str, source: str | bytes) -> bytes:
 
 
 class _Refusal(Enum):
-    """What a parser made of some content, in our words: those of parsers repeat content."""
+    """Why content cannot be parsed, in our words: parsers' messages repeat content."""
 
     MALFORMED = "it is malformed or cut off"
     LOCKED = "the password is missing or wrong"
@@ -103,7 +108,7 @@ class _Refusal(Enum):
 
 def _refusal(error: BaseException, password: bytes | None) -> _Refusal:
     if isinstance(error, TypeError):
-        # cryptography's way to say that a password is missing, or not needed.
+        # cryptography raises TypeError for a password that is missing, or not needed.
         return _Refusal.NEEDLESS if password else _Refusal.LOCKED
     if isinstance(error, UnsupportedAlgorithm | x509.InvalidVersion):
         return _Refusal.UNSUPPORTED
@@ -114,12 +119,12 @@ def _parsed(parse: Callable[[], Any], password: bytes | None = None) -> Any:
     """
     Return what *parse* returns, or a `_Refusal`.
 
-    Nothing else of its exception is left, and the caller raises outside of its
-    handling: as the context of another exception it would be shown by loggers.
+    The parser's exception is dropped, and the caller raises outside of its handler: as
+    the context of another exception, loggers would show it, with parts of a key.
     """
     try:
         return parse()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the content is no good
+    except Exception as error:  # noqa: BLE001 - whatever it is, the content is unusable
         return _refusal(error, password)
 
 
@@ -265,9 +270,9 @@ def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | No
 
 def file_signature(paths: Iterable[str]) -> tuple[object, ...]:
     """
-    Return what changes when one of the files at *paths* does.
+    Return a value that changes when one of the files at *paths* does.
 
-    Of a directory that is each file in it which OpenSSL would read as an authority's.
+    Of a directory, each file counts that OpenSSL would read as an authority's.
     """
     return tuple(_signature(path) for path in paths)
 
@@ -276,10 +281,9 @@ def _signature(path: str) -> tuple[object, ...]:
     try:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
-            # The last is set to the current time by every change, also by one that
-            # restores the time of modification, as rsync and cp -p do.
+            # rsync and cp -p restore st_mtime, but nothing can set st_ctime.
             return path, found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
-        # Mostly links to files elsewhere, whose changes the directory's own time does not show.
+        # Most are links to files elsewhere, whose changes do not change the directory.
         names = sorted(name for name in os.listdir(path) if _HASHED.fullmatch(name))
     except OSError as error:
         return path, error.errno

@@ -38,18 +38,22 @@ from .verification import Verification, verify_callback
 __all__ = ["ClientContextFactory", "client_context_factory"]
 
 _CLIENT_CONTEXTS_KEPT: Final = 64
+"""
+Records whose contexts are kept, with their sessions. To load the platform's authorities takes
+5 ms, as long as nine handshakes.
+"""
 
 _log = Logger()
 
 
 class _ClientContext:
     """
-    A context, its sessions, and what it was read from.
+    A context, its sessions, and the signature of the files that it was read from.
 
     Attributes:
-        context: Complete: nothing of it changes any more.
+        context: Complete; never changed.
         sessions: Those of its connections.
-        signature: What the files were like that it was read from.
+        signature: That of the files that it was read from.
     """
 
     def __init__(self, options: TLSSocketOptions, *, verifies: bool) -> None:
@@ -61,7 +65,7 @@ class _ClientContext:
         """
         self.sessions = SessionStore()
         paths = file_paths(options)
-        # Each before it is read: what changes meanwhile shows as a change later.
+        # Before each file is read: a change in between then counts as one.
         signature = _environment(), *file_signature(paths)
         context = base_context(options, load_identity(options))
         trusted = load_trusted(options)
@@ -76,23 +80,24 @@ class _ClientContext:
         self._paths = [*paths, *context.platform_places]
 
     def current_signature(self) -> tuple[object, ...]:
-        """Return what the files are like now."""
+        """Return the present signature of the files."""
         return _environment(), *file_signature(self._paths)
 
 
 def _environment() -> tuple[str | None, ...]:
-    """Return what says where the platform's authorities are."""
+    """Return the variables that name the platform's authorities."""
     return os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
 
 
 _kept: OrderedDict[tuple[TLSSocketOptions, bool], _ClientContext] = OrderedDict()
-"""The contexts that were used last."""
+"""The contexts that were used last, the latest at the end."""
 _keeping = Lock()
 
 
 def _client_context(options: TLSSocketOptions, *, anew: bool = False) -> _ClientContext:
-    """Return a context for *options*: the same one while its files are unchanged, or a new."""
-    # The verifier itself is the connection's business, and may claim to equal anything.
+    """Return the context for *options*, a new one where its files have changed."""
+    # The verifier belongs to the connection. It is no part of the key, because its __eq__ may
+    # return anything.
     verifies = options.certificate_verifier is not False
     plain = options.certificate_verifier is None
     key = (options if plain else options.replace(certificate_verifier=None), verifies)
@@ -144,11 +149,11 @@ class ClientContextFactory:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """What the files were like that the context in use was read from."""
+        """The signature of the files that the context in use was read from."""
         return self._built.signature
 
     def current_signature(self) -> tuple[object, ...]:
-        """Return what the files are like now."""
+        """Return the present signature of the files."""
         return self._built.current_signature()
 
     def connection(
@@ -161,7 +166,7 @@ class ClientContextFactory:
         Return a new connection on *sock*, or on memory buffers if `None`.
 
         Args:
-            sock: Stays its caller's, who keeps it open as long as the connection.
+            sock: The caller's, to be kept open as long as the connection.
             protocols: Offered through ALPN, before those of the record.
             place: The service of the node, whose sessions may be resumed; `None`
                 resumes none.
@@ -178,7 +183,8 @@ class ClientContextFactory:
             connection.set_alpn_protos(list(state.protocols))
         connection.set_connect_state()
         if place is not None and self.options.certificate_verifier is None:
-            # A callable is owed a call for each certificate, which resuming does not show.
+            # Only without a callable verifier: a resumed handshake shows no certificates, so it
+            # would not be called.
             key = (self._identity, self._server_name, place, state.protocols)
             state.resumption = Resumption(self._built.sessions, key)
             state.resumption.offer(connection)

@@ -36,6 +36,8 @@ __all__ = [
 _CIPHERS_1_2: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and AEAD only (RFC 9325, section 4.2)."""
 
+# Compression leaks secrets (CRIME). Renegotiation lets a client make a server work, and TLS 1.3
+# has none. The server's order of cipher suites keeps clients from choosing the worst.
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
 VERSIONS: Final = {
     _ssl.TLSVersion.TLSv1_2: SSL.TLS1_2_VERSION,
@@ -47,14 +49,13 @@ _log = Logger()
 
 class ConnectionState:
     """
-    What our callbacks need to know of a connection.
+    What our OpenSSL callbacks need to know of a connection.
 
     Attributes:
         verification: Judges the peer's certificate.
-        extra_protocols: Of what this side speaks, for ALPN, what the record does not say:
-            the factory's.
-        protocols: All that it speaks, the preferred first: the factory's, then the record's.
-        resumption: What sessions have to do with it, on a client that may resume one.
+        extra_protocols: For ALPN, those of the protocol factory.
+        protocols: All that this side offers, preferred first: the factory's, then the record's.
+        resumption: The session to resume and to keep, on a client that may resume one.
     """
 
     __slots__ = ("extra_protocols", "protocols", "resumption", "verification")
@@ -77,9 +78,9 @@ class ConnectionState:
 
 class StatefulConnection(Connection):
     """
-    A connection, with what our callbacks need to know of it.
+    A connection with its `ConnectionState`.
 
-    Not as its app data, which Twisted sets to an object of its own.
+    Not in its app data, which Twisted's TLS protocol sets to an object of its own.
     """
 
     state: ConnectionState
@@ -90,7 +91,7 @@ def alpn_protocols(options: TLSSocketOptions) -> tuple[bytes, ...]:
 
 
 def factory_protocols(tls_protocol: Any) -> tuple[bytes, ...]:
-    """Return what the factory behind Twisted's TLS protocol negotiates, as HTTP/2 does."""
+    """Return the ALPN protocols of the factory behind Twisted's TLS protocol."""
     factory = getattr(getattr(tls_protocol, "factory", None), "wrappedFactory", None)
     return negotiated_protocols(factory)
 
@@ -117,7 +118,7 @@ class Context(SSL.Context):
         self.platform_signature: tuple[object, ...] = ()
 
     def trust_platform(self) -> None:
-        """Believe the authorities that the platform names."""
+        """Trust the platform's authorities."""
         self._note(default_verify_paths())
         self.set_default_verify_paths()
 
@@ -125,8 +126,8 @@ class Context(SSL.Context):
         """
         Load authorities.
 
-        pyOpenSSL calls this where OpenSSL has been built for places that no machine has,
-        as that of the wheels is, with the first of some places that exists.
+        pyOpenSSL calls this where OpenSSL was built for paths that do not exist, as in
+        cryptography's wheels, with the first of some well-known ones that does.
         """
         self._note([os.fsdecode(place) for place in (cafile, capath) if place is not None])
         super().load_verify_locations(cafile, capath)
@@ -146,11 +147,13 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
     report_missing()
     context = Context()
     context.set_options(_OPTIONS)
+    # An idle connection keeps no buffers of OpenSSL's, some 34 KiB (SSL_CTX_set_mode(3)).
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_cipher_list(_CIPHERS_1_2)
     context.set_min_proto_version(VERSIONS[options.minimum_version])
     if options.maximum_version is not None:
         context.set_max_proto_version(VERSIONS[options.maximum_version])
+    # Clients keep sessions themselves, see `sessions`; servers hand out tickets, which need none.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     if identity is not None:
         try:
@@ -168,7 +171,7 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
 
 
 def _reasons(error: Exception) -> str:
-    """Return OpenSSL's reasons, in its words."""
+    """Return OpenSSL's reasons."""
     return "; ".join(str(reason[-1]) for reason in error.args[0]) or "no reason given"
 
 
@@ -200,7 +203,7 @@ def _check_key_log(path: str) -> None:
     try:
         problem = _key_log_problem(os.lstat(path))
     except OSError:
-        # It may be there later, or is made; until then the writer logs why not.
+        # It does not exist, or cannot be looked at: the writer creates it, or logs the error.
         return
     if problem is not None:
         raise ValueError(f"keylog_file={path!r} is refused: {problem}")
@@ -213,8 +216,8 @@ def open_key_log(path: str) -> int:
     Raises:
         OSError: It cannot be opened, or is not for its owner alone.
     """
-    # Without waiting, which a FIFO would make this do, and never where a link leads: in
-    # a directory that others write to, it may be theirs.
+    # O_NONBLOCK, because to open a FIFO would block; O_NOFOLLOW, because in a directory that
+    # others can write to, a link may lead to their file.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     problem = _key_log_problem(os.fstat(descriptor))
@@ -225,7 +228,7 @@ def open_key_log(path: str) -> int:
 
 
 def _keylog_writer(path: str) -> Any:
-    """Append what OpenSSL tells to *path*, in the format of ``SSLKEYLOGFILE``."""
+    """Return a callback that appends OpenSSL's secrets to *path*, as ``SSLKEYLOGFILE``."""
     complained = False
 
     def write(_connection: object, line: bytes) -> None:
@@ -234,7 +237,7 @@ def _keylog_writer(path: str) -> Any:
             with os.fdopen(open_key_log(path), "ab") as file:
                 file.write(line + b"\n")
         except OSError as error:
-            # Each handshake has several secrets, and a server many handshakes.
+            # Logged once: each handshake has several secrets, and a server many handshakes.
             if not complained:
                 complained = True
                 _log.error("cannot write keylog_file {path}: {error}", path=path, error=error)
@@ -245,7 +248,7 @@ def _keylog_writer(path: str) -> Any:
 
 
 def trust(context: SSL.Context, trusted: Iterable[x509.Certificate]) -> None:
-    """Believe *trusted* and nobody else, authorities or not."""
+    """Trust *trusted* and no others, authorities or not."""
     store = context.get_cert_store()
     assert store is not None
     for certificate in trusted:
@@ -255,7 +258,7 @@ def trust(context: SSL.Context, trusted: Iterable[x509.Certificate]) -> None:
             raise ValueError(
                 f"trusted_certificates holds one that cannot be used: {_reasons(error)}"
             ) from None
-    # What is named explicitly is an anchor, also if it is an intermediate or a leaf.
+    # Without this flag OpenSSL takes only self-signed certificates for trust anchors.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
 
 

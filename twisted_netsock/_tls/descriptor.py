@@ -3,7 +3,7 @@ TLS on a descriptor: the try layer over ``SSL.Connection``, and its errors.
 
 OpenSSL reads and writes the non-blocking descriptor itself. `TLSDescriptor` has
 the methods of `twisted_netsock._io.descriptor.PlainDescriptor`, plus the handshake
-and the goodbye.
+and the TLS shutdown.
 """
 
 from __future__ import annotations
@@ -48,10 +48,13 @@ __all__ = ["TLSDescriptor"]
 T = TypeVar("T")
 
 _DISCARD_LIMIT: Final = 1024 * 1024
-"""How many bytes to read and drop while waiting for the peer's close_notify."""
+"""
+Bytes to read and drop while waiting for the peer's close_notify. `close_timeout` bounds the
+wait for a silent peer; this bounds one that never stops sending.
+"""
 
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
-"""The peer sends nothing more; the kernel adds errors and resets by itself."""
+"""The peer has shut down sending. poll(2) reports errors and resets without being asked."""
 
 _ALERT: Final = re.compile(r"\S+ alert (?P<alert>.+)")
 """OpenSSL's reason for a received alert: ``tlsv1 alert unknown ca``, ``tls alert …``."""
@@ -62,7 +65,7 @@ class TLSDescriptor(TLSInfo):
     A non-blocking socket, which it owns, that speaks TLS.
 
     A method raises `TLSError` or a kin of `SocketConnectionLostError`. The first
-    fatal error is kept, and every later call raises one like it.
+    fatal error is kept, since OpenSSL forgets it, and every later call raises one like it.
 
     Attributes:
         sock: The socket beneath.
@@ -85,7 +88,7 @@ class TLSDescriptor(TLSInfo):
         "_maybe_refused",
         "_read_shut",
         "_records",
-        "_untold",
+        "_unreported",
         "_write_shut",
         "connection",
         "handshaken",
@@ -118,26 +121,26 @@ class TLSDescriptor(TLSInfo):
         self.handshaken = False
         self.unflushed = False
         self._kept = b""
-        """The taken piece that the kernel has not: OpenSSL is to be given it again."""
+        """The taken piece that the kernel has not: SSL_write must be repeated with it."""
         self._lost = False
-        """It was dropped when the connection failed, and whoever flushes is to hear of that."""
+        """It was dropped when the connection failed; the next flush raises the error."""
         self._failure: SocketError | None = None
         self._in_handshake = False
         self._closed_within = False
-        """It was closed by what OpenSSL had called."""
+        """A callback within the handshake has closed this descriptor."""
         self._ended = False
         """The peer has sent its close_notify."""
-        self._untold = False
-        """It, or an error, came with data, and the next receive is to tell of it."""
+        self._unreported = False
+        """It, or an error, came together with data; the next receive reports it."""
         self._read_shut = False
         self._write_shut = False
         self._close_sent = False
         self._discarded = 0
-        """Bytes that were read and dropped in the goodbye."""
+        """Bytes that were read and dropped in the TLS shutdown."""
         self._maybe_refused = False
         """The server may have refused our certificate; see `_look_for_refusal`."""
         self._hang_up: Any = None
-        """What the kernel is asked with whether the server has ended."""
+        """Asks the kernel whether the server has shut down sending."""
 
     def _ask(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:
         return ask(self)
@@ -145,14 +148,14 @@ class TLSDescriptor(TLSInfo):
     # The handshake
 
     def try_handshake(self) -> Want | None:
-        """Carry the handshake on; `None` when it is done and the peer verified."""
+        """Continue the handshake; `None` when it is done and the peer verified."""
         if self._failure is not None:
             raise unraised(self._failure)
         if self.handshaken:
             return None
         self._in_handshake = True
         try:
-            want = self._carry_on_handshake()
+            want = self._continue_handshake()
         finally:
             self._in_handshake = False
             if self._closed_within:
@@ -162,7 +165,7 @@ class TLSDescriptor(TLSInfo):
             raise unraised(self._failure)
         return want
 
-    def _carry_on_handshake(self) -> Want | None:
+    def _continue_handshake(self) -> Want | None:
         try:
             if self._records is None:
                 self.connection.do_handshake()
@@ -193,6 +196,7 @@ class TLSDescriptor(TLSInfo):
                 resumed = state.verification.skipped
                 state.resumption.verified(None if resumed else first_expiry(self.connection))
         else:
+            # See `quiet_context`.
             self.connection.set_context(quiet_context())
         self.handshaken = True
         self._maybe_refused = (
@@ -200,7 +204,7 @@ class TLSDescriptor(TLSInfo):
         )
 
     def _handshake_error(self, error: Exception) -> SocketError:
-        """Say why the handshake failed: first of all, if it was our verification."""
+        """Return the error of a failed handshake: that of our verification, if there is one."""
         verification = self.connection.state.verification
         if verification.failure is not None:
             failure: SocketError = unraised(verification.failure)
@@ -214,7 +218,7 @@ class TLSDescriptor(TLSInfo):
     def _fail(self, error: SocketError) -> SocketError:
         self._failure = unraised(error)
         clear_errors()
-        # Nothing that was taken can be sent any more: who flushes it is to hear of that.
+        # What was taken cannot be sent any more: the next flush must fail.
         self._lost = self._lost or bool(self._kept)
         self._kept = b""
         self.unflushed = False
@@ -235,10 +239,10 @@ class TLSDescriptor(TLSInfo):
     @property
     def buffered(self) -> bool:
         """Bytes, or an end that came with some, wait here, where the poller cannot see them."""
-        return self._untold or self.connection.pending() > 0
+        return self._unreported or self.connection.pending() > 0
 
     def try_readable(self) -> Want | None:
-        """Return `None` if a receive has something to tell: data, the end, or an error."""
+        """Return `None` if a receive would not wait: for data, the end, or an error."""
         if self.buffered or self._failure is not None or self._ended or self._read_shut:
             return None
         try:
@@ -270,7 +274,7 @@ class TLSDescriptor(TLSInfo):
 
     def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes, from one record; ``b""`` is the peer's close_notify."""
-        self._untold = False
+        self._unreported = False
         if self._failure is not None or not self.handshaken:
             self._check()
         if self._ended or self._read_shut or n == 0:
@@ -295,7 +299,7 @@ class TLSDescriptor(TLSInfo):
 
         Takes several records while there are more to be had.
         """
-        self._untold = False
+        self._unreported = False
         if self._failure is not None or not self.handshaken:
             self._check()
         size = len(view)
@@ -317,12 +321,12 @@ class TLSDescriptor(TLSInfo):
             return filled or WANT_WRITE
         except SSL.ZeroReturnError:
             self._ended = True
-            self._untold = filled > 0
+            self._unreported = filled > 0
         except (SSL.Error, OSError) as error:
             failure = self._fail(self._data_error(error))
             if not filled:
                 raise failure from None
-            self._untold = True
+            self._unreported = True
         return filled
 
     def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
@@ -331,7 +335,7 @@ class TLSDescriptor(TLSInfo):
 
         What is taken and does not fit into the kernel, a record at most, stays here
         (`unflushed`), and is sent first by the next `try_send`, `try_flush` or
-        `try_shutdown`: OpenSSL insists on being given the same bytes again.
+        `try_shutdown`: SSL_write must be repeated with the same bytes.
         """
         if self._failure is not None or not self.handshaken:
             self._check()
@@ -372,9 +376,9 @@ class TLSDescriptor(TLSInfo):
         """
         Raise the server's refusal of our certificate, if it is here already.
 
-        With TLS 1.3 it comes after our handshake, and a send that fails for it hides
-        the alert. OpenSSL is asked only when the server has ended: the descriptor
-        stays readable then, and who waits for that wakes.
+        With TLS 1.3 it comes after our handshake, and a send that fails with EPIPE hides
+        the alert. OpenSSL is asked only once the server has shut down sending: then the
+        descriptor stays readable, so that reading here takes no wake-up from a receiver.
         """
         poller = self._hang_up
         if poller is None:
@@ -441,7 +445,7 @@ class TLSDescriptor(TLSInfo):
         want = self.try_flush()
         if want is not None:
             return want
-        # From here on OpenSSL takes no more data, also if it has to wait.
+        # From here on SSL_write fails, even if SSL_shutdown has to be repeated.
         self._write_shut = True
         try:
             self.connection.shutdown()
@@ -456,10 +460,10 @@ class TLSDescriptor(TLSInfo):
 
     def try_tls_shutdown(self) -> Want | None:
         """
-        Close in order: our close_notify, then the peer's, dropping what comes before it.
+        Shut TLS down: send close_notify, then wait for the peer's, dropping data before it.
 
-        Closing at once would make the kernel reset the connection while the
-        peer is still sending, and the peer lose what it has not read.
+        close(2) with unread data makes the kernel send a reset, upon which the peer loses
+        what it has not read yet.
         """
         if self._failure is not None or not self.handshaken:
             return None
@@ -478,16 +482,16 @@ class TLSDescriptor(TLSInfo):
         return None
 
     def close(self) -> None:
-        """Close the descriptor, without a goodbye."""
+        """Close the descriptor, without close_notify."""
         if self._failure is None:
             resumption = self.connection.state.resumption
             if self.handshaken and resumption is not None:
-                # For the next connection, now that this one ends well.
+                # For the next connection. One that has failed leaves no session behind.
                 resumption.keep(self.connection)
             self._fail(SocketClosedError())
         if self._in_handshake:
-            # A verifier closes it: OpenSSL goes on with the number when that returns, and
-            # must not find another file there.
+            # A verifier closes it. OpenSSL uses the descriptor's number again when the callback
+            # returns; by then another file might have it.
             self._closed_within = True
         else:
             self.sock.close()
@@ -502,8 +506,8 @@ def _cut_short() -> SocketError:
     """
     Return the error of a connection whose send ended in an exception of a signal handler.
 
-    OpenSSL insists on being given the same bytes again, and which they are is not known
-    any more: others would be taken for them, and be missing at the peer.
+    SSL_write must be repeated with the same bytes, and which they are is not known any
+    more: it would take others for them, which the peer would never get.
     """
     return SocketConnectionLostError(
         errno=errno.EINTR, strerror="An exception has cut a send short, in the middle of a record"
@@ -511,12 +515,12 @@ def _cut_short() -> SocketError:
 
 
 def _is_unexpected_end(error: Exception) -> bool:
-    """Tell whether the stream ended without close_notify: an error of no number to pyOpenSSL."""
+    """Return whether the stream ended without close_notify: pyOpenSSL's error number is -1."""
     return isinstance(error, SSL.SysCallError) and error.args[0] == -1
 
 
 def _from_system(error: Exception) -> SocketError | None:
-    """Return what the operating system says through OpenSSL, or `None` if it is not that."""
+    """Return the operating system's error that OpenSSL passes on, or `None`."""
     if isinstance(error, SSL.SysCallError):
         number = error.args[0]
         error = OSError(number, os.strerror(number))

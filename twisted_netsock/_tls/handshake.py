@@ -1,4 +1,4 @@
-"""How a TLS connection begins and ends on the reactor: the handshake, and the goodbye."""
+"""How a TLS connection begins and ends on the reactor: handshake and TLS shutdown."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def handshake(
     reactor: Any, watch: Watch, descriptor: TLSDescriptor, timeout: float | None
 ) -> Deferred[None]:
     """
-    Shake hands on *descriptor*.
+    Perform the handshake on *descriptor*.
 
     Args:
-        reactor: For the time-out.
+        reactor: For the timeout.
         watch: The descriptor's, unused by others meanwhile.
         descriptor: Stays open whatever happens; on failure it is the caller's to close.
         timeout: Seconds, or `None` for no limit.
@@ -38,7 +38,7 @@ def handshake(
     Cancelling:
         Fails with `CancelledError`; the descriptor is good for nothing but closing.
     """
-    # drive() reports a value that is no Want: None is the end of the handshake.
+    # drive() fires with the first value that is no Want: None, when the handshake is done.
     return drive(
         reactor,
         watch,
@@ -50,7 +50,7 @@ def handshake(
 
 def tls_shutdown(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
     """
-    End the connection in order and close *descriptor*.
+    Exchange close_notify with the peer, and close *descriptor*.
 
     Takes watch and descriptor over. Gives up after the `close_timeout` of the
     descriptor's options.
@@ -71,5 +71,5 @@ def tls_shutdown(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Defer
         watch,
         descriptor.try_tls_shutdown,
         timeout=descriptor.options.close_timeout.total_seconds(),
-        timed_out=lambda: SocketConnectionTimeoutError("goodbye"),
+        timed_out=lambda: SocketConnectionTimeoutError("TLS shutdown"),
     ).addBoth(close)

@@ -1,5 +1,5 @@
 """
-Certificates that are read again while connections live on.
+Certificates that are read again while connections go on.
 
 A whole new context is built, in another thread, before it replaces the old
 one; if anything is wrong with a file, the old one stays.
@@ -29,7 +29,7 @@ class Reloadable(Protocol[Built]):
         """What the files were like when the contexts in use were read from them."""
 
     def current_signature(self) -> tuple[object, ...]:
-        """Return what the files are like now."""
+        """Return the present signature of the files."""
 
     def build(self) -> Built:
         """Read the files and return new contexts; runs in any thread, changes nothing."""
@@ -39,11 +39,11 @@ class Reloadable(Protocol[Built]):
 
 
 class Reloader:
-    """Reloads one context factory, one time after the other."""
+    """Reloads one context factory, one reload at a time."""
 
     def __init__(self, reactor: Any, factory: Reloadable[Any]) -> None:
         self._reactor = reactor
-        self._turn = DeferredLock()
+        self._lock = DeferredLock()
         self.factory = factory
 
     def reload(self) -> Deferred[None]:
@@ -65,20 +65,20 @@ class Reloader:
                 self._reactor, self._reactor.getThreadPool(), self.factory.build
             ).addCallback(self.factory.swap)
 
-        return self._turn.run(build)
+        return self._lock.run(build)
 
 
 class FileWatch:
-    """Looks at the files of a reloader from time to time, and reloads those that changed."""
+    """Checks the files of a reloader periodically, and reloads when they have changed."""
 
     def __init__(self, reactor: Any, reloader: Reloader, seconds: float, where: str) -> None:
         """
-        Look every *seconds*, until `stop`.
+        Check every *seconds*, until `stop`.
 
         Args:
             reactor: For the time.
             reloader: What to reload.
-            seconds: Between two looks.
+            seconds: Between two checks.
             where: Names the server in log lines.
         """
         self._reactor = reactor
@@ -86,13 +86,13 @@ class FileWatch:
         self._seconds = seconds
         self._where = where
         self._seen = reloader.factory.signature
-        self._timer = reactor.callLater(seconds, self._look)
+        self._timer = reactor.callLater(seconds, self._check)
 
-    def _look(self) -> None:
-        self._timer = self._reactor.callLater(self._seconds, self._look)
+    def _check(self) -> None:
+        self._timer = self._reactor.callLater(self._seconds, self._check)
         now = self._reloader.factory.current_signature()
         if now != self._seen:
-            # One that cannot be used is not tried again until it changes.
+            # Before the reload: a file that cannot be used is tried again only when it changes.
             self._seen = now
             self._reloader.reload().addCallbacks(self._succeeded, self._failed)
 
@@ -107,7 +107,7 @@ class FileWatch:
         )
 
     def stop(self) -> None:
-        """Look no more; may be called again."""
+        """Stop checking; may be called again."""
         if self._timer.active():
             self._timer.cancel()
 

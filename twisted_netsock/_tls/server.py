@@ -38,8 +38,8 @@ __all__ = ["ServerContextFactory", "quiet_context", "server_context_factory", "s
 _log = Logger()
 
 
-class _Site:
-    """One record of a server, its context, and the names it answers."""
+class _VirtualHost:
+    """One record of a server, its context, and the server names that it is for."""
 
     def __init__(self, options: ServerTLSSocketOptions, *, resumable: bool) -> None:
         self.options = options
@@ -53,6 +53,7 @@ class _Site:
         self.verify_mode = _server_verify_mode(options)
         context = base_context(options, identity)
         if not resumable:
+            # With TLS 1.3 this makes tickets stateful, and without a session cache useless.
             context.set_options(SSL.OP_NO_TICKET)
         if self.verify_mode != SSL.VERIFY_NONE:
             trusted = load_trusted(options) or ()
@@ -81,48 +82,49 @@ def _select_protocol(connection: Any, offered: list[bytes]) -> Any:
     for protocol in state.protocols:
         if protocol in offered:
             return protocol
-    # pyOpenSSL turns an exception into the fatal alert no_application_protocol, and
-    # raises it from the handshake that is running.
+    # pyOpenSSL answers an exception with the fatal alert no_application_protocol, and
+    # raises it from the handshake under way.
     raise SSL.Error([("SSL routines", "", "no application protocol")])
 
 
 def _refusing_context() -> SSL.Context:
-    """Return a context without certificate: switched to it, a handshake fails quietly."""
+    """Return a context without certificate: a handshake that is switched to it fails."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     return context
 
 
 def _server_signature(records: tuple[ServerTLSSocketOptions, ...]) -> tuple[object, ...]:
-    """Return what changes when a file does that the contexts for *records* are read from."""
+    """Return the signature of the files that the contexts for *records* are read from."""
     return file_signature(path for record in records for path in file_paths(record))
 
 
-class _Sites:
+class _VirtualHosts:
     """The records of one server, built and validated together; never changed."""
 
     def __init__(self, records: tuple[ServerTLSSocketOptions, ...]) -> None:
-        # Before they are read: what changes meanwhile shows as a change later.
+        # Before the files are read: a change in between then counts as one.
         self.signature = _server_signature(records)
         asks = any(_server_verify_mode(record) != SSL.VERIFY_NONE for record in records)
-        # Resuming comes before the choice by name, and skips it: a session of one name
-        # would be good for another, or for a name that is to be refused.
+        # OpenSSL resumes a session before the servername callback: a session of one name would
+        # resume under another, or under a name that is to be refused.
         resumable = len(records) == 1 and not asks and not records[0].sni
-        self._sites = [_Site(record, resumable=resumable) for record in records]
-        self._by_name = {name: site for site in self._sites for name in site.names}
-        catch_all = [site for site in self._sites if not site.names]
+        self._hosts = [_VirtualHost(record, resumable=resumable) for record in records]
+        self._by_name = {name: host for host in self._hosts for name in host.names}
+        catch_all = [host for host in self._hosts if not host.names]
         self._default = catch_all[0] if catch_all else None
-        self.first = self._default or self._sites[0]
+        self.first = self._default or self._hosts[0]
         self._refusing = _refusing_context()
         if len(records) > 1 or self._by_name:
-            for site in self._sites:
-                site.context.set_tlsext_servername_callback(self._choose)
+            for host in self._hosts:
+                host.context.set_tlsext_servername_callback(self._choose)
         if len(records) > 1:
-            # Versions are negotiated before the name is known: with the lowest floor.
-            floor = min(site.floor for site in self._sites)
+            # OpenSSL negotiates the version before the servername callback, so the first context
+            # accepts the lowest minimum; `_switch` checks that of the chosen record.
+            floor = min(host.floor for host in self._hosts)
             self.first.context.set_min_proto_version(floor)
 
-    def _find(self, name: str | None) -> _Site | None:
+    def _find(self, name: str | None) -> _VirtualHost | None:
         if name is None:
             return self.first
         wildcard = "*." + name.partition(".")[2]
@@ -132,41 +134,41 @@ class _Sites:
         """
         Switch *connection* to the record for the name it asks for, or refuse it.
 
-        OpenSSL calls this for each ClientHello: once more after a HelloRetryRequest
-        (RFC 8446, section 4.1.2), and the name in the second one is the one that counts.
+        OpenSSL calls this for each ClientHello: again after a HelloRetryRequest (RFC 8446,
+        section 4.1.2), where the name in the second one counts.
         """
         try:
             self._switch(connection)
         except BaseException:  # noqa: BLE001 - pyOpenSSL would go on with the first certificate
-            # Refused before it is logged, because an observer of the log may raise as well;
-            # nothing else than the standard error would hear of that here.
+            # Refused before it is logged, because a log observer may raise as well, which
+            # pyOpenSSL would only print.
             connection.set_context(self._refusing)
             with suppress(BaseException):
                 _log.failure("choosing a certificate by server name failed")
 
     def _switch(self, connection: StatefulConnection) -> None:
         raw = connection.get_servername()
-        # A name that is no ASCII is nobody's: it finds what an unknown one does.
+        # latin-1 decodes any bytes: a name that is not ASCII is an unknown one.
         name = None if raw is None else raw.decode("latin-1").lower().removesuffix(".")
-        site = self._find(name)
-        if site is None or connection.get_protocol_version() < site.floor:
+        host = self._find(name)
+        if host is None or connection.get_protocol_version() < host.floor:
             connection.set_context(self._refusing)
             return
-        if connection.get_context() is site.context:
+        if connection.get_context() is host.context:
             return
-        # Certificate, authorities and the choice of ALPN are the context's; the verify mode
-        # is not, and stays that of the context which the connection was made with, or of
-        # the record that an earlier ClientHello asked for.
-        callback = verify_callback if site.verify_mode != SSL.VERIFY_NONE else _accept_none
-        connection.set_verify(site.verify_mode, callback)
+        # SSL_set_SSL_CTX takes certificate, authorities and ALPN callback from the new context,
+        # but not the verify mode: that stays the first context's, or that of the record which an
+        # earlier ClientHello named.
+        callback = verify_callback if host.verify_mode != SSL.VERIFY_NONE else _accept_none
+        connection.set_verify(host.verify_mode, callback)
         state = connection.state
-        state.verification = Verification(None, site.options.certificate_verifier)
-        state.set_protocols(site.alpn)
-        connection.set_context(site.context)
+        state.verification = Verification(None, host.options.certificate_verifier)
+        state.set_protocols(host.alpn)
+        connection.set_context(host.context)
 
 
 def _accept_none(*_: object) -> bool:
-    """Refuse: nobody asked for a certificate here."""
+    """Refuse every certificate: none was requested."""
     return False
 
 
@@ -226,7 +228,7 @@ class ServerContextFactory:
     def __init__(self, records: tuple[ServerTLSSocketOptions, ...]) -> None:
         _check_records(records)
         self.records = records
-        self._sites = _Sites(records)
+        self._hosts = _VirtualHosts(records)
         if any(
             record.certificate_verifier is False and record.trusted_certificates is not None
             for record in records
@@ -235,19 +237,19 @@ class ServerContextFactory:
 
     @property
     def options(self) -> ServerTLSSocketOptions:
-        """The record of a client that sends no name, whose time-outs hold for all."""
-        return self._sites.first.options
+        """The record for clients that send no name; its timeouts hold for all."""
+        return self._hosts.first.options
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """What the files were like that the contexts in use were read from."""
-        return self._sites.signature
+        """The signature of the files that the contexts in use were read from."""
+        return self._hosts.signature
 
     def current_signature(self) -> tuple[object, ...]:
-        """Return what the files are like now."""
+        """Return the present signature of the files."""
         return _server_signature(self.records)
 
-    def build(self) -> _Sites:
+    def build(self) -> _VirtualHosts:
         """
         Read all files again and return new contexts, for `swap`.
 
@@ -256,11 +258,11 @@ class ServerContextFactory:
         Raises:
             ValueError: A file cannot be used.
         """
-        return _Sites(self.records)
+        return _VirtualHosts(self.records)
 
-    def swap(self, sites: _Sites) -> None:
-        """Use *sites*, from `build`, for the connections to come."""
-        self._sites = sites
+    def swap(self, hosts: _VirtualHosts) -> None:
+        """Use *hosts*, from `build`, for the connections to come."""
+        self._hosts = hosts
 
     def connection(
         self, sock: _socket.socket | None, protocols: Sequence[bytes] = ()
@@ -269,13 +271,13 @@ class ServerContextFactory:
         Return a new connection on *sock*, or on memory buffers if `None`.
 
         Args:
-            sock: Stays its caller's, who keeps it open as long as the connection.
+            sock: The caller's, to be kept open as long as the connection.
             protocols: Spoken in preference to those of the records.
         """
-        site = self._sites.first
-        connection = StatefulConnection(site.context, sock)
-        verification = Verification(None, site.options.certificate_verifier)
-        connection.state = ConnectionState(verification, site.alpn, protocols)
+        host = self._hosts.first
+        connection = StatefulConnection(host.context, sock)
+        verification = Verification(None, host.options.certificate_verifier)
+        connection.state = ConnectionState(verification, host.alpn, protocols)
         connection.set_accept_state()
         return connection
 
@@ -319,8 +321,8 @@ def quiet_context() -> SSL.Context:
     """
     Return a context without callbacks, for server connections after their handshake.
 
-    An exception of the ALPN callback is kept on the *context*, where any
-    connection that reads next would raise it and lose its own data.
+    pyOpenSSL keeps an exception of the ALPN callback on the *context*; the next connection
+    of that context to read would raise it, and lose its own data.
     """
     global _quiet_context  # noqa: PLW0603 - one is enough for the process
     if _quiet_context is None:

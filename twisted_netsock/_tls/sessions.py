@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Resumption", "SessionStore", "Validity"]
 
-_MOST_SESSIONS: Final = 256
+_MAX_SESSIONS: Final = 256
+"""Of one context: a session for each of so many servers; the oldest is dropped."""
 
 LIFETIME: Final = 7200.0
-"""Seconds after which a peer is verified anew, whatever the server would accept."""
+"""
+Seconds after which a peer is verified anew, even if the server would still resume. RFC 8446
+allows 7 days (section 4.6.1); a revoked or expired certificate should not last that long.
+"""
 
 
 class Validity(NamedTuple):
@@ -30,7 +34,7 @@ class Validity(NamedTuple):
     How long a verification holds.
 
     Attributes:
-        until: On the store's clock, which nobody sets.
+        until: On the store's clock, which is monotonic.
         not_after: When the first certificate of the verified chain expires, in seconds
             since 1970: compared with the time of day, as certificates are.
     """
@@ -73,7 +77,7 @@ class SessionStore:
         """Keep *session* under *key*, instead of the one that is there."""
         self._kept.pop(key, None)
         self._kept[key] = _Kept(session, validity)
-        if len(self._kept) > _MOST_SESSIONS:
+        if len(self._kept) > _MAX_SESSIONS:
             self._kept.popitem(last=False)
 
     def validity(self, not_after: float) -> Validity:
@@ -82,7 +86,7 @@ class SessionStore:
 
 
 class Resumption:
-    """The part that sessions play in one connection of a client."""
+    """The sessions that one connection of a client offers and keeps."""
 
     __slots__ = ("_key", "_offered", "_store", "_validity")
 

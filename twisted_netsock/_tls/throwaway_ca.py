@@ -22,6 +22,7 @@ from ..options import ServerTLSSocketOptions, TLSSocketOptions
 __all__ = ["CertificateAuthority", "IssuedCertificate"]
 
 _LIFETIME = timedelta(days=30)
+"""Enough for a demonstration; a certificate that is forgotten somewhere expires."""
 _NOT_A_SAN = b"\x30\x05\x82\x03\xff\xfe\xfd"
 """A subjectAltName whose DNS name is no ASCII, which RFC 5280 (4.2.1.6) demands."""
 
@@ -76,10 +77,10 @@ def _general_name(name: str) -> x509.GeneralName:
 
 @public_in("twisted_netsock.testing")
 class CertificateAuthority:
-    """An authority that exists in memory only, and whoever it issues certificates to."""
+    """An authority that exists in memory only."""
 
     def __init__(self, name: str = "throw-away authority") -> None:
-        """Make a new authority, which nobody trusts yet, called *name*."""
+        """Make a new authority called *name*."""
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)

@@ -1,10 +1,9 @@
 """
-Deciding about a peer's certificate, inside OpenSSL's verify callback.
+Verification of a peer's certificate, inside OpenSSL's verify callback.
 
-The chain is OpenSSL's business, the identity that of service-identity, and the
-`certificate_verifier` of the options may overrule either. It all happens in the
-callback, while the handshake can still be refused, and every exception is a
-refusal.
+OpenSSL verifies the chain, service-identity the identity, and the `certificate_verifier`
+of the options may overrule either. All happens in the callback, while the handshake can
+still be refused, and every exception is a refusal.
 """
 
 from __future__ import annotations
@@ -33,25 +32,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Verification", "first_expiry", "verify_callback"]
 
+# Of <openssl/x509_vfy.h>.
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
 
 _MATCHES_KEPT: Final = 128
+"""Certificates whose match with an identity is remembered, so that they are parsed once."""
 
 _log = Logger()
 
 
 class Verification:
     """
-    What is to be verified of one connection's peer, and what came of it.
+    What is to be verified of one connection's peer, and the result.
 
     Attributes:
         failure: The error to fail the handshake with, once there is one.
-        asked: OpenSSL has asked about a certificate, so the peer has shown one.
+        asked: OpenSSL has called back, so the peer has shown a certificate.
         checked: The peer's own certificate has been accepted, identity included.
         may_be_skipped: A session is offered whose own handshake was verified; if it
-            is resumed, no certificate is shown, and OpenSSL asks nothing.
+            is resumed, no certificate is shown, and OpenSSL does not call back.
     """
 
     __slots__ = (
@@ -83,16 +84,16 @@ class Verification:
 
     @property
     def skipped(self) -> bool:
-        """Whether the handshake that is done resumed a session, and verified nothing anew."""
+        """Whether the handshake, which is done, resumed a session and verified nothing anew."""
         return self.may_be_skipped and not self.asked
 
     def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
-        """Answer one call of OpenSSL's: accept this verdict on this certificate, or not."""
+        """Return whether to accept *certificate*, with OpenSSL's verdict *code* on it."""
         self.asked = True
         if self.failure is not None:
             return False
         try:
-            # Where nobody looks at it: to make it one that can be looked at takes time.
+            # Most certificates are good, and no verifier looks at them: then they are not parsed.
             plain = code == X509_V_OK and not callable(self._verifier)
             if plain and (depth > 0 or self._is_matched(certificate)):
                 return True
@@ -105,7 +106,7 @@ class Verification:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
-            # Mostly of a parser: certificates are what a peer likes to send.
+            # Mostly a parser's: the certificate is the peer's, and may be malformed.
             text = f"verification failed with {type(error).__name__}"
             self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
             return False
@@ -116,7 +117,7 @@ class Verification:
         return accepted
 
     def _is_matched(self, certificate: crypto.X509) -> bool:
-        """Tell whether the peer's own *certificate*, which is good, is for the identity."""
+        """Return whether the peer's own *certificate*, which is good, is for the identity."""
         encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
         if not _match_encoded(encoded, self._identity):
             return False
@@ -124,7 +125,7 @@ class Verification:
         return True
 
     def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
-        """Decide one verdict: the verifier's word if it has one, else the verdict itself."""
+        """Return the verifier's decision, or the verdict itself where it makes none."""
         verdict = result.code == X509_V_OK
         if not callable(self._verifier):
             return verdict
@@ -162,7 +163,7 @@ def _match_encoded(encoded: bytes, identity: str | None) -> bool:
     """
     Return whether the certificate is for *identity*, if one is to be compared.
 
-    Nothing else has a say in it, time neither, so that it can be remembered.
+    The result depends on nothing else, not even on time, so it can be cached.
     """
     certificate = x509.load_der_x509_certificate(encoded)
     return identity is None or _match(certificate, identity)[0] == X509_V_OK
@@ -185,7 +186,7 @@ def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
 
 
 def _texts() -> dict[int, str]:
-    """Name OpenSSL's verdicts in words, from the names of their constants."""
+    """Return OpenSSL's verdicts in words, made from the names of their constants."""
     codes = vars(SSL.X509VerificationCodes)
     return {
         code: name.removeprefix("ERR_").lower().replace("_", " ").replace("cert ", "certificate ")
@@ -205,8 +206,8 @@ def first_expiry(connection: SSL.Connection) -> float:
     """
     Return when the first certificate of the verified chain expires, in seconds since 1970.
 
-    The trusted one counts as well: OpenSSL looks at the dates of them all. A chain that
-    cannot be read has expired.
+    The trusted one counts as well, since OpenSSL checks the dates of all. A chain that
+    cannot be parsed counts as expired.
     """
     try:
         chain = connection.get_verified_chain(as_cryptography=True) or ()
@@ -220,9 +221,9 @@ def verify_callback(
     connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
 ) -> bool:
     """
-    Pass OpenSSL's question on to the `Verification` in the connection's state.
+    Call the `Verification` in the connection's state.
 
-    Never raises: pyOpenSSL would keep the exception for a later, innocent call.
+    Never raises: pyOpenSSL would raise the exception from a later, unrelated call.
     """
     verification = getattr(getattr(connection, "state", None), "verification", None)
     if not isinstance(verification, Verification):
