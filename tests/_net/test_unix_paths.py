@@ -143,7 +143,7 @@ async def test_a_path_on_which_nobody_listens_is_taken_over(listen, path, kind):
 
 async def test_a_socket_that_lives_is_left_alone(listen, path, kind):
     with living(path, kind):
-        assert "its socket lives" in await refused(listen, path)
+        assert "a process has its socket open" in await refused(listen, path)
         with socket.socket(AF_UNIX, kind) as client:
             client.connect(path)
 
@@ -151,7 +151,7 @@ async def test_a_socket_that_lives_is_left_alone(listen, path, kind):
 async def test_one_of_another_type_is_left_alone(listen, path, kind):
     other = SOCK_DGRAM if kind == SOCK_STREAM else SOCK_STREAM
     with living(path, other):
-        assert "its socket lives" in await refused(listen, path)
+        assert "a process has its socket open" in await refused(listen, path)
 
 
 async def test_one_whose_queue_is_full_is_left_alone(listen, path):
@@ -163,12 +163,12 @@ async def test_one_whose_queue_is_full_is_left_alone(listen, path):
         for client in (first, second):
             client.setblocking(False)
             client.connect_ex(path)
-        assert "its socket lives" in await refused(listen, path)
+        assert "a process has its socket open" in await refused(listen, path)
 
 
 async def test_what_is_no_socket_is_left_alone(listen, path):
     write(path, "precious")
-    assert "no socket" in await refused(listen, path)
+    assert "not a socket" in await refused(listen, path)
     assert read(path) == "precious"
 
 
@@ -177,7 +177,7 @@ async def test_a_link_to_a_dead_socket_is_left_alone(path, tmp_path_factory):
     leave(target)
     os.symlink(target, path)
     listen = lambda path: _endpoint(path, None)  # noqa: E731 - as the fixture has it
-    assert "no socket" in await refused(listen, path)
+    assert "not a socket" in await refused(listen, path)
     assert os.listdir(os.path.dirname(target)) == ["target"]
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from .._io.descriptor import from_os_error, inherit
@@ -95,7 +96,7 @@ class Acceptor:
         self._running = False
         self._starts = 0
         self._complained = False
-        self._pause: Any = None
+        self._pause: IDelayedCall | None = None
 
     def start(self) -> None:
         """Accept connections until `stop`, from the next reactor iteration on."""

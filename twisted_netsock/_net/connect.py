@@ -74,7 +74,7 @@ class Deadline:
             expired.append(True)
             deferred.cancel()
 
-        def done(result: Any) -> Any:
+        def done(result: T | Failure) -> T | Failure:
             if timer.active():
                 timer.cancel()
             if expired and isinstance(result, Failure) and result.check(CancelledError):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from .._io.descriptor import Connect, Descriptor, PlainDescriptor
@@ -100,7 +101,7 @@ class HappyEyeballs:
         self._infos = list(infos)
         self._running: dict[Deferred[None], SocketAddress] = {}
         self._failures: list[tuple[SocketAddress, Exception]] = []
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
         self._over = False
         self._established: Established | None = None
         self._result: Deferred[Established] | None = None

@@ -254,7 +254,7 @@ class IncomingConnections:
         self._gone = gone
         self.max_pending = MAX_INCOMING
         self.max_waiting: float = MAX_INCOMING
-        self._running: dict[IncomingConnection, Deferred[Any]] = {}
+        self._running: dict[IncomingConnection, Deferred[Descriptor]] = {}
         self._slots = _Slots()
         self._failures = FailureLog(reactor, _log)
         self._closed = False
@@ -277,7 +277,7 @@ class IncomingConnections:
         incoming = IncomingConnection(
             self._reactor, PlainDescriptor(sock), watch, peer, self._seconds
         )
-        running: Deferred[Any]
+        running: Deferred[Descriptor]
         if self._version is None:
             running = self._enter(incoming)
         else:

@@ -32,7 +32,7 @@ __all__ = [
 _NON_BLOCKING: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
 """Makes the new socket non-blocking in the same system call, where the kernel knows it."""
 
-_under_way: WeakKeyDictionary[Any, set[Deferred[Any]]] = WeakKeyDictionary()
+_under_way: WeakKeyDictionary[IReactorCore, set[Deferred[list[AddressInfo]]]] = WeakKeyDictionary()
 """The look-ups of each reactor, which are cancelled when it stops."""
 
 
@@ -167,7 +167,7 @@ def until_shutdown(
         reactor.addSystemEventTrigger("during", "shutdown", _end_look_ups, under_way)
     under_way.add(looking)
 
-    def ended(result: Any) -> Any:
+    def ended(result: list[AddressInfo] | Failure) -> list[AddressInfo] | Failure:
         if looking in under_way:
             under_way.remove(looking)
             return result
@@ -177,7 +177,7 @@ def until_shutdown(
     return looking.addBoth(ended)
 
 
-def _end_look_ups(under_way: set[Deferred[Any]]) -> None:
+def _end_look_ups(under_way: set[Deferred[list[AddressInfo]]]) -> None:
     while under_way:
         under_way.pop().cancel()
 

@@ -341,7 +341,7 @@ def _in_thread(
     """Call *ask* in a thread, and deliver what it returns or raises to the reactor's."""
 
     def job() -> None:
-        outcome: Any
+        outcome: list[AddressInfo] | BaseException
         try:
             outcome = ask()
         except BaseException as error:  # noqa: BLE001 - the caller waits for it
@@ -352,7 +352,7 @@ def _in_thread(
             # asyncio's loop beneath the reactor is closed: no caller waits any more.
             pass
 
-    def deliver(outcome: Any) -> None:
+    def deliver(outcome: list[AddressInfo] | BaseException) -> None:
         if not result.called:
             if isinstance(outcome, BaseException):
                 result.errback(Failure(outcome))
@@ -389,7 +389,7 @@ class _Receiver:
         self._done(self._found)
 
 
-def _is_default(resolver: Any) -> bool:
+def _is_default(resolver: object) -> bool:
     """Return whether a reactor's resolver is the one that Twisted gives it; no import names it."""
     kind = type(resolver)
     return kind.__name__ == "GAIResolver" and kind.__module__.startswith("twisted.internet.")

@@ -103,14 +103,16 @@ def _remove_if_stale(path: str, kind: int, locked: bool) -> None:
         # Nothing is there; any other error will be bind's.
         return
     if not found.is_socket:
-        raise _in_use(path, "it is no socket, and is left alone")
+        raise _in_use(path, "it is not a socket, so it is kept")
     code = _connect(path, kind)
     if code == errno.ENOENT:
         return
     if code != errno.ECONNREFUSED:
-        raise _in_use(path, "its socket lives" if code in _LIVE else os.strerror(code))
+        raise _in_use(
+            path, "a process has its socket open" if code in _LIVE else os.strerror(code)
+        )
     if not locked:
-        raise _in_use(path, f"nobody listens there, but {path}.lock cannot be had")
+        raise _in_use(path, f"its socket is stale, but {path}.lock cannot be acquired")
     found.unlink()
 
 

@@ -13,16 +13,19 @@ import re
 import stat
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from ..options import OF_FILES, TLSSocketOptions
+from ..options import OF_FILES, CertificateSource, KeySource, TLSSocketOptions
 
 __all__ = ["Identity", "file_paths", "file_signature", "load_identity", "load_trusted"]
+
+T = TypeVar("T")
 
 _PEM_MARK = b"-----BEGIN"
 _PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
@@ -46,7 +49,7 @@ class Identity(NamedTuple):
 
     certificate: x509.Certificate
     intermediates: tuple[x509.Certificate, ...]
-    key: Any
+    key: PrivateKeyTypes
 
     def __repr__(self) -> str:
         return f"<Identity {_subject(self.certificate)}>"
@@ -61,7 +64,7 @@ class _Material(NamedTuple):
     """What one source held."""
 
     certificates: tuple[x509.Certificate, ...]
-    key: Any
+    key: PrivateKeyTypes | None
 
 
 def file_paths(options: TLSSocketOptions) -> list[str]:
@@ -115,7 +118,7 @@ def _refusal(error: BaseException, password: bytes | None) -> _Refusal:
     return _Refusal.LOCKED if "password" in str(error).lower() else _Refusal.MALFORMED
 
 
-def _parsed(parse: Callable[[], Any], password: bytes | None = None) -> Any:
+def _parsed(parse: Callable[[], T], password: bytes | None = None) -> T | _Refusal:
     """
     Return what *parse* returns, or a `_Refusal`.
 
@@ -128,7 +131,7 @@ def _parsed(parse: Callable[[], Any], password: bytes | None = None) -> Any:
         return _refusal(error, password)
 
 
-def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> Any:
+def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> PrivateKeyTypes:
     """Load one private key; *pem* says how *data* is encoded."""
     load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
     key = _parsed(lambda: load(data, password), password)
@@ -144,13 +147,12 @@ def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> 
 
 
 def _load_pem(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
-    certificates: Any = ()
+    certificates: list[x509.Certificate] = []
     if _PEM_CERTIFICATE.search(data):
-        certificates = _parsed(lambda: x509.load_pem_x509_certificates(data))
-        if isinstance(certificates, _Refusal):
-            raise ValueError(
-                f"{label} holds a certificate that cannot be used: {certificates.value}"
-            )
+        found = _parsed(lambda: x509.load_pem_x509_certificates(data))
+        if isinstance(found, _Refusal):
+            raise ValueError(f"{label} holds a certificate that cannot be used: {found.value}")
+        certificates = found
     block = _PEM_KEY.search(data) if want_key else None
     key = None if block is None else _load_key(label, block.group(0), password, pem=True)
     return _Material(tuple(certificates), key)
@@ -182,12 +184,19 @@ def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool
     )
 
 
-def _load(field: str, source: Any, password: bytes | None, *, want_key: bool) -> _Material:
+def _load(
+    field: str,
+    source: CertificateSource | KeySource | None,
+    password: bytes | None,
+    *,
+    want_key: bool,
+) -> _Material:
     """Load one source of any kind."""
     if isinstance(source, x509.Certificate):
         return _Material((source,), None)
     if not isinstance(source, str | bytes):
-        return _Material((), source)
+        # Records hold paths as str and content as bytes, so this is a key.
+        return _Material((), cast("PrivateKeyTypes", source))
     label = _label(field, source)
     data = _read(field, source)
     load = _load_pem if _PEM_MARK in data else _load_der
@@ -209,7 +218,7 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     # A password is for the key alone if there is one, else for what is in the sources.
     apart = options.private_key is not None
     certificates: list[x509.Certificate] = []
-    key: Any = None
+    key: PrivateKeyTypes | None = None
     for source in options.certificates:
         found = _load(
             "certificates", source, None if apart else password, want_key=not apart and key is None
@@ -237,17 +246,16 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     return Identity(leaf, tuple(intermediates), key)
 
 
-def _public_bytes(holder: Any) -> bytes:
+def _public_bytes(holder: PrivateKeyTypes | x509.Certificate) -> bytes:
     """Return the public key of a certificate or private key, in DER."""
     key = _parsed(holder.public_key)
     if isinstance(key, _Refusal):
         raise ValueError(  # noqa: TRY004
             f"certificates has a public key that cannot be used: {key.value}"
         )
-    encoded: bytes = key.public_bytes(
+    return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return encoded
 
 
 def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | None:

@@ -13,7 +13,7 @@ import socket as _socket
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
@@ -191,7 +191,7 @@ class ClientContextFactory:
             state.verification.may_be_skipped = state.resumption.offered
         return connection
 
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+    def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         """Return a connection for Twisted's TLS protocol."""
         return self.connection(None, factory_protocols(tlsProtocol))
 

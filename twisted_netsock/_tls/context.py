@@ -11,8 +11,8 @@ import errno
 import os
 import ssl as _ssl
 import stat
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -24,6 +24,9 @@ from .certificates import Identity, file_signature
 from .openssl import Connection, default_verify_paths, report_missing
 from .sessions import Resumption
 from .verification import Verification
+
+if TYPE_CHECKING:
+    from _typeshed import StrOrBytesPath
 
 __all__ = [
     "ConnectionState",
@@ -90,7 +93,7 @@ def alpn_protocols(options: TLSSocketOptions) -> tuple[bytes, ...]:
     return tuple(name.encode("ascii") for name in options.alpn or ())
 
 
-def factory_protocols(tls_protocol: Any) -> tuple[bytes, ...]:
+def factory_protocols(tls_protocol: object) -> tuple[bytes, ...]:
     """Return the ALPN protocols of the factory behind Twisted's TLS protocol."""
     factory = getattr(getattr(tls_protocol, "factory", None), "wrappedFactory", None)
     return negotiated_protocols(factory)
@@ -122,7 +125,9 @@ class Context(SSL.Context):
         self._note(default_verify_paths())
         self.set_default_verify_paths()
 
-    def load_verify_locations(self, cafile: Any, capath: Any = None) -> None:
+    def load_verify_locations(
+        self, cafile: StrOrBytesPath | None, capath: StrOrBytesPath | None = None
+    ) -> None:
         """
         Load authorities.
 
@@ -160,7 +165,8 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
             context.use_certificate(identity.certificate)
             for certificate in identity.intermediates:
                 context.add_extra_chain_cert(certificate)
-            context.use_privatekey(identity.key)
+            # It raises TypeError for keys that no certificate can have, as X25519's.
+            context.use_privatekey(identity.key)  # type: ignore[arg-type]
             context.check_privatekey()
         except (SSL.Error, crypto.Error) as error:
             raise ValueError(f"certificates cannot be used for TLS: {_reasons(error)}") from None
@@ -227,7 +233,7 @@ def open_key_log(path: str) -> int:
     return descriptor
 
 
-def _keylog_writer(path: str) -> Any:
+def _keylog_writer(path: str) -> Callable[[object, bytes], None]:
     """Return a callback that appends OpenSSL's secrets to *path*, as ``SSLKEYLOGFILE``."""
     complained = False
 
@@ -266,5 +272,5 @@ def require_handshake(options: TLSSocketOptions) -> None:
     if not options.handshake:
         raise ValueError(
             "handshake=False is for sockets, whose handshake method the caller calls; "
-            "here nobody would"
+            "here it would never be called"
         )

@@ -139,7 +139,7 @@ class TLSDescriptor(TLSInfo):
         """Bytes that were read and dropped in the TLS shutdown."""
         self._maybe_refused = False
         """The server may have refused our certificate; see `_look_for_refusal`."""
-        self._hang_up: Any = None
+        self._hang_up: select.poll | None = None
         """Asks the kernel whether the server has shut down sending."""
 
     def _ask(self, ask: Callable[[TLSDescriptor], T], otherwise: T) -> T:

@@ -208,8 +208,7 @@ class Connection(SSL.Connection):
     def _return_after_each_message(self) -> None:
         # pyOpenSSL has set_mode and clear_mode for contexts only.
         if _CAN_RETURN:
-            inner: Any = self
-            lib.SSL_clear_mode(inner._ssl, lib.SSL_MODE_AUTO_RETRY)
+            lib.SSL_clear_mode(self._ssl, lib.SSL_MODE_AUTO_RETRY)
 
     # Data
 
@@ -223,15 +222,14 @@ class Connection(SSL.Connection):
         n = min(n, RECORD)
         if not _CAN_USE_BUFFERS:
             return self.recv(n)
-        inner: Any = self
         try:
             buffer = _buffers.pop()
         except IndexError:
             buffer = ffi.new("char[]", RECORD)
         try:
-            count = lib.SSL_read(inner._ssl, buffer, n)
+            count = lib.SSL_read(self._ssl, buffer, n)
             if count <= 0:
-                inner._raise_ssl_error(inner._ssl, count)
+                self._raise_ssl_error(self._ssl, count)
             data: bytes = ffi.unpack(buffer, count)
         finally:
             _buffers.append(buffer)
@@ -246,11 +244,10 @@ class Connection(SSL.Connection):
         """
         if not _CAN_USE_BUFFERS:
             return self.recv_into(view, min(len(view), RECORD))
-        inner: Any = self
         with ffi.from_buffer(view, require_writable=True) as buffer:
-            count: int = lib.SSL_read(inner._ssl, buffer, min(len(view), RECORD))
+            count: int = lib.SSL_read(self._ssl, buffer, min(len(view), RECORD))
             if count <= 0:
-                inner._raise_ssl_error(inner._ssl, count)
+                self._raise_ssl_error(self._ssl, count)
         return count
 
     def send_records(self, data: Buffer, size: int) -> int:
@@ -270,12 +267,11 @@ class Connection(SSL.Connection):
                 while done < size:
                     done += self.send(view[done : done + RECORD])
                 return done
-            inner: Any = self
             with ffi.from_buffer(data) as buffer:
                 while done < size:
-                    count = lib.SSL_write(inner._ssl, buffer + done, min(size - done, RECORD))
+                    count = lib.SSL_write(self._ssl, buffer + done, min(size - done, RECORD))
                     if count <= 0:
-                        inner._raise_ssl_error(inner._ssl, count)
+                        self._raise_ssl_error(self._ssl, count)
                     done += count
         except (SSL.WantReadError, SSL.WantWriteError):
             pass
@@ -290,42 +286,37 @@ class Connection(SSL.Connection):
         Raises:
             SSL.Error: It failed.
         """
-        inner: Any = self
-        result = lib.SSL_do_handshake(inner._ssl)
+        result = lib.SSL_do_handshake(self._ssl)
         if result == 1:
             return True
-        if lib.SSL_get_error(inner._ssl, result) != lib.SSL_ERROR_WANT_READ:
-            inner._raise_ssl_error(inner._ssl, result)
+        if lib.SSL_get_error(self._ssl, result) != lib.SSL_ERROR_WANT_READ:
+            self._raise_ssl_error(self._ssl, result)
         return False
 
     def feed(self, data: bytes) -> None:
         """Feed OpenSSL with *data*, which the peer has sent."""
-        inner: Any = self
-        lib.BIO_write(inner._into_ssl, data, len(data))
+        lib.BIO_write(self._into_ssl, data, len(data))
 
     def unread(self) -> int:
         """Return how many of the bytes that it was fed OpenSSL has not read."""
-        inner: Any = self
-        return int(lib.BIO_get_mem_data(inner._into_ssl, ffi.NULL))
+        return int(lib.BIO_get_mem_data(self._into_ssl, ffi.NULL))
 
     def take_outgoing(self) -> bytes:
         """Return what OpenSSL has written for the peer."""
-        inner: Any = self
-        size = lib.BIO_get_mem_data(inner._from_ssl, ffi.NULL)
+        size = lib.BIO_get_mem_data(self._from_ssl, ffi.NULL)
         if not size:
             return b""
         buffer = ffi.new("char[]", size)
-        outgoing: bytes = ffi.unpack(buffer, lib.BIO_read(inner._from_ssl, buffer, size))
+        outgoing: bytes = ffi.unpack(buffer, lib.BIO_read(self._from_ssl, buffer, size))
         return outgoing
 
     def move_to_descriptor(self, sock: _socket.socket) -> None:
         """Read and write the descriptor of *sock* from now on; drop what the memory holds."""
         # pyOpenSSL chooses between the two when it makes a connection, and never again.
-        inner: Any = self
         # SSL_set_fd frees the memory BIOs, so no reference to them may stay.
-        lib.SSL_set_fd(inner._ssl, sock.fileno())
-        inner._into_ssl = inner._from_ssl = None
-        inner._socket = sock
+        lib.SSL_set_fd(self._ssl, sock.fileno())
+        self._into_ssl = self._from_ssl = None
+        self._socket = sock
         self._return_after_each_message()
 
 

@@ -185,7 +185,7 @@ def _check_records(records: tuple[ServerTLSSocketOptions, ...]) -> None:
     for record in records:
         names = {server_name_pattern(name) for name in record.sni or ()}
         if seen & names:
-            raise ValueError(f"sni={min(seen & names)!r} stands in more than one record")
+            raise ValueError(f"sni={min(seen & names)!r} is in more than one record")
         seen |= names
         catch_all += not names
     if catch_all > 1:
@@ -281,7 +281,7 @@ class ServerContextFactory:
         connection.set_accept_state()
         return connection
 
-    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+    def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         """Return a connection for Twisted's TLS protocol."""
         return self.connection(None, factory_protocols(tlsProtocol))
 
