@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ILoggingContext, IProtocol
+from twisted.logger import Logger
 
-__all__ = ["fired_later", "log_prefix", "place_of", "start_factory", "stop_factory"]
+__all__ = [
+    "fired_later",
+    "guard",
+    "log_prefix",
+    "place_of",
+    "seconds",
+    "start_factory",
+    "stop_factory",
+]
+
+_log: Final = Logger()
 
 
 def start_factory(factory: Any) -> None:
@@ -58,3 +71,16 @@ def fired_later(reactor: Any, connecting: Deferred[IProtocol]) -> Deferred[IProt
     later: Deferred[IProtocol] = Deferred(cancel)
     call = reactor.callLater(0, connecting.chainDeferred, later)
     return later
+
+
+def seconds(timeout: timedelta | None) -> float | None:
+    """Return a `timedelta` in seconds, and `None` as it is."""
+    return None if timeout is None else timeout.total_seconds()
+
+
+def guard(function: Callable[..., object], *args: object) -> None:
+    """Call a protocol's or producer's method; what it raises is logged."""
+    try:
+        function(*args)
+    except BaseException:  # noqa: BLE001 - nothing else may be lost for it
+        _log.failure("a protocol, producer or factory raised an exception")

@@ -11,36 +11,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from cryptography import x509
-from OpenSSL import SSL, crypto
-from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
-    INegotiated,
     IOpenSSLClientConnectionCreator,
     IOpenSSLContextFactory,
     IOpenSSLServerConnectionCreator,
-    ISSLTransport,
 )
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from .._io.descriptor import byte_view
 from ..errors import (
     SocketConnectionTimeoutError,
     SocketReadTimeoutError,
     SocketWriteTimeoutError,
 )
-from .sending_transport import SendingTransport, check_bytes, joined
 
-__all__ = ["ForeignTLS", "check_context_factory"]
+__all__ = [
+    "FOREIGN_CLOSE_SECONDS",
+    "FOREIGN_HANDSHAKE_SECONDS",
+    "LIMITS",
+    "PlainSide",
+    "check_bytes",
+    "check_context_factory",
+    "joined",
+]
 
-_HANDSHAKE_SECONDS: Final = {True: 30.0, False: 10.0}
+FOREIGN_HANDSHAKE_SECONDS: Final = {True: 30.0, False: 10.0}
 """What the records have as `handshake_timeout`, on clients and on servers."""
 
-_CLOSE_SECONDS: Final = 5.0
+FOREIGN_CLOSE_SECONDS: Final = 5.0
 """What they have as `close_timeout`."""
 
-_LIMITS: Final = (
+LIMITS: Final = (
     SocketConnectionTimeoutError,
     SocketReadTimeoutError,
     SocketWriteTimeoutError,
@@ -71,11 +71,28 @@ def check_context_factory(context_factory: object, *, is_client: bool) -> None:
     )
 
 
-class _Beneath:
+_BYTES: Final = (bytes, bytearray, memoryview)
+
+
+def check_bytes(data: object) -> None:
+    """Raise `TypeError` if *data* is nothing that `write` takes."""
+    if not isinstance(data, _BYTES):
+        raise TypeError(f"data must be bytes, not {type(data).__name__}")
+
+
+def joined(data: Iterable[bytes | bytearray | memoryview]) -> bytes:
+    """Return what ``writeSequence`` was given in one piece, of what `check_bytes` lets pass."""
+    parts = tuple(data)
+    for part in parts:
+        check_bytes(part)
+    return b"".join(byte_view(part) if isinstance(part, memoryview) else part for part in parts)
+
+
+class PlainSide:
     """What Twisted's TLS protocol has for its transport: the connection without TLS."""
 
-    def __init__(self, transport: ForeignTLS) -> None:
-        plain: Any = super(ForeignTLS, transport)
+    def __init__(self, transport: object, plain: Any) -> None:
+        """Take from *plain*, the class below *transport*'s, what is not to go through TLS."""
         self._transport = transport
         self.write = plain.write
         self.writeSequence = plain.writeSequence
@@ -85,116 +102,3 @@ class _Beneath:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
-
-
-@implementer(ISSLTransport, INegotiated)
-class ForeignTLS(SendingTransport):
-    """
-    Passes what the protocol does on to Twisted's TLS protocol.
-
-    A transport becomes one when TLS is started on it: its protocol has it
-    already, and must find TLS behind it.
-    """
-
-    _layer: TLSMemoryBIOProtocol
-    _closing = False
-
-    def start_foreign_tls(self, context_factory: Any, *, is_client: bool) -> None:
-        """Put Twisted's TLS protocol between this transport and its protocol."""
-        producer, streaming = self.producer, self.streamingProducer
-        if producer is not None:
-            super().unregisterProducer()
-        # There is no factory behind a protocol that is connected already.
-        no_factory: Any = None
-        factory = TLSMemoryBIOFactory(context_factory, is_client, no_factory, self.reactor)
-        protocol = self.protocol
-        self._layer = factory.protocol(factory, protocol, False)
-        self.protocol = self._layer
-        self._deliver = None
-        beneath: Any = _Beneath(self)
-        try:
-            self._layer.makeConnection(beneath)
-        except BaseException:
-            # A protocol that catches this must not go on in plain text.
-            self.protocol = protocol
-            self.abortConnection()
-            raise
-        self._call_later(_HANDSHAKE_SECONDS[is_client], self._check_handshake)
-        if producer is not None:
-            self.registerProducer(producer, streaming)
-
-    # What goes through TLS
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send *data*, protected; see `Transport.write`."""
-        check_bytes(data)
-        if self.connected and not self._aborting:
-            self._layer.write(bytes(data))
-
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Send each of *data*, in order; see `write`."""
-        self.write(joined(data))
-
-    def loseConnection(self) -> None:
-        """Close the connection when all that was written is sent, with a goodbye."""
-        if self.connected and not self.disconnecting and not self._closing:
-            self._closing = True
-            self._layer.loseConnection()
-            self._call_later(_CLOSE_SECONDS, self._check_goodbye)
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Let *producer* write; see `Transport.registerProducer`."""
-        self._layer.registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        """Let go of the producer; a close that waited for it goes on."""
-        self._layer.unregisterProducer()
-
-    # Limits
-
-    def _check_handshake(self) -> None:
-        if self._connection.get_peer_finished() is None:
-            self._lose(Failure(SocketConnectionTimeoutError("handshake")))
-
-    def _check_goodbye(self) -> None:
-        """Wait no more for the peer's goodbye, if all is sent and it has had its time."""
-        if self.producer is not None or self._queue:
-            self._call_later(_CLOSE_SECONDS, self._check_goodbye)
-        else:
-            self._lose(Failure(ConnectionDone()))
-
-    def _lose(self, reason: Failure) -> None:
-        if reason.check(*_LIMITS) and not self._aborting:
-            # Twisted's TLS takes any end without a goodbye for a lost connection. This is
-            # how it is told of another reason.
-            self._layer.failVerification(reason)
-        else:
-            super()._lose(reason)
-
-    # Looking at it
-
-    @property
-    def _connection(self) -> SSL.Connection:
-        connection: SSL.Connection = self._layer.getHandle()
-        return connection
-
-    def getHandle(self) -> Any:
-        """Return OpenSSL's connection; `None` once the connection is lost."""
-        return self._layer.getHandle()
-
-    @property
-    def negotiatedProtocol(self) -> bytes | None:
-        """The protocol that ALPN chose, or `None`."""
-        return self._layer.negotiatedProtocol
-
-    def getPeerCertificate(self) -> crypto.X509 | None:
-        """Return the peer's certificate as Twisted does, as an object of pyOpenSSL's."""
-        certificate = self.peer_certificate
-        return None if certificate is None else crypto.X509.from_cryptography(certificate)
-
-    @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        """The peer's certificate, or `None`; `None` too once the connection is lost."""
-        if self.disconnected:
-            return None
-        return self._connection.get_peer_certificate(as_cryptography=True)

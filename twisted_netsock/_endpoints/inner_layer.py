@@ -30,8 +30,7 @@ from .._tls.handshake import handshake, tls_shutdown
 from .._tls.server import ServerContextFactory
 from ..errors import SocketConnectionLostError, SocketConnectionTimeoutError
 from ..options import TLSSocketOptions
-from .base_transport import seconds
-from .factory import log_prefix
+from .factory import log_prefix, seconds
 from .inner_transport import (
     InnerTransport,
     LayeredDescriptor,

@@ -43,8 +43,7 @@ from ..errors import (
     SocketError,
 )
 from ..options import OF_SOCKETS, SocketOptions, TLSSocketOptions
-from .base_transport import seconds
-from .factory import start_factory, stop_factory
+from .factory import seconds, start_factory, stop_factory
 from .inner_layer import Layer, LayerFactory
 from .listening_port import Gate
 
