@@ -43,7 +43,7 @@ def start():
         yield connections.start
 
 
-# The race
+# Happy Eyeballs
 
 
 async def test_the_first_address_that_answers_is_the_only_one_connected_to(start):

@@ -53,7 +53,7 @@ def bind():
 
 
 def takes(host, port):
-    """Tell whether a connection to *host* and *port* can be made."""
+    """Return whether a connection to *host* and *port* can be made."""
     try:
         socket.create_connection((host, port)).close()
     except ConnectionRefusedError:

@@ -313,7 +313,7 @@ def pieces(content: bytes) -> set[str]:
 
 
 def _ours(part: bytes) -> bool:
-    """Tell whether *part* is of the words around a key, which say nothing."""
+    """Return whether *part* is of the words around a key, which say nothing."""
     return b"---" in part or any(
         part in words
         for words in (

@@ -47,7 +47,7 @@ def every_cipher() -> list[str]:
 
 
 def offer(server: SSL.Connection, context: ssl.SSLContext) -> str | None:
-    """Let a client of the standard library shake hands, and return the cipher, if there is one."""
+    """Return the cipher of a handshake with the standard library's client, if there is one."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(incoming, outgoing, server_hostname=NAME)
     for _ in range(10):

@@ -36,7 +36,7 @@ class Server:
         self.port = listener.getsockname().port
 
     async def visit(self, options: TLSSocketOptions, **how: Any) -> bool:
-        """Connect, receive, close; tell whether a session was resumed."""
+        """Connect, receive, close; return whether a session was resumed."""
         accepting = self.listener.accept()
         try:
             client = await make_client_tls_socket("127.0.0.1", self.port, options)
