@@ -18,25 +18,21 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
     IProtocolNegotiationFactory,
-    IPushProducer,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
+from .._io.adapter import TransportDescriptor
 from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
 from .._tls.handshake import handshake, tls_shutdown
+from .._tls.in_memory import TLSInMemory
 from .._tls.server import ServerContextFactory
 from ..errors import SocketConnectionLostError, SocketConnectionTimeoutError
 from ..options import TLSSocketOptions
 from .factory import log_prefix, seconds
-from .inner_transport import (
-    InnerTransport,
-    LayeredDescriptor,
-    LayeredTransport,
-    LayeredWatch,
-)
+from .inner_transport import LayeredTransport
 from .transport import Transport
 
 __all__ = ["Layer", "LayerFactory"]
@@ -102,7 +98,7 @@ class LayerFactory(ABC):
         """Handle that the protocol of *layer*, a `Layer`, has lost its connection."""
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol)
 class Layer(Protocol):
     """The protocol of an inner connection: shakes hands, then connects another protocol."""
 
@@ -113,10 +109,9 @@ class Layer(Protocol):
         self._reported = False
         self._given_up = False
         self._running: Deferred[None] | None = None
-        self._inner: InnerTransport | None = None
+        self._inner: TransportDescriptor | None = None
         self._layered: LayeredTransport | None = None
-        self._descriptor: LayeredDescriptor | None = None
-        self._watch: Any = None
+        self._descriptor: TLSInMemory | None = None
 
     def logPrefix(self) -> str:
         """Name the factory behind in log lines."""
@@ -139,15 +134,14 @@ class Layer(Protocol):
     def _begin(self, transport: Any) -> None:
         owner = self._owner
         close_seconds = owner.options.close_timeout.total_seconds()
-        inner = self._inner = InnerTransport(owner.reactor, transport, close_seconds)
+        inner = self._inner = TransportDescriptor(owner.reactor, close_seconds)
         try:
-            inner.register(self)
+            inner.makeConnection(transport)
             protocols = negotiated_protocols(owner.factory)
-            self._descriptor = LayeredDescriptor(inner, owner.context_factory, protocols)
+            self._descriptor = TLSInMemory(inner, owner.context_factory, protocols)
         except BaseException:  # noqa: BLE001 - the caller that connects gets it
             self.fail(Failure())
             return
-        self._watch = LayeredWatch(owner.reactor, self._descriptor)
         limit = seconds(owner.context_factory.options.handshake_timeout)
         self._running = handshake(owner.reactor, self._watch, self._descriptor, limit)
         self._running.addCallbacks(self._shaken, self.fail)
@@ -188,6 +182,11 @@ class Layer(Protocol):
         self._layered.attach(protocol, self._gone)
         owner.succeeded(self, protocol)
 
+    @property
+    def _watch(self) -> Any:
+        assert self._inner is not None
+        return self._inner.watch
+
     def _gone(self) -> None:
         self._owner.gone(self)
 
@@ -219,14 +218,16 @@ class Layer(Protocol):
             if transport is not None:
                 transport.abortConnection()
             return
-        if self._watch is not None:
-            self._watch.close()
+        self._watch.close()
         if self._inner.lost is not None:
             self._report()
-        elif error.check(CancelledError, SocketConnectionTimeoutError) is None:
+        elif (
+            error.check(CancelledError, SocketConnectionTimeoutError) is None
+            and not self._inner.blocked
+        ):
             self._inner.close()
         else:
-            self._inner.abort()
+            self._inner.reset()
 
     def end(self, error: Exception) -> None:
         """Give up for *error*: the handshake is not done."""
@@ -251,19 +252,17 @@ class Layer(Protocol):
         assert self.transport is not None
         return self.transport.getPeer()
 
-    # What the inner transport tells
+    # What the inner transport reports
 
     def dataReceived(self, data: bytes) -> None:
-        """Take what has come in."""
-        if self._descriptor is not None:
-            self._descriptor.feed(data)
-            self._watch.arrived()
+        """Pass on what has been received."""
+        if self._inner is not None:
+            self._inner.dataReceived(data)
 
     def readConnectionLost(self) -> None:
-        """Handle the end of what comes in."""
-        if self._descriptor is not None:
-            self._descriptor.finish()
-            self._watch.arrived()
+        """Pass on the end of what is received."""
+        if self._inner is not None:
+            self._inner.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: it was asked for."""
@@ -271,30 +270,11 @@ class Layer(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Handle the end of the inner connection."""
         if self._inner is not None:
-            self._inner.end(reason)
+            self._inner.connectionLost(reason)
         if self._descriptor is None:
             self._failure = self._failure or reason
             self._report()
-            return
-        self._descriptor.finish()
-        if self._layered is not None:
+        elif self._layered is not None:
             self._layered.inner_ended()
-        elif self._running is not None:
-            self._watch.report_all()
-        else:
+        elif self._running is None:
             self._report()
-
-    def pauseProducing(self) -> None:
-        """Write nothing more for now."""
-        assert self._inner is not None
-        self._inner.blocked = True
-
-    def resumeProducing(self) -> None:
-        """Write again."""
-        assert self._inner is not None
-        self._inner.blocked = False
-        if self._watch is not None:
-            self._watch.report_all()
-
-    def stopProducing(self) -> None:
-        """Do nothing: the inner connection ends, and tells of that itself."""

@@ -471,8 +471,7 @@ class TLSDescriptor(TLSInfo):
             want = self.try_shutdown(_socket.SHUT_WR)
             if want is not None:
                 return want
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(_socket.SHUT_WR)
+            self._shut_down_below()
         self._read_shut = False
         while not self._ended and self._discarded < _DISCARD_LIMIT:
             data = self.try_recv(RECORD)
@@ -480,6 +479,10 @@ class TLSDescriptor(TLSInfo):
                 return data
             self._discarded += len(data)
         return None
+
+    def _shut_down_below(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(_socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the descriptor, without close_notify."""
