@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket as _socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -74,9 +74,10 @@ def _server_verify_mode(options: ServerTLSSocketOptions) -> int:
     return SSL.VERIFY_PEER
 
 
-def _select_protocol(connection: Any, offered: list[bytes]) -> Any:
+def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
     """Choose the server's first protocol that the client offers (RFC 7301, section 3.2)."""
-    state: ConnectionState = connection.state
+    # Any: the constant's class is private to pyOpenSSL.
+    state = cast("StatefulConnection", connection).state
     if not state.protocols:
         return SSL.NO_OVERLAPPING_PROTOCOLS
     for protocol in state.protocols:
@@ -130,7 +131,7 @@ class _VirtualHosts:
         wildcard = "*." + name.partition(".")[2]
         return self._by_name.get(name) or self._by_name.get(wildcard) or self._default
 
-    def _choose(self, connection: Any) -> None:
+    def _choose(self, connection: SSL.Connection) -> None:
         """
         Switch *connection* to the record for the name it asks for, or refuse it.
 
@@ -138,7 +139,7 @@ class _VirtualHosts:
         section 4.1.2), where the name in the second one counts.
         """
         try:
-            self._switch(connection)
+            self._switch(cast("StatefulConnection", connection))
         except BaseException:  # noqa: BLE001 - pyOpenSSL would go on with the first certificate
             # Refused before it is logged, because a log observer may raise as well, which
             # pyOpenSSL would only print.
