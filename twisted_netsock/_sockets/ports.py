@@ -7,7 +7,6 @@ operations through the socket, one at a time in each direction.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -18,6 +17,7 @@ from .._io.descriptor import RECEIVE_LIMIT
 from .._io.fairness import BYTES
 from .._io.operation import Operating
 from .._io.poller import WANT_READ, Want
+from .._io.send_queue import SendQueue
 from .._public import public_in
 from ..errors import (
     SocketClosedError,
@@ -37,7 +37,6 @@ T = TypeVar("T")
 
 LINE_LIMIT: Final = 65536
 _QUEUE_FULL: Final = 65536
-_JOIN_LIMIT: Final = 65536
 
 
 @public_in("twisted_netsock")
@@ -248,9 +247,9 @@ class OutputPort:
 
     def __init__(self, socket: Operating) -> None:
         self._socket = socket
-        self._queue: deque[bytes] = deque()
-        self._queued = 0
-        self._offset = 0
+        self._queue = SendQueue()
+        self._dropped = 0
+        """Bytes that were queued when a send failed; they are never sent."""
         self._sending = False
         self._closed = False
         self._error: BaseException | None = None
@@ -266,7 +265,7 @@ class OutputPort:
     @property
     def pending(self) -> int:
         """How many bytes were written and are not with the kernel."""
-        return self._queued
+        return self._queue.size + self._dropped
 
     @property
     def sending(self) -> bool:
@@ -300,7 +299,6 @@ class OutputPort:
             if not self._sending and self._socket._writer is not None:
                 return self._socket._refuse()
             self._queue.append(copy)
-            self._queued += len(copy)
             self._start()
         return self._wait(_QUEUE_FULL)
 
@@ -336,7 +334,7 @@ class OutputPort:
         """Return a Deferred that fires when fewer than *below* bytes are queued."""
         if self._error is not None:
             return fail(self._failed_before())
-        if self._queued < below and not (below == 1 and self._sending):
+        if self._queue.size < below and not (below == 1 and self._sending):
             return succeed(None)
         waiting: Deferred[None] = Deferred(self._forget)
         self._waiting.append((below, waiting))
@@ -353,17 +351,13 @@ class OutputPort:
     def _send_queue(self) -> Want | None:
         """Send what is queued; an operation of the socket's."""
         descriptor = self._socket._descriptor
-        while self._queue:
-            chunk = self._next_chunk()
-            count = descriptor.try_send(memoryview(chunk)[self._offset :])
+        queue = self._queue
+        while queue.size:
+            count = descriptor.try_send(queue.head())
             if isinstance(count, Want):
                 return count
             self._socket._sent_some()
-            self._queued -= count
-            self._offset += count
-            if self._offset == len(chunk):
-                self._queue.popleft()
-                self._offset = 0
+            queue.sent(count)
             self._tell()
             if self._socket._closed and not self._closing:
                 # By whom it told; what is left goes out with the closing.
@@ -373,36 +367,24 @@ class OutputPort:
 
     def _send_rest(self) -> Want | None:
         """Send what is queued when the socket is closed; for the socket."""
-        if self._queued and not self._queue:
+        if self._dropped:
             # It was dropped, and the stream must not look complete.
             raise self._failed_before()
         self._closing = True
         return self._send_queue()
 
-    def _next_chunk(self) -> bytes:
-        """Return the head of the queue, small chunks joined: one system call for many writes."""
-        queue = self._queue
-        if self._offset == 0 and len(queue) > 1 and len(queue[0]) + len(queue[1]) <= _JOIN_LIMIT:
-            parts: list[bytes] = []
-            size = 0
-            while queue and size + len(queue[0]) <= _JOIN_LIMIT:
-                size += len(queue[0])
-                parts.append(queue.popleft())
-            queue.appendleft(b"".join(parts))
-        return queue[0]
-
     def _tell(self) -> None:
         """Fire for those that waited for no less than this."""
         waiting, self._waiting = self._waiting, []
         for below, deferred in waiting:
-            if self._queued < below and below > 1:
+            if self._queue.size < below and below > 1:
                 deferred.callback(None)
             else:
                 self._waiting.append((below, deferred))
 
     def _sent(self, _: object) -> None:
         self._sending = False
-        if self._queue:
+        if self._queue.size:
             # Written by a callback, after the queue had run empty.
             self._start()
             return
@@ -425,6 +407,7 @@ class OutputPort:
         self._error = unraised(error)
         if not isinstance(error, SocketWriteTimeoutError | SocketClosedError):
             # After those what is left goes out when the socket is closed.
+            self._dropped = self._queue.size
             self._queue.clear()
         waiting, self._waiting = self._waiting, []
         for _below, deferred in waiting:
