@@ -80,7 +80,7 @@ async def test_stopping_leaves_connections_in_the_queue_of_the_kernel(listener, 
             assert peer == client.getsockname()
 
 
-async def test_who_gets_a_connection_may_stop_at_it(listener, dial):
+async def test_the_callback_may_stop_accepting(listener, dial):
     for _ in range(5):
         dial()
 
@@ -96,7 +96,7 @@ async def test_who_gets_a_connection_may_stop_at_it(listener, dial):
         await until(lambda: len(found.delivered) == 2)
 
 
-async def test_who_fails_with_a_connection_does_not_end_accepting(listener, dial, logged_errors):
+async def test_a_callback_that_raises_does_not_end_accepting(listener, dial, logged_errors):
     def fail():
         if len(found.delivered) == 1:
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Connecting: which addresses are tried when, who wins, and what is told of failures."""
+"""Connecting: when each address is tried, which one is used, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ async def test_no_route_to_any_address_is_an_error_of_its_own(start):
     assert caught.value.errno == errno.ENETUNREACH
 
 
-async def test_different_failures_are_told_together(start):
+async def test_different_failures_are_reported_together(start):
     # The kernel refuses this option on IPv4, and the closed port the connection on IPv6.
     options = SocketOptions(socket_options=(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))
     with (

@@ -326,18 +326,18 @@ def test_a_look_up_under_way_fails_when_the_reactor_stops():
 
         resolver._socket.getaddrinfo = hang
 
-        def told(name):
+        def reporting(name):
             return lambda failure: print(name, type(failure.value).__name__, failure.value.errno)
 
         def begin(name):
-            make_client_socket("name.invalid", 80).addErrback(told(f"maker {name}"))
+            make_client_socket("name.invalid", 80).addErrback(reporting(f"maker {name}"))
             endpoint = client_endpoint(reactor, "name.invalid", 80)
-            endpoint.connect(Factory()).addErrback(told(f"endpoint {name}"))
+            endpoint.connect(Factory()).addErrback(reporting(f"endpoint {name}"))
 
         async def main():
             begin("system")
-            make_server_socket("name.invalid", 80).addErrback(told("server"))
-            chibi.get_address_info("name.invalid", 80).addErrback(told("chibi"))
+            make_server_socket("name.invalid", 80).addErrback(reporting("server"))
+            chibi.get_address_info("name.invalid", 80).addErrback(reporting("chibi"))
             make_client_socket("given.up.invalid", 80).addErrback(lambda _: None).cancel()
             for _ in range(5):
                 asked.acquire()

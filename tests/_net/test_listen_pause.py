@@ -239,7 +239,7 @@ async def test_an_adopted_path_stays(tmp_path):
         ({"LISTEN_PID": "me", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "mail"}, "1 sockets (mail)"),
     ],
 )
-async def test_a_socket_that_systemd_has_not_passed_is_told(environment, said, monkeypatch):
+async def test_a_socket_that_systemd_has_not_passed_is_an_error(environment, said, monkeypatch):
     for name in "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

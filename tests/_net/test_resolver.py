@@ -195,7 +195,7 @@ async def test_the_canonical_name_comes_with_ai_canonname_only(find):
         ("a" * 70 + ".invalid", 80, 0, EAI_FAIL),
     ],
 )
-async def test_what_is_not_found_is_told_with_node_service_and_code(
+async def test_what_is_not_found_is_reported_with_node_service_and_code(
     find, node, service, flags, code
 ):
     with pytest.raises(HostNotFoundError) as caught:

@@ -197,8 +197,8 @@ def test_no_message_or_traceback_shows_anything_of_key_or_password(case):
     ):
         with pytest.raises(ValueError) as caught:
             make()
-        told = "".join(traceback.format_exception(caught.value))
-        assert_hides(f"{caught.value!r} {told}", ENTITY, PASSWORD, OTHER)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert_hides(f"{caught.value!r} {shown}", ENTITY, PASSWORD, OTHER)
 
 
 @pytest.mark.parametrize("field", ["certificates", "private_key", "trusted_certificates"])
@@ -325,13 +325,13 @@ def _ours(part: bytes) -> bool:
     )
 
 
-def told_by(error: BaseException | None) -> str:
+def shown_by(error: BaseException | None) -> str:
     """Return all that an error tells, with those that it comes from."""
-    told = []
+    shown = []
     while error is not None:
-        told += [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
+        shown += [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
         error = error.__cause__ or error.__context__
-    return "\n".join(told)
+    return "\n".join(shown)
 
 
 @given(
@@ -355,9 +355,9 @@ def test_an_error_about_a_spoiled_key_shows_none_of_it(kind, spoil, place, passw
                 {"certificates": ENTITY.pem, "trusted_certificates": source},
             ):
                 error = raised(password=password, **fields)
-                told = told_by(error)
-                for piece in pieces(content) if told else ():
-                    assert piece not in told
+                shown = shown_by(error)
+                for piece in pieces(content) if shown else ():
+                    assert piece not in shown
 
 
 def raised(*, password: bytes | None, **fields: Any) -> BaseException | None:
@@ -377,7 +377,7 @@ def test_an_encoded_key_given_as_text_is_refused_and_not_repeated(encode):
     for field in ("certificates", "private_key", "trusted_certificates"):
         with pytest.raises(ValueError, match="pass bytes") as caught:
             TLSSocketOptions(**{"certificates": ENTITY.certificate, field: text})
-        assert text[:12] not in told_by(caught.value)
+        assert text[:12] not in shown_by(caught.value)
 
 
 # Nonsense

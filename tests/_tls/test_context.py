@@ -278,7 +278,7 @@ ALERTS = {
 @VERSION_ARGUMENTS
 @pytest.mark.parametrize("client", ["good", *ALERTS])
 @pytest.mark.parametrize("policy", ["not asked", "optional", "required"])
-async def test_who_may_come_in(policy, client, version, authority, clients):
+async def test_which_clients_are_accepted(policy, client, version, authority, clients):
     """The table of client_certificate_required and trusted_certificates."""
     fields = {
         "not asked": {},
@@ -298,7 +298,7 @@ async def test_who_may_come_in(policy, client, version, authority, clients):
     names = "Acceptable client certificate CA names\nCN = throw-away authority"
     assert (names in said.text) is (policy != "not asked")
     if not welcome:
-        assert re.search(f"alert ({ALERTS[client]})", said.text), "the client is told"
+        assert re.search(f"alert ({ALERTS[client]})", said.text), "the client has the alert"
 
 
 @VERSION_ARGUMENTS
@@ -474,7 +474,7 @@ async def test_a_keylog_that_cannot_be_written_is_logged_once_and_costs_no_conne
 ):
     path = tmp_path / "missing" / "keys"
 
-    def told():
+    def logged():
         return [line for line in log_lines if "cannot write keylog_file" in line]
 
     async with serving(authority.server_options(), greeting=None) as server:
@@ -482,14 +482,14 @@ async def test_a_keylog_that_cannot_be_written_is_logged_once_and_costs_no_conne
         endpoint = client_endpoint(the_reactor(), "127.0.0.1", server.port, options)
         for _ in range(2):
             assert await ask(endpoint) == ANSWER
-        (line,) = told()
+        (line,) = logged()
         assert line.endswith(f"{path}: [Errno 2] No such file or directory: '{path}'")
         path.parent.mkdir()
         assert await ask(endpoint) == ANSWER
         path.unlink()
         path.parent.rmdir()
         assert await ask(endpoint) == ANSWER
-    assert told() == [line] * 2
+    assert logged() == [line] * 2
 
 
 # Files that change

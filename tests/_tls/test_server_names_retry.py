@@ -52,7 +52,7 @@ class Served(NamedTuple):
 
 
 def ask(port: int, first: str | None, second: str, identity: Any = None) -> Served | None:
-    """Ask for *first*, and for *second* when told to try again; `None` if that is refused."""
+    """Ask for *first*, and for *second* after a HelloRetryRequest; `None` if that is refused."""
     context = SSL.Context(SSL.TLS_METHOD)
     if identity is not None:
         context.use_certificate(identity.certificate)
@@ -181,7 +181,7 @@ async def test_an_unlisted_name_in_the_second_hello_is_refused(records):
 
 
 @pytest.mark.parametrize("order", [("strict", "lax"), ("lax", "strict")], ids="-".join)
-async def test_a_handler_is_told_the_name_whose_record_is_in_force(order, records, identities):
+async def test_a_handler_gets_the_name_whose_record_is_in_force(order, records, identities):
     listener = await make_server_tls_socket("127.0.0.1", 0, records(*order))
 
     async def handle(connection: Any) -> None:

@@ -120,7 +120,7 @@ def test_malformed_names_cannot_be_parsed(authority):
         (["a" * 60 + ".example"], {}, {NameOID.COMMON_NAME: ("a" * 60 + ".example")[:64]}),
     ],
 )
-def test_the_subject_says_who_it_is(names, fields, subject, authority):
+def test_the_subject_has_the_names_asked_for(names, fields, subject, authority):
     issued = authority.issue(*names, **fields)
     assert {each.oid: each.value for each in issued.certificate.subject} == subject
 

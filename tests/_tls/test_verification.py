@@ -131,7 +131,7 @@ async def _refused(way: Way, target: Target, server: Any) -> BaseException:
         await way(target)
     served = await server.outcome
     assert served.data == b""
-    assert isinstance(served.error, ssl.SSLError), "the server was told by an alert"
+    assert isinstance(served.error, ssl.SSLError), "the server has received an alert"
     return caught.value
 
 

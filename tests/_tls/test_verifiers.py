@@ -80,7 +80,7 @@ class Verifier:
 # What it is asked
 
 
-async def test_a_good_chain_is_told_from_root_to_leaf(tmp_path):
+async def test_a_good_chain_is_passed_from_root_to_leaf(tmp_path):
     chain = make_hierarchy(NAME)
     verifier = Verifier()
     options = TLSSocketOptions(
@@ -94,7 +94,7 @@ async def test_a_good_chain_is_told_from_root_to_leaf(tmp_path):
     ]
 
 
-async def test_an_error_is_told_with_its_code_and_text_and_none_keeps_it(authority, tmp_path):
+async def test_an_error_is_passed_with_its_code_and_text_and_none_keeps_it(authority, tmp_path):
     texts = []
 
     def verifier(depth: int, result: VerifyResult, certificate: x509.Certificate) -> None:
@@ -109,7 +109,7 @@ async def test_an_error_is_told_with_its_code_and_text_and_none_keeps_it(authori
 
 
 @pytest.mark.parametrize(("node", "code"), [(NAME, WRONG_NAME), ("127.0.0.1", WRONG_ADDRESS)])
-async def test_a_wrong_name_is_told_at_depth_0(node, code, authority, tmp_path):
+async def test_a_wrong_name_is_passed_at_depth_0(node, code, authority, tmp_path):
     issued = authority.issue("other.example")
     verifier = Verifier()
     options = authority.client_options(certificate_verifier=verifier)
@@ -120,7 +120,7 @@ async def test_a_wrong_name_is_told_at_depth_0(node, code, authority, tmp_path):
     assert node in caught.value.reason
 
 
-async def test_several_records_may_share_a_verifier_and_each_connection_is_told_anew(
+async def test_several_records_may_share_a_verifier_which_is_called_for_each_connection(
     authority, tmp_path
 ):
     verifier = Verifier()
