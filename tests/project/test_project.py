@@ -67,8 +67,10 @@ def test_contributing_maps_every_module():
 
 
 def test_the_lines_for_the_change_log_are_named_so_that_they_are_found():
-    files = [path for path in (ROOT / "changes").iterdir() if path.name != "README.md"]
-    assert files
+    there = list((ROOT / "changes").iterdir())
+    files = [path for path in there if path.name != "README.md"]
+    # Right after a release there is no line, but always the page that says how to write one.
+    assert len(files) == len(there) - 1
     kinds = "feature|bugfix|doc|removal|misc"
     wrong = [
         path.name
