@@ -66,6 +66,13 @@ def test_contributing_maps_every_module():
     assert written == there
 
 
+def test_contributing_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:twisted_netsock|tests|docs)/[\w./-]+)`", text)
+    assert len(named) > 15
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 def test_the_lines_for_the_change_log_are_named_so_that_they_are_found():
     there = list((ROOT / "changes").iterdir())
     files = [path for path in there if path.name != "README.md"]
