@@ -1,5 +1,5 @@
 """
-Directives that draw: ``layers``, from the table of the page, and ``life``, from its own lines.
+Directives that draw: ``layers``, from the page's table, ``life`` and ``flows``, from their lines.
 
 The drawings are SVG within the page, made by the build from text alone: they follow the
 colours and the fonts of the page, fit a telephone, and say to those who do not see
@@ -17,8 +17,11 @@ WIDTH = 420
 
 MARGIN = 8
 LINE = 17
-LETTERS = {"note": 56, "short": 28}
-"""How many letters fit into a line across the drawing, and into one of its columns."""
+LETTERS = {"note": 56, "short": 28, "step": 46, "branch": 41}
+"""How many letters fit into a line across the drawing, a column, a box of a flow, a branch."""
+
+FLOW = 360
+"""The width of a flow: two have room beside each other on a wide screen, one on a telephone."""
 
 
 class Layer(NamedTuple):
@@ -36,18 +39,51 @@ class Stage(NamedTuple):
     failure: str
 
 
+class Step(NamedTuple):
+    """A box of a flow: a folder and what happens there; branches all leave the last other box."""
+
+    name: str
+    note: str
+    branch: bool
+
+
+class Flow(NamedTuple):
+    """What moves, and through which steps."""
+
+    title: str
+    steps: list[Step]
+
+
 def layers_of(source: str) -> list[Layer]:
     """Return the rows of the table whose first column is *Layer*, the lowest layer first."""
     table = re.search(r"^\| Layer .*\n\|[-| :]+\n((?:\|.*\n)+)", source, re.MULTILINE)
     if table is None:
         raise ValueError("there is no table whose first column is Layer")
     rows = (row.strip("|").split("|") for row in table[1].splitlines())
-    return [Layer(row[0].strip(), row[2].strip()) for row in rows]
+    return [Layer(row[0].strip(), row[2].replace("`", "").strip()) for row in rows]
 
 
 def stages_of(lines: Iterable[str]) -> list[Stage]:
     """Return the stages that *lines* tell, each as ``name | limit | failure``."""
     return [Stage(*(part.strip() for part in line.split("|"))) for line in lines if line.strip()]
+
+
+def flows_of(lines: Iterable[str]) -> list[Flow]:
+    """
+    Return the flows that *lines* describe, one a paragraph.
+
+    The first line is the title, the others are ``folder | what happens there``. Those that
+    begin with ``>`` are branches.
+    """
+    flows = []
+    for paragraph in "\n".join(lines).strip().split("\n\n"):
+        title, *rest = paragraph.splitlines()
+        steps = []
+        for line in rest:
+            name, _, note = line.removeprefix("> ").partition("|")
+            steps.append(Step(name.strip(), note.strip(), line.startswith("> ")))
+        flows.append(Flow(title, steps))
+    return flows
 
 
 def _lines(words: str, place: str) -> list[str]:
@@ -59,11 +95,11 @@ def _text(x: float, y: float, kind: str, words: str, anchor: str = "start") -> s
     return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _drawing(height: float, alt: str, parts: list[str]) -> str:
+def _drawing(height: float, alt: str, parts: list[str], width: int = WIDTH) -> str:
     label = escape(alt)
     head = (
         f'<svg class="drawn" xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'aria-label="{label}" viewBox="0 0 {WIDTH} {height}">'
+        f'aria-label="{label}" viewBox="0 0 {width} {height}">'
     )
     return "\n".join([head, f"<title>{label}</title>", *parts, "</svg>"])
 
@@ -126,6 +162,45 @@ def draw_life(stages: list[Stage], alt: str) -> str:
     return _drawing(y + MARGIN, alt, parts)
 
 
+def draw_flow(flow: Flow) -> str:
+    """Draw the steps of *flow* one below the other; branches hang on a line at the left."""
+    indent = 32
+    parts = [_text(MARGIN, MARGIN + LINE, "name", flow.title)]
+    y, bottom = MARGIN + LINE + 12, 0
+    for number, step in enumerate(flow.steps):
+        left = MARGIN + indent * step.branch
+        notes = _lines(step.note, "branch" if step.branch else "step")
+        height = LINE * (1 + len(notes)) + 12
+        if step.branch:
+            level = y + height / 2
+            parts.append(
+                f'<path class="way" d="M{MARGIN + indent / 2} {bottom} V{level} '
+                f'H{left} m-6 -4 l6 4 l-6 4"/>'
+            )
+        elif number:
+            parts.append(_arrow(FLOW / 2, bottom, y))
+        parts.append(
+            f'<rect class="box" x="{left}" y="{y}" width="{FLOW - MARGIN - left}" '
+            f'height="{height}" rx="5"/>'
+        )
+        parts.append(_text(left + 12, y + LINE + 2, "name", step.name))
+        parts += [
+            _text(left + 12, y + LINE * (place + 2) + 2, "note", line)
+            for place, line in enumerate(notes)
+        ]
+        if not step.branch:
+            bottom = y + height
+        branches = number + 1 < len(flow.steps) and flow.steps[number + 1].branch
+        y += height + (8 if branches else 20)
+    told = "; ".join(f"{step.name}: {step.note}" for step in flow.steps)
+    return _drawing(y - 20 + MARGIN, f"{flow.title}. {told}.", parts, FLOW)
+
+
+def draw_flows(flows: list[Flow]) -> str:
+    """Draw *flows* side by side, or one below the other where there is no room."""
+    return "\n".join(['<div class="flows">', *map(draw_flow, flows), "</div>"])
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Add the directives to Sphinx."""
     from docutils import nodes
@@ -137,7 +212,7 @@ def setup(app: Any) -> dict[str, Any]:
         option_spec: ClassVar = {"alt": directives.unchanged_required}
 
         def run(self) -> list[nodes.Node]:
-            return [nodes.raw("", self.draw(self.options["alt"]), format="html")]
+            return [nodes.raw("", self.draw(self.options.get("alt", "")), format="html")]
 
         def draw(self, alt: str) -> str:
             raise NotImplementedError
@@ -152,6 +227,11 @@ def setup(app: Any) -> dict[str, Any]:
         def draw(self, alt: str) -> str:
             return draw_life(stages_of(self.content), alt)
 
+    class Flows(Drawing):
+        def draw(self, alt: str) -> str:
+            return draw_flows(flows_of(self.content))
+
+    app.add_directive("flows", Flows)
     app.add_directive("layers", Layers)
     app.add_directive("life", Life)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

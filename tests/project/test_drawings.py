@@ -8,6 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.support.package_sources import PACKAGE
+
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,27 @@ def test_no_note_of_a_layer_is_drawn_beyond_its_box(diagrams):
     edge = min(float(box.get("x")) + float(box.get("width")) for box in drawing.iter(f"{SVG}rect"))
     for text in drawing.iter(f"{SVG}text"):
         assert float(text.get("x")) + len(text.text) * LETTER <= edge, text.text
+
+
+def test_the_flows_of_the_design_fit_their_boxes_and_name_folders_that_are_there(diagrams):
+    page = DESIGN.read_text().partition("```{flows}")[2].partition("```")[0]
+    flows = diagrams.flows_of(page.splitlines())
+    assert [sum(step.branch for step in flow.steps) for flow in flows] == [4, 0]
+    for flow in flows:
+        drawing = ET.fromstring(diagrams.draw_flow(flow))
+        boxes = list(drawing.iter(f"{SVG}rect"))
+        assert len(boxes) == len(flow.steps)
+        edge = float(boxes[0].get("x")) + float(boxes[0].get("width"))
+        for text in drawing.iter(f"{SVG}text"):
+            assert float(text.get("x")) + len(text.text) * LETTER <= edge, text.text
+        for step in flow.steps:
+            assert all(word in " ".join(words_in(drawing)) for word in step.note.split())
+            for name in step.name.split(", "):
+                path = PACKAGE / name
+                there = path.is_dir() or path.with_suffix(".py").is_file()
+                assert there or name in {"kernel", "string"}, name
+    both = diagrams.draw_flows(flows)
+    assert both.count("<svg") == 2
 
 
 def test_a_page_without_layers_has_none_to_draw(diagrams):
