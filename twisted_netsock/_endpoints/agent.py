@@ -75,7 +75,7 @@ def agent_endpoint_factory(
 
     For ``Agent.usingEndpointFactory``; the agent goes into a
     ``treq.client.HTTPClient`` as well. ``https`` connections are handed over
-    after the verified handshake. Proxies are the agent's business: this connects
+    after the verified handshake. Proxies are left to the agent: this connects
     to the host of each URI.
 
     Args:
@@ -108,7 +108,7 @@ def agent_endpoint_factory(
         raise ValueError(f"sni={tls.sni!r} must be None: the name is that of each request's URI")
     if "h2" in (tls.alpn or ()):
         raise ValueError(f"alpn={tls.alpn!r} must not have 'h2': the agent speaks HTTP/1.1 alone")
-    # What else is wrong with the record is told here, and not by the first request. (That
-    # a server is not verified is told when there is one.)
+    # What else is wrong with the record is raised here, and not by the first request. (That
+    # a server is not verified is logged when there is one.)
     client_endpoint(reactor, "localhost", "https", tls.replace(certificate_verifier=None))
     return _AgentEndpointFactory(reactor, SocketOptions.from_options(record), tls)

@@ -1,7 +1,7 @@
 """
 The client endpoint of Twisted over the sockets of this package.
 
-Its transports shake hands before ``connectionMade``, and all their waits have limits.
+Its transports perform the handshake before ``connectionMade``, and all their waits have limits.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ class ClientEndpoint:
         """
         Return an endpoint that connects as this one does, and sends *header* first.
 
-        For a proxy, which tells with it whose connection it passes on: an endpoint
+        For a proxy, which names with it whose connection it passes on: an endpoint
         for each. Without it, the PROXY header has the connection's own addresses.
 
         Raises:
             TypeError: *header* is no `ProxyHeader`.
             ValueError: The options have no `proxy_protocol`, or that version
-                cannot tell what is in *header*.
+                cannot hold what is in *header*.
         """
         check_header(self._options, header)
         other = copy(self)
@@ -225,8 +225,8 @@ class ClientEndpoint:
 
     def __repr__(self) -> str:
         where = place_of(self._node, self._service, self._inner)
-        told = "" if self._header is None else f" on behalf of {self._header.source}"
-        return f"<ClientEndpoint {where}{told} {self._options!r}>"
+        on_behalf = "" if self._header is None else f" on behalf of {self._header.source}"
+        return f"<ClientEndpoint {where}{on_behalf} {self._options!r}>"
 
 
 def _peer_of(established: Established) -> SocketAddress:

@@ -1,4 +1,4 @@
-"""What client and server endpoints share: what they tell factories, and of themselves."""
+"""What client and server endpoints share: calls of factories, and text forms."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _log: Final = Logger()
 
 
 def start_factory(factory: Any) -> None:
-    """Tell *factory* that it is used, if it wants to know."""
+    """Call ``doStart`` of *factory*, if it has that: it is used from now on."""
     start = getattr(factory, "doStart", None)
     if start is not None:
         start()
 
 
 def stop_factory(factory: Any) -> None:
-    """Tell *factory* that it is used no more, if it wants to know."""
+    """Call ``doStop`` of *factory*, if it has that: it is used no more."""
     stop = getattr(factory, "doStop", None)
     if stop is not None:
         stop()

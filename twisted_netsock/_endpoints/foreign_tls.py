@@ -3,7 +3,7 @@
 
 Such an object makes OpenSSL connections on memory buffers, so Twisted's own TLS
 protocol comes between the transport and its protocol, as in Twisted's
-transports; but its handshake and its goodbye have limits.
+transports; but its handshake and its TLS shutdown have limits.
 """
 
 from __future__ import annotations

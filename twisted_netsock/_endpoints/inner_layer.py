@@ -83,7 +83,7 @@ class LayerFactory(ABC):
 
     @abstractmethod
     def began(self, layer: Layer) -> bool:
-        """Tell whether the handshake of *layer* may begin."""
+        """Return whether the handshake of *layer* may begin."""
 
     @abstractmethod
     def succeeded(self, layer: Layer, protocol: Any) -> None:
@@ -100,7 +100,7 @@ class LayerFactory(ABC):
 
 @implementer(IHalfCloseableProtocol)
 class Layer(Protocol):
-    """The protocol of an inner connection: shakes hands, then connects another protocol."""
+    """The protocol of an inner connection: after the handshake it connects another protocol."""
 
     def __init__(self, factory: LayerFactory) -> None:
         self.factory: Any = factory
@@ -120,7 +120,7 @@ class Layer(Protocol):
     # The handshake
 
     def connectionMade(self) -> None:
-        """Shake hands: on the descriptor if the transport is a plain one of ours."""
+        """Perform the handshake: on the descriptor if the transport is a plain one of ours."""
         transport: Any = self.transport
         if not self._owner.began(self):
             self._failure = Failure(CancelledError())
@@ -144,7 +144,7 @@ class Layer(Protocol):
             return
         limit = seconds(owner.context_factory.options.handshake_timeout)
         self._running = handshake(owner.reactor, self._watch, self._descriptor, limit)
-        self._running.addCallbacks(self._shaken, self.fail)
+        self._running.addCallbacks(self._handshake_done, self.fail)
 
     def handshakeCompleted(self) -> None:
         """Connect the protocol, on the descriptor of the transport."""
@@ -157,7 +157,7 @@ class Layer(Protocol):
         transport.pass_on(protocol, self._owner.options, self._gone)
         self._owner.succeeded(self, protocol)
 
-    def _shaken(self, _: None) -> None:
+    def _handshake_done(self, _: None) -> None:
         assert self._descriptor is not None
         owner, transport = self._owner, self.transport
         assert transport is not None
@@ -166,8 +166,8 @@ class Layer(Protocol):
         if self._given_up:
             return
         if protocol is None:
-            goodbye = tls_shutdown(owner.reactor, self._watch, self._descriptor)
-            self._running = goodbye.addCallback(self._refused)
+            ending = tls_shutdown(owner.reactor, self._watch, self._descriptor)
+            self._running = ending.addCallback(self._refused)
             return
         self._layered = LayeredTransport(
             owner.reactor,

@@ -45,7 +45,7 @@ from ..errors import (
 from ..options import OF_SOCKETS, SocketOptions, TLSSocketOptions
 from .factory import seconds, start_factory, stop_factory
 from .inner_layer import Layer, LayerFactory
-from .listening_port import Gate
+from .listening_port import AdmissionLimit
 
 __all__ = [
     "LayeredPort",
@@ -58,6 +58,10 @@ __all__ = [
 _log = Logger()
 
 MOST_HANDSHAKES: Final = 1024
+"""
+Handshakes at once. What an inner port has accepted cannot wait in the kernel, so more are
+refused; mute peers hold a place for the whole `handshake_timeout`, so there are many.
+"""
 
 _LOST: Final = (ConnectionDone, ConnectionLost, ConnectionAborted)
 
@@ -236,10 +240,10 @@ def connect_over(
     context_factory: ClientContextFactory,
 ) -> Deferred[IProtocol]:
     """
-    Connect through *endpoint*, shake hands, and connect a protocol.
+    Connect through *endpoint*, perform the handshake, and connect a protocol.
 
     Args:
-        reactor: For the time-outs.
+        reactor: For the timeouts.
         endpoint: Makes the connection.
         protocol_factory: Builds the protocol, when the handshake is done.
         options: Everything else.
@@ -267,13 +271,13 @@ def connect_over(
 
 
 class _ServerLayers(LayerFactory):
-    """Shakes hands with the clients of a port, a bounded number at a time."""
+    """Performs the handshakes with the clients of a port, a bounded number at a time."""
 
     is_client = False
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.gate: Gate | None = None
+        self.admission: AdmissionLimit | None = None
         self._failures = FailureLog(self.reactor, _log)
         self._running: set[Layer] = set()
         self._of_network: Counter[str | None] = Counter()
@@ -308,10 +312,10 @@ class _ServerLayers(LayerFactory):
                     most=MOST_HANDSHAKES,
                 )
             return False
-        if self.gate is not None:
-            self.gate.entered()
-            if not self.gate.admits(layer.peer):
-                self.gate.left(None)
+        if self.admission is not None:
+            self.admission.entered()
+            if not self.admission.admits(layer.peer):
+                self.admission.left(None)
                 return False
             self._admitted[layer] = layer.peer
         self._running.add(layer)
@@ -320,24 +324,24 @@ class _ServerLayers(LayerFactory):
 
     def succeeded(self, layer: Layer, protocol: Any) -> None:
         """Make room for another handshake."""
-        self._shaken(layer)
+        self._leave_handshake(layer)
 
     def failed(self, layer: Layer, error: Failure) -> None:
         """Make room for another handshake, and say why this one failed."""
         if layer not in self._running:
             return
-        self._shaken(layer)
+        self._leave_handshake(layer)
         self.gone(layer)
         if error.check(SocketError, *_LOST) is not None:
             self._failures.note(
                 "TLS handshake with {peer} failed: {error}",
-                peer=_told(layer.peer),
+                peer=_shown(layer.peer),
                 error=error.value,
             )
         elif error.check(NoProtocol) is None and not self._closed:
             _log.failure("a new connection could not be served", error)
 
-    def _shaken(self, layer: Layer) -> None:
+    def _leave_handshake(self, layer: Layer) -> None:
         network = network_of(getattr(layer.peer, "host", None))
         self._running.discard(layer)
         self._of_network[network] -= 1
@@ -346,9 +350,9 @@ class _ServerLayers(LayerFactory):
         self._full = False
 
     def gone(self, layer: Layer | None) -> None:
-        """Tell the gate; the factory behind lives as long as the port."""
-        if self.gate is not None and layer in self._admitted:
-            self.gate.left(self._admitted.pop(layer))
+        """Report it to the admission limit; the factory behind lives as long as the port."""
+        if self.admission is not None and layer in self._admitted:
+            self.admission.left(self._admitted.pop(layer))
 
     def close(self) -> None:
         """End every connection whose handshake is not done."""
@@ -367,9 +371,9 @@ class LayeredPort:
         self._factory = factory
         self._file_watch: FileWatch | None = None
 
-    def guard(self, gate: Gate) -> None:
-        """Have *gate* told of every connection to come; see `ListeningPort.guard`."""
-        self._factory.gate = gate
+    def guard(self, admission: AdmissionLimit) -> None:
+        """Have every connection to come reported to *admission*; see `ListeningPort.guard`."""
+        self._factory.admission = admission
 
     def watch_files(self, reloader: Reloader, seconds: float) -> None:
         """Look every *seconds* whether the files of *reloader* have changed, while listening."""
@@ -403,8 +407,8 @@ class LayeredPort:
         return f"<TLS over {self._port!r}>"
 
 
-def _told(address: IAddress) -> str:
-    """Return an address as people write it."""
+def _shown(address: IAddress) -> str:
+    """Return an address as log lines have it."""
     if isinstance(address, IPv4Address | IPv6Address):
         host = f"[{address.host}]" if ":" in address.host else address.host
         return f"{host}:{address.port}"
@@ -419,10 +423,10 @@ def listen_over(
     context_factory: ServerContextFactory,
 ) -> Deferred[IListeningPort]:
     """
-    Listen with *endpoint*, and shake hands on each of its connections.
+    Listen with *endpoint*, and perform the handshake on each of its connections.
 
     Args:
-        reactor: For the time-outs.
+        reactor: For the timeouts.
         endpoint: Listens.
         protocol_factory: Builds the protocols, each when its handshake is done.
         options: Everything else.

@@ -62,7 +62,7 @@ class LayeredTransport(TLSTransport):
         if self._ending is not None:
             self._lose(self._ending)
         elif self._goodbye is not None or (self._reads and self._watch.receive is not None):
-            # It is told by what it waits for, which may take several reports.
+            # What it waits for reports the end; that may take several reports.
             self._watch.report_all()
         elif self._read_closed or broken:
             self._lose(Failure(self._inner.loss()))
@@ -85,7 +85,7 @@ class LayeredTransport(TLSTransport):
         return transport if is_tcp and self._inner.lost is None else None
 
     def getTcpNoDelay(self) -> bool:
-        """Tell whether small writes are sent at once; `False` where it is not TCP."""
+        """Return whether small writes are sent at once; `False` where it is not TCP."""
         tcp = self._tcp()
         return tcp is not None and bool(tcp.getTcpNoDelay())
 
@@ -96,7 +96,7 @@ class LayeredTransport(TLSTransport):
             tcp.setTcpNoDelay(enabled)
 
     def getTcpKeepAlive(self) -> bool:
-        """Tell whether the kernel probes an idle connection; `False` where it is not TCP."""
+        """Return whether the kernel probes an idle connection; `False` where it is not TCP."""
         tcp = self._tcp()
         return tcp is not None and bool(tcp.getTcpKeepAlive())
 

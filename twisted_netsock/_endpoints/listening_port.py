@@ -32,7 +32,7 @@ from ..options import SocketOptions
 from .factory import log_prefix, start_factory, stop_factory
 from .transport import TLSTransport, Transport
 
-__all__ = ["Gate", "IConnectionFactory", "ListeningPort", "make_transport"]
+__all__ = ["AdmissionLimit", "IConnectionFactory", "ListeningPort", "make_transport"]
 
 _log = Logger()
 
@@ -48,8 +48,8 @@ def make_transport(
 ) -> Transport:
     """Return a transport on *established* that the poller keeps until it is lost."""
     descriptor, watch = established.descriptor, established.watch
-    told = header is not None and header.destination is not None
-    socket_type = SOCK_STREAM if header is None or not told else header.socket_type
+    has_destination = header is not None and header.destination is not None
+    socket_type = SOCK_STREAM if header is None or not has_destination else header.socket_type
     host = to_twisted_address(_local_address(descriptor.sock, header), socket_type)
     kind = TLSTransport if isinstance(descriptor, TLSDescriptor) else Transport
     watch.keep()
@@ -59,19 +59,19 @@ def make_transport(
 
 
 def _local_address(sock: _socket.socket, header: ProxyHeader | None) -> SocketAddress:
-    """Return the address that a connection came to, which *header* may tell."""
+    """Return the address that a connection came to, which *header* may name."""
     if header is not None and header.destination is not None:
         return header.destination
     return SocketAddress.named(sock.getsockname())
 
 
 def twisted_peer(peer: SocketAddress, header: ProxyHeader | None) -> IAddress:
-    """Return *peer*, whom *header* may have told, as Twisted names it."""
+    """Return *peer*, which *header* may have named, as Twisted names it."""
     return to_twisted_address(peer, SOCK_STREAM if header is None else header.socket_type)
 
 
-class Gate(Protocol):
-    """Who is told of every connection of a `ListeningPort`, from its first moment to its last."""
+class AdmissionLimit(Protocol):
+    """Is called for every connection of a `ListeningPort`: accepted, admitted, gone."""
 
     def admits(self, peer: Any) -> bool:
         """
@@ -105,11 +105,11 @@ class IConnectionFactory(Interface):
         gone: Callable[[], None],
     ) -> None:
         """
-        Take a connection over, which the port's `Gate` has admitted; raises nothing.
+        Take a connection over, which the port's `AdmissionLimit` has admitted; raises nothing.
 
         Args:
             established: The connection.
-            peer: Where it comes from, by *header* where that tells it.
+            peer: Where it comes from, by *header* where that names it.
             host: Where it came to, likewise.
             header: The PROXY header that it began with.
             gone: To be called once, when it is lost.
@@ -121,8 +121,8 @@ class ListeningPort:
     """
     What a server endpoint listens on: one descriptor, or one for each address.
 
-    Beside what ``IListeningPort`` asks for, accepting can be paused, and a `Gate`
-    set up, which counts and chooses connections.
+    Beside what ``IListeningPort`` asks for, accepting can be paused, and an
+    `AdmissionLimit` set, which counts and chooses connections.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ListeningPort:
         self._factory = factory
         self._options = options
         self._secured = context_factory is not None
-        self._gate: Gate | None = None
+        self._admission: AdmissionLimit | None = None
         self._paused = False
         self._incoming: IncomingConnections | None = None
         if context_factory is not None or options.proxy_protocol is not None:
@@ -207,7 +207,7 @@ class ListeningPort:
         self._in_use = True
         self._accept_or_not()
 
-    # What the log has is as Twisted's ports have it, for those who look for that.
+    # Log lines are those of Twisted's ports: log filters of programs look for them.
 
     @property
     def _log_prefix(self) -> str:
@@ -228,19 +228,19 @@ class ListeningPort:
 
     # Pausing
 
-    def guard(self, gate: Gate, max_incoming: int | None = None) -> None:
+    def guard(self, admission: AdmissionLimit, max_incoming: int | None = None) -> None:
         """
-        Have *gate* told of every connection to come.
+        Have every connection to come reported to *admission*.
 
         Args:
-            gate: Replaces one that was given before.
+            admission: Replaces one that was given before.
             max_incoming: How many connections may be on their way to a protocol
                 at once, through PROXY header and handshake, half of them of one
                 address; more stay with the kernel. 1024 if `None`.
         """
-        self._gate = gate
+        self._admission = admission
         if self._incoming is not None:
-            # The gate knows how many connections of one address are too many.
+            # It knows how many connections of one address are too many.
             self._incoming.max_waiting = math.inf
             if max_incoming is not None:
                 self._incoming.max_pending = max_incoming
@@ -255,8 +255,8 @@ class ListeningPort:
         Take no more connections until `resume_accepting`.
 
         The port stays bound: up to ``backlog`` connections wait in the kernel's
-        queue, and come in order then. Those on their way through a handshake, and
-        those that there are, go on. May be called again, and from a `Gate`.
+        queue, and come in order then. Pending ones, and those that
+        there are, go on. May be called again, and from an `AdmissionLimit`.
         """
         self._paused = True
         self._accept_or_not()
@@ -275,22 +275,22 @@ class ListeningPort:
                 acceptor.start()
 
     def _admits(self, peer: SocketAddress) -> bool:
-        return self._gate is None or self._gate.admits(peer)
+        return self._admission is None or self._admission.admits(peer)
 
     def _left(self, peer: SocketAddress | None) -> None:
-        if self._gate is not None:
-            self._gate.left(peer)
+        if self._admission is not None:
+            self._admission.left(peer)
 
     # Connections
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
-        gate = self._gate
-        if gate is not None:
-            gate.entered()
+        admission = self._admission
+        if admission is not None:
+            admission.entered()
         if self._incoming is None:
-            if gate is not None and not gate.admits(peer):
+            if admission is not None and not admission.admits(peer):
                 connection.close()
-                gate.left(None)
+                admission.left(None)
                 return
             watch = self._poller.watch(connection.fileno())
             self._build(PlainDescriptor(connection), watch, peer, None)
@@ -345,7 +345,9 @@ class ListeningPort:
 
     def _on_acceptor_lost(self, reason: Exception) -> None:
         if self._listening:
-            _log.info("{address} listens no more: {reason}", address=self._host, reason=reason)
+            _log.info(
+                "stopped listening on {address}: {reason}", address=self._host, reason=reason
+            )
             self.stopListening()
 
     def stopListening(self) -> Deferred[None]:
@@ -367,7 +369,7 @@ class ListeningPort:
         """
         Close what is listened on, for good; what is in the kernel's queue is refused.
 
-        Connections on their way through a handshake go on, and get protocols, until
+        Pending connections go on, and get protocols, until
         `stopListening`.
         """
         if not self._listening:

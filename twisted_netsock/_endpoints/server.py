@@ -1,7 +1,7 @@
 """
 The server endpoint of Twisted over the sockets of this package.
 
-Its transports shake hands before ``connectionMade``, and all their waits have limits.
+Its transports perform the handshake before ``connectionMade``, and all their waits have limits.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ TWISTED_KEYS: Final = {
 """What keys of Twisted's own endpoint strings are called here: hints, not aliases."""
 
 _NO_KEYS: Final = {
-    "handshake": "endpoints always shake hands",
+    "handshake": "endpoints always perform the handshake",
     "socketOptions": "each socket option is a key of its own, such as SO_KEEPALIVE=1",
 }
 """Why some fields of the records are none."""
@@ -215,7 +215,7 @@ def keys_of(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, 
 
 class EndpointKind(NamedTuple):
     """
-    Which endpoints a string may describe, by its prefix and by who asks.
+    Which endpoints a string may describe, by its prefix and its side.
 
     Attributes:
         tls: Those of ``netsock-tls``.
@@ -300,7 +300,7 @@ def _unknown(kind: EndpointKind, key: str, value: str) -> ValueError:
 
 
 def _shown(key: str) -> str:
-    """Return a key as it is told: on one line, whatever it holds."""
+    """Return a key as errors show it: on one line, whatever it holds."""
     return key if key.isidentifier() else repr(key)
 
 
@@ -355,7 +355,7 @@ def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptio
 
 
 def in_terms_of_keys(make: Callable[[], T]) -> T:
-    """Call *make*, and tell its errors in terms of keys."""
+    """Call *make*, and raise its errors in terms of keys."""
     try:
         return make()
     except (TypeError, ValueError) as error:

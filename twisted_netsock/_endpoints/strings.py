@@ -154,7 +154,7 @@ def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
     """
     Take the string in the string, if there is one, off *given*, and make its endpoint.
 
-    What is wrong with it is told, and of the string itself only the type: the rest
+    The error says what is wrong, and of the string itself only the type: the rest
     may hold what nobody should read.
     """
     text = given.pop(ENDPOINT, None)

@@ -289,7 +289,7 @@ class RelayFactory(Factory):
 
 class ForeignFactory(Factory):
     """
-    Counts the connections of a port that is not ours, and knows no `Gate`.
+    Counts the connections of a port that is not ours, and knows no `AdmissionLimit`.
 
     Attributes:
         pauses: The port can be paused at the limit; of others, connections beyond

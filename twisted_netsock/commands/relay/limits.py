@@ -93,7 +93,7 @@ class Gatekeeper:
     """
     Counts the connections of a relay, on all that it listens on, and pauses that at the limit.
 
-    A `twisted_netsock._endpoints.listening_port.Gate` for ports of ours; for others the
+    A `twisted_netsock._endpoints.listening_port.AdmissionLimit` for ports of ours; for others the
     relay's factory tells what comes and goes.
 
     Attributes:
