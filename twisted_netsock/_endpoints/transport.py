@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import socket as _socket
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -42,6 +41,7 @@ from zope.interface import Interface, implementer
 from .._io.descriptor import Descriptor, byte_view, set_linger_reset
 from .._io.fairness import BYTES, DELIVERY
 from .._io.poller import WANT_WRITE, Want, Watch, contain
+from .._io.send_queue import SendQueue
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
@@ -74,9 +74,6 @@ _sessions: Final = itertools.count()
 
 _BUFFER_FULL: Final = 64 * 1024
 """Queued bytes above which a streaming producer is paused, as in Twisted."""
-
-_JOIN_LIMIT: Final = 256 * 1024
-"""Queued chunks are sent together up to this many bytes."""
 
 SCRATCH: Final = memoryview(bytearray(256 * 1024))
 """What every transport of the process reads into; copied or passed on before the next read."""
@@ -147,8 +144,7 @@ class Transport:
         self._log_context: dict[Any, Any] = {}
         self._deliver: Callable[[memoryview], None] | None = None
         self._on_gone: Callable[[], None] | None = None
-        self._queue: deque[bytes | memoryview] = deque()
-        self._queued = 0
+        self._queue = SendQueue()
         self._paused = False
         self._read_closed = False
         self._write_closing = False
@@ -158,7 +154,7 @@ class Transport:
         self._aborting = False
         self._goodbye: Deferred[None] | None = None
         self._handshake: Deferred[None] | None = None
-        self._behind_handshake: list[bytes] = []
+        self._behind_handshake: SendQueue | None = None
         self._calls: set[Any] = set()
         self._continuing = False
         self._read_limit = seconds(options.read_timeout)
@@ -270,8 +266,7 @@ class Transport:
         self._watch.close()
         self._descriptor.close()
         self._queue.clear()
-        self._behind_handshake.clear()
-        self._queued = 0
+        self._behind_handshake = None
         producer, self.producer = self.producer, None
         if producer is not None:
             guard(producer.stopProducing)
@@ -456,7 +451,7 @@ class Transport:
         if not self.connected or self._write_closed or self._aborting or self._goodbye is not None:
             return
         data = byte_view(data) if isinstance(data, memoryview) else data
-        if self._queue or self._shaking is not None or self._descriptor.unflushed:
+        if self._queue.size or self._shaking is not None or self._descriptor.unflushed:
             self._enqueue(data)
             return
         size = len(data)
@@ -493,14 +488,11 @@ class Transport:
     def _enqueue(self, data: bytes | bytearray | memoryview) -> None:
         if not len(data):
             return
-        if self._shaking is not None:
-            self._behind_handshake.append(bytes(data))
-        else:
-            self._queue.append(bytes(data))
-        self._queued += len(data)
+        queue, behind = self._queue, self._behind_handshake
+        (queue if behind is None else behind).append(bytes(data))
         self._want_flush()
         if (
-            self._queued > _BUFFER_FULL
+            queue.size + (0 if behind is None else behind.size) > _BUFFER_FULL
             and self.producer is not None
             and self.streamingProducer
             and not self.producerPaused
@@ -512,7 +504,7 @@ class Transport:
         """Have `_flush` called when the descriptor can be written."""
         if self._handshake is not None or self._goodbye is not None:
             return
-        if self._shaking is not None and not self._queue:
+        if self._shaking is not None and not self._queue.size:
             return
         if self._watch.send is None:
             self._watch.want_send()
@@ -529,23 +521,18 @@ class Transport:
             self._flush()
 
     def _flush(self) -> None:
-        descriptor = self._descriptor
+        descriptor, queue = self._descriptor, self._queue
         budget = BYTES
         try:
-            while self._queue and budget > 0:
-                chunk = self._next_chunk()
-                count = descriptor.try_send(chunk)
+            while queue.size and budget > 0:
+                count = descriptor.try_send(queue.head())
                 if count.__class__ is Want:
                     self._wait_to_send(count)
                     return
                 budget -= count
-                self._queued -= count
+                queue.sent(count)
                 self._last_write = self.reactor.seconds() if self._write_limit else 0.0
-                if count < len(chunk):
-                    self._queue[0] = memoryview(chunk)[count:]
-                else:
-                    self._queue.popleft()
-            if self._queue:
+            if queue.size:
                 self._wait_to_send(WANT_WRITE)
                 return
             want = descriptor.try_flush()
@@ -556,19 +543,6 @@ class Transport:
             self._wait_to_send(want)
             return
         self._drained()
-
-    def _next_chunk(self) -> bytes | memoryview:
-        """Return the head of the queue, small chunks joined: one system call for many writes."""
-        queue = self._queue
-        if len(queue) > 1 and len(queue[0]) + len(queue[1]) <= _JOIN_LIMIT:
-            size = 0
-            parts = []
-            while queue and size + len(queue[0]) <= _JOIN_LIMIT:
-                part = queue.popleft()
-                size += len(part)
-                parts.append(part)
-            queue.appendleft(b"".join(parts))
-        return queue[0]
 
     def _wait_to_send(self, want: Want) -> None:
         if self._watch.send is not want:
@@ -770,12 +744,13 @@ class Transport:
             return
         # What is written from now on goes behind the handshake.
         self._shaking = contextFactory
+        self._behind_handshake = SendQueue()
         limit = seconds(contextFactory.options.handshake_timeout)
         if limit is not None:
             # From here on, and not from the first message: what is queued may never be sent.
             self._shaking_timer = self.reactor.callLater(limit, self._shaking_expired)
         self._update_reading()
-        if not self._queue:
+        if not self._queue.size:
             self._call_soon(self._shake)
 
     def _shake(self) -> None:
@@ -807,8 +782,9 @@ class Transport:
             self._lose(result)
             return
         self._shaking = None
-        self._queue.extend(self._behind_handshake)
-        self._behind_handshake.clear()
+        assert self._behind_handshake is not None
+        self._queue.take_over(self._behind_handshake)
+        self._behind_handshake = None
         # From here on it provides what a TLS transport does: protocols decide by its
         # interfaces whether a password may be sent, and callers ask `isinstance`. The other
         # class takes 0.2 us, where zope's `alsoProvides` takes 1.6 and answers only the first.
@@ -823,7 +799,7 @@ class Transport:
         self._update_reading()
         self._continue_if_buffered()
         pulls = self.producer is not None and not self.streamingProducer
-        if self._queue or self.disconnecting or self._write_closing or pulls:
+        if self._queue.size or self.disconnecting or self._write_closing or pulls:
             self._want_flush()
 
     # Looking at it
@@ -983,7 +959,7 @@ class ForeignTLSTransport(Transport):
 
     def _check_goodbye(self) -> None:
         """Wait no more for the peer's goodbye, if all is sent and it has had its time."""
-        if self.producer is not None or self._queue:
+        if self.producer is not None or self._queue.size:
             self._call_later(FOREIGN_CLOSE_SECONDS, self._check_goodbye)
         else:
             self._lose(Failure(ConnectionDone()))

@@ -36,7 +36,10 @@ __all__ = ["InputPort", "OutputPort"]
 T = TypeVar("T")
 
 LINE_LIMIT: Final = 65536
+"""Bytes of a line, as in asyncio: without a limit a peer could fill the memory with one."""
+
 _QUEUE_FULL: Final = 65536
+"""Queued bytes from which a write waits, as a transport pauses its producer."""
 
 
 @public_in("twisted_netsock")
