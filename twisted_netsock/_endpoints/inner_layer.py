@@ -23,7 +23,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
-from .._io.adapter import TransportDescriptor
+from .._io.adapter import TransportDescriptor, TransportWatch
 from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
 from .._tls.handshake import handshake, tls_shutdown
@@ -183,7 +183,7 @@ class Layer(Protocol):
         owner.succeeded(self, protocol)
 
     @property
-    def _watch(self) -> Any:
+    def _watch(self) -> TransportWatch:
         assert self._inner is not None
         return self._inner.watch
 

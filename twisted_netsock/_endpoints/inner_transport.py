@@ -24,7 +24,6 @@ __all__ = ["LayeredTransport"]
 class LayeredTransport(TLSTransport):
     """A `TLSTransport` over another transport."""
 
-    _watch: Any
     _ending: Failure | None = None
 
     @property
@@ -63,7 +62,7 @@ class LayeredTransport(TLSTransport):
             self._lose(self._ending)
         elif self._goodbye is not None or (self._reads and self._watch.receive is not None):
             # What it waits for reports the end; that may take several reports.
-            self._watch.report_all()
+            self._inner.watch.report_all()
         elif self._read_closed or broken:
             self._lose(Failure(self._inner.loss()))
 

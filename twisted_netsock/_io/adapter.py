@@ -370,33 +370,17 @@ class TransportDescriptor(Protocol):
 
 
 class TransportWatch(Slots):
-    """
-    Reports for a `TransportDescriptor` as a `Watch` does for a kernel's.
+    """Reports for a `TransportDescriptor` as a `Watch` does for a kernel's."""
 
-    Attributes:
-        fd: No descriptor: -1.
-    """
-
-    __slots__ = ("_call", "_descriptor", "_reactor", "fd")
+    __slots__ = ("_call", "_descriptor", "_reactor")
 
     def __init__(self, reactor: Any, descriptor: TransportDescriptor) -> None:
-        super().__init__()
+        super().__init__(-1)
         self._reactor = reactor
         self._descriptor = descriptor
         self._call: Any = None
-        self.fd = -1
 
-    def want_receive(self, want: Want = WANT_READ) -> None:
-        """Call `Owner.on_receive_ready` whenever the transport is as wanted."""
-        self.receive = want
-        self._ask()
-
-    def want_send(self, want: Want = WANT_WRITE) -> None:
-        """Call `Owner.on_send_ready` whenever the transport is as wanted."""
-        self.send = want
-        self._ask()
-
-    def _ask(self) -> None:
+    def _ask(self, want: Want) -> None:
         if self._events & self.wanted:
             self.report_soon()
 
@@ -407,15 +391,8 @@ class TransportWatch(Slots):
         readable = descriptor._incoming or descriptor._is_at_end or descriptor._read_shut
         return (select.POLLIN if readable else 0) | (0 if descriptor.blocked else select.POLLOUT)
 
-    def end_receive(self) -> None:
-        """Do as `stop_receive`."""
-        self.receive = None
-
     def keep(self) -> None:
         """Do nothing: the transport keeps its protocol, and that keeps this."""
-
-    def remember(self, owner: object) -> None:
-        """Do nothing: the owner of the transport hears of a fork."""
 
     def close(self) -> None:
         """Report nothing any more."""

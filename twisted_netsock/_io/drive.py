@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from .poller import Want, Watch
+from .poller import Slots, Want
 
 __all__ = ["drive"]
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def drive(
     reactor: Any,
-    watch: Watch,
+    watch: Slots,
     attempt: Callable[[], T | Want],
     *,
     timeout: float | None = None,
@@ -69,7 +69,7 @@ class _Drive(Generic[T]):
     def __init__(
         self,
         reactor: Any,
-        watch: Watch,
+        watch: Slots,
         attempt: Callable[[], T | Want],
         timed_out: Callable[[], Exception] | None,
     ) -> None:

@@ -95,14 +95,30 @@ class Slots:
         owner: What is called.
         receive: What a receive waits for now; `None`: none does.
         send: What a send waits for now; `None`: none does.
+        fd: The kernel's descriptor; -1: there is none.
     """
 
-    __slots__ = ("owner", "receive", "send")
+    __slots__ = ("fd", "owner", "receive", "send")
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
         self.owner: Owner | None = None
         self.receive: Want | None = None
         self.send: Want | None = None
+
+    def want_receive(self, want: Want = WANT_READ) -> None:
+        """Call `Owner.on_receive_ready` whenever the descriptor is as wanted."""
+        self.receive = want
+        self._ask(want)
+
+    def want_send(self, want: Want = WANT_WRITE) -> None:
+        """Call `Owner.on_send_ready` whenever the descriptor is as wanted."""
+        self.send = want
+        self._ask(want)
+
+    def _ask(self, want: Want) -> None:
+        """Have *want* reported, also if the connection is that already."""
+        raise NotImplementedError
 
     def stop_receive(self) -> None:
         """Call `Owner.on_receive_ready` no more."""
@@ -111,6 +127,18 @@ class Slots:
     def stop_send(self) -> None:
         """Call `Owner.on_send_ready` no more."""
         self.send = None
+
+    def end_receive(self) -> None:
+        """Do as `stop_receive`, for good: there is nothing to be received any more."""
+        self.receive = None
+
+    def keep(self) -> None:
+        """Have the owner held until `close`, whether it waits or not."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Report nothing any more; to be called before the descriptor is closed."""
+        raise NotImplementedError
 
     @property
     def wanted(self) -> int:
@@ -155,24 +183,13 @@ class Watch(Slots):
     off the watch (``watch.owner = None``) whenever it stops waiting.
     """
 
-    __slots__ = ("_adapter", "_mask", "_poller", "fd")
+    __slots__ = ("_adapter", "_mask", "_poller")
 
     def __init__(self, poller: Poller, fd: int) -> None:
-        super().__init__()
+        super().__init__(fd)
         self._poller = poller
         self._mask = 0
         self._adapter: Any = None
-        self.fd = fd
-
-    def want_receive(self, want: Want = WANT_READ) -> None:
-        """Call `Owner.on_receive_ready` whenever the descriptor is as wanted."""
-        self.receive = want
-        self._ask(want)
-
-    def want_send(self, want: Want = WANT_WRITE) -> None:
-        """Call `Owner.on_send_ready` whenever the descriptor is as wanted."""
-        self.send = want
-        self._ask(want)
 
     def _ask(self, want: Want) -> None:
         poller = self._poller

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from .._io.drive import drive
-from .._io.poller import Watch
+from .._io.poller import Slots
 from ..errors import SocketConnectionTimeoutError
 from .descriptor import TLSDescriptor
 
@@ -15,7 +15,7 @@ __all__ = ["handshake", "tls_shutdown"]
 
 
 def handshake(
-    reactor: Any, watch: Watch, descriptor: TLSDescriptor, timeout: float | None
+    reactor: Any, watch: Slots, descriptor: TLSDescriptor, timeout: float | None
 ) -> Deferred[None]:
     """
     Perform the handshake on *descriptor*.
@@ -48,7 +48,7 @@ def handshake(
     )
 
 
-def tls_shutdown(reactor: Any, watch: Watch, descriptor: TLSDescriptor) -> Deferred[None]:
+def tls_shutdown(reactor: Any, watch: Slots, descriptor: TLSDescriptor) -> Deferred[None]:
     """
     Exchange close_notify with the peer, and close *descriptor*.
 
