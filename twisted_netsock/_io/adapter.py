@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
@@ -90,7 +91,7 @@ class TransportDescriptor(Protocol):
         self._forked = False
         self._within = False
         """The transport is being called, and what it reports meanwhile is reported later."""
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
         self._waiting: list[Deferred[None]] = []
         self.watch = TransportWatch(reactor, self)
         self.blocked = False
@@ -333,7 +334,7 @@ class TransportDescriptor(Protocol):
 
     def close(self) -> None:
         """
-        End the transport in order; what was sent arrives, and `gone` tells when.
+        End the transport in order; what was sent arrives, and `gone` fires then.
 
         It is aborted if that takes longer than the limit. May be called again.
         """
@@ -378,7 +379,7 @@ class TransportWatch(Slots):
         super().__init__(-1)
         self._reactor = reactor
         self._descriptor = descriptor
-        self._call: Any = None
+        self._call: IDelayedCall | None = None
 
     def _ask(self, want: Want) -> None:
         if self._events & self.wanted:

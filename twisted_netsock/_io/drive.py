@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from .poller import Slots, Want
@@ -35,7 +36,7 @@ def drive(
 
     Args:
         reactor: For the timeout.
-        watch: The descriptor's watch, which nobody else uses meanwhile.
+        watch: The descriptor's watch, for nothing else meanwhile.
         attempt: Called at once, and again whenever the descriptor is what it
             wanted.
         timeout: Seconds until the Deferred fails with what *timed_out* makes.
@@ -77,7 +78,7 @@ class _Drive(Generic[T]):
         self._watch = watch
         self._attempt = attempt
         self._timed_out = timed_out
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
         self._deferred: Deferred[T] = Deferred(self._cancel)
 
     def start(self, timeout: float | None, first: Want) -> Deferred[T]:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ..errors import (
@@ -38,12 +39,12 @@ class Operation(Resumable[T]):
     """One operation that waits, and the Deferred of its result."""
 
     # Most operations leave these as they are, and so keep nothing for them.
-    timer: Any = None
+    timer: IDelayedCall | None = None
     timed_out: type[SocketError] = SocketReadTimeoutError
     pace: float | None = None
     """Seconds between two tries, where the kernel's reports cannot be trusted."""
-    rest: Any = None
-    trying: Callable[[], Any] | None = None
+    rest: IDelayedCall | None = None
+    trying: Callable[[], T | Want] | None = None
     moved = False
     """Part of the operation was done since its timeout began."""
 
@@ -67,8 +68,7 @@ class Operation(Resumable[T]):
     def attempt(self) -> T | Want:
         """Try to get it done."""
         assert self.trying is not None
-        result: T | Want = self.trying()
-        return result
+        return self.trying()
 
     def finish(self, result: T | Failure) -> None:
         """Fire with *result*; a reference to the Deferred keeps no socket alive by it."""
@@ -116,7 +116,7 @@ class Operating:
     ) -> None:
         self._reactor = reactor
         self._watch = watch
-        self._descriptor: Any = descriptor
+        self._descriptor = descriptor
         self._number = watch.fd
         self._options = options
         self._read_timeout = options.read_timeout
@@ -215,9 +215,9 @@ class Operating:
         """
         Return whether an operation may be tried at once, and count it.
 
-        A caller that always finds data, or room, would otherwise never give the reactor a
-        turn: after so many in a row the next one waits for the poller. What
-        OpenSSL has decrypted already, or the end that it has seen, cannot wait for that.
+        A caller that always finds data, or room, would otherwise keep the reactor to
+        itself: after so many in a row the next one waits for the poller. What OpenSSL has
+        decrypted already, or the end that it has seen, cannot wait for that.
         """
         self._in_a_row += 1
         descriptor = self._descriptor

@@ -153,7 +153,7 @@ class Slots:
         Call the owner for each slot whose wait *events* end.
 
         Returns:
-            Whether the kernel reports what nobody waits for. Room to send beside something
+            Whether the kernel reports what no slot waits for. Room to send beside something
             to receive does not count: it is mostly waited for again soon.
         """
         wanted = self.wanted
@@ -178,7 +178,7 @@ class Watch(Slots):
     The interest in one descriptor; level-triggered.
 
     What the kernel was asked for may be more than the slots say: an interest that goes
-    away is forgotten at the first report that nobody waits for. The poller holds on to
+    away is forgotten at the first report that no slot waits for. The poller holds on to
     the owner of a watch that waits; an owner that may be dropped while idle takes itself
     off the watch (``watch.owner = None``) whenever it stops waiting.
     """
@@ -189,7 +189,7 @@ class Watch(Slots):
         super().__init__(fd)
         self._poller = poller
         self._mask = 0
-        self._adapter: Any = None
+        self._adapter: _Adapter | None = None
 
     def _ask(self, want: Want) -> None:
         poller = self._poller
@@ -379,7 +379,7 @@ class EpollPoller(Poller):
         mask = watch._mask
         if not mask:
             if reactor is not None and self._registered and self not in reactor.getReaders():
-                # Somebody, trial's clean-up say, called reactor.removeAll().
+                # reactor.removeAll() was called, by trial's clean-up say.
                 self._lose_registered()
             try:
                 self._epoll.register(watch.fd, event)
@@ -614,7 +614,7 @@ class ReactorPoller(Poller):
             self._reactor.removeWriter(watch._adapter)
 
     def _was_dropped(self) -> bool:
-        """Return whether somebody called ``reactor.removeAll()``: one that waits is not there."""
+        """Return whether ``reactor.removeAll()`` was called: one that waits is not there."""
         readers = set(self._reactor.getReaders())
         writers = set(self._reactor.getWriters())
         return any(
