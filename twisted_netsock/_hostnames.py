@@ -107,7 +107,7 @@ def host_to_look_up(node: str) -> str:
     """
     Return *node*, a host name or a numeric address, as resolvers take it.
 
-    The C library takes more for an address than anybody who reads it does: "*" is any,
+    The C library takes more for an address than a reader of the name does: "*" is any,
     "0" and "127.1" are this machine. A program that chooses hosts by their names could
     not see that, so no resolver is asked.
 

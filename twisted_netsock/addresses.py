@@ -155,7 +155,7 @@ class SocketAddress(tuple[Any, ...]):
         The numeric host, or the path of a UNIX socket (abstract names begin with NUL).
 
         A link-local IPv6 host has its zone (``fe80::1%eth0``; RFC 4007, section 11), without
-        which nobody can connect to it; in the tuple that is the `scope_id` alone.
+        which no connection to it is possible; in the tuple that is the `scope_id` alone.
         """
         if not self:
             return ""

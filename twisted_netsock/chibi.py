@@ -699,7 +699,7 @@ def _within(
 ) -> Deferred[T | None]:
     """Give *operation* that many seconds, then cancel it and fire with `None`."""
     if not seconds:
-        # One try must be a try, however many went before it in this turn.
+        # One try must be a try, however many went before it in this reactor iteration.
         socket._in_a_row = socket._skips = 0
     answer: Deferred[Any] = operation()
     if answer.called:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Descriptor", "PlainDescriptor", "from_os_error"]
 
 
-_NOBODY: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
+_NO_SENDER: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
 """The sender of the end of a datagram socket, which is no datagram."""
 
 _READ_SHUT: Final = getattr(select, "POLLRDHUP", 0)
@@ -275,11 +275,11 @@ class PlainDescriptor:
             raise from_os_error(error) from None
 
     def try_recvfrom(self, n: int, flags: int = 0) -> tuple[bytes, SocketAddress] | Want:
-        """Return one datagram and who sent it."""
+        """Return one datagram and its sender."""
         try:
             data, sender = self.sock.recvfrom(n, flags)
         except BlockingIOError:
-            return (b"", _NOBODY) if self._has_ended() else WANT_READ
+            return (b"", _NO_SENDER) if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
         return data, SocketAddress.of(self.sock.family, sender)
@@ -287,11 +287,11 @@ class PlainDescriptor:
     def try_recvfrom_into(
         self, view: memoryview | bytearray, flags: int = 0
     ) -> tuple[int, SocketAddress] | Want:
-        """Fill *view* with one datagram; return its count and who sent it."""
+        """Fill *view* with one datagram; return its count and its sender."""
         try:
             count, sender = self.sock.recvfrom_into(view, 0, flags)
         except BlockingIOError:
-            return (0, _NOBODY) if self._has_ended() else WANT_READ
+            return (0, _NO_SENDER) if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
         return count, SocketAddress.of(self.sock.family, sender)
@@ -299,11 +299,11 @@ class PlainDescriptor:
     def try_recvmsg(
         self, n: int, ancillary_size: int = 0, flags: int = 0
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, SocketAddress] | Want:
-        """Return data, ancillary data, flags and who sent it."""
+        """Return data, ancillary data, flags and the sender."""
         try:
             data, ancillary, flags_seen, sender = self.sock.recvmsg(n, ancillary_size, flags)
         except BlockingIOError:
-            return (b"", [], 0, _NOBODY) if self._has_ended() else WANT_READ
+            return (b"", [], 0, _NO_SENDER) if self._has_ended() else WANT_READ
         except OSError as error:
             raise from_os_error(error) from None
         return data, ancillary, flags_seen, SocketAddress.of(self.sock.family, sender)
@@ -494,7 +494,7 @@ class Connect:
             return self._look()
         if number:
             # EAGAIN, too: a UNIX socket whose listener's queue is full, where nothing
-            # would tell when there is room.
+            # would report when there is room.
             raise connect_error(number)
         return None
 

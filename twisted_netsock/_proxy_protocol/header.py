@@ -1,8 +1,8 @@
 """
 Headers of the PROXY protocol as values, and their two forms on the wire; no I/O.
 
-A proxy tells with such a header, before anything else, whom it connects on
-behalf of. The names are those of HAProxy's specification ("The PROXY protocol",
+A proxy sends such a header before anything else. It names the client on whose
+behalf the proxy connects. The names are those of HAProxy's specification ("The PROXY protocol",
 versions 1 and 2). `twisted.protocols.haproxy` parses headers, too, once a
 transport has delivered them; here they are taken off the descriptor before a
 TLS handshake, so it must be known where a header ends before it is read.
@@ -119,16 +119,16 @@ def _unix_path(field: bytes) -> bytes:
 @attrs.frozen
 class ProxyHeader:
     """
-    What a proxy tells about a connection that it makes on behalf of another.
+    What a proxy reports about the client on whose behalf it connects.
 
     Source and destination are both there or both missing: then the proxy does
     not know, and the connection's own addresses hold. IPv4 addresses that are
     mapped into IPv6 are IPv4 here; zones and flow labels are not passed on.
 
     Attributes:
-        source: Who connected to the proxy. A `SocketAddress`, tuple or address of
+        source: The address of the client. A `SocketAddress`, tuple or address of
             Twisted's will do as an argument.
-        destination: Whom they connected to.
+        destination: The address that the client connected to.
         tlvs: Types, which may be of `ProxyTLV`, and values; version 2 only.
         local: The connection is the proxy's own, such as a health check; it
             has neither addresses nor TLVs.
@@ -207,7 +207,7 @@ class ProxyHeader:
 
     @property
     def tls(self) -> ProxyTLS | None:
-        """What the proxy tells about its client's TLS."""
+        """What the proxy reports about its client's TLS."""
         value = first_value(self.tlvs, ProxyTLV.SSL)
         return None if value is None else ProxyTLS.parse(value)
 
@@ -215,7 +215,7 @@ class ProxyHeader:
         """
         Return the header as it is sent.
 
-        Version 1 knows TCP over IPv4 and IPv6 only, and tells ``UNKNOWN`` of
+        Version 1 knows TCP over IPv4 and IPv6 only, and sends ``UNKNOWN`` for
         everything else.
 
         Args:
@@ -375,7 +375,7 @@ def _parse_block(
 
 def header_end(data: bytes, version: str, *, limit: int = HEADER_LIMIT) -> int | None:
     """
-    Tell where the header ends that *data* begins with.
+    Return where the header ends that *data* begins with.
 
     Args:
         data: What has come so far, be it a part of the header or more.
@@ -383,8 +383,8 @@ def header_end(data: bytes, version: str, *, limit: int = HEADER_LIMIT) -> int |
         limit: The longest header to take, in bytes.
 
     Returns:
-        The header's length, be it here already or not; `None` if that cannot be
-        told yet: then all of *data* belongs to it.
+        The header's length, be it here already or not; `None` if that is not
+        known yet: then all of *data* belongs to it.
 
     Raises:
         ProxyHeaderError: This is not the beginning of such a header.

@@ -20,7 +20,7 @@ from ..errors import ProxyHeaderError
 __all__ = ["ProxyTLS", "ProxyTLV"]
 
 MOST_BYTES: Final = 0xFFFF
-"""The most bytes that a length of the protocol can tell."""
+"""The most bytes that a length field of the protocol can hold."""
 
 TLV_HEAD: Final = 3
 """Bytes of a TLV before its value: type and length."""
@@ -126,13 +126,13 @@ def _unsigned(most: int) -> Callable[[object, attrs.Attribute[int], int], None]:
 @attrs.frozen(kw_only=True)
 class ProxyTLS:
     """
-    What a proxy tells about the TLS of its client (``PP2_TYPE_SSL``, section 2.2.6).
+    What a proxy reports about the TLS of its client (``PP2_TYPE_SSL``, section 2.2.6).
 
     Attributes:
         client: Flags: ``SSL`` (the client spoke TLS), ``CERT_CONN`` (it showed a
             certificate on this connection), ``CERT_SESS`` (it did in this session).
         verify: The proxy's verdict on that certificate, 0 if it is good. Some
-            proxies tell 0 without a certificate, too: see `verified`.
+            proxies send 0 without a certificate, too: see `verified`.
         tlvs: Types, of those that begin with ``SSL_`` in `ProxyTLV`, and values.
     """
 
@@ -218,13 +218,13 @@ def crc32c(data: bytes) -> int:
 def check_crc(header: bytes, start: int) -> None:
     """Refuse a checksum among the TLVs from *start* on that is wrong, or not the only one."""
     blank = bytearray(header)
-    told: list[bytes] = []
+    found: list[bytes] = []
     position = start
     for kind, value in parse_tlvs(header[start:]):
         position += TLV_HEAD
         if kind == ProxyTLV.CRC32C:
-            told.append(value)
+            found.append(value)
             blank[position : position + len(value)] = bytes(len(value))
         position += len(value)
-    if told != [struct.pack("!I", crc32c(bytes(blank)))]:
+    if found != [struct.pack("!I", crc32c(bytes(blank)))]:
         raise ProxyHeaderError("its CRC32C is wrong")

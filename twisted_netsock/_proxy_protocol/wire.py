@@ -44,7 +44,8 @@ class _Receive:
         header = self._header
         while True:
             try:
-                # Looked at first: the line of version 1 tells nowhere how long it is.
+                # Peeked at first: the line of version 1 does not say how long it is, and what
+                # comes behind the header is TLS's or the application's to receive.
                 seen = self._sock.recv(HEADER_LIMIT - len(header), _socket.MSG_PEEK)
                 if not seen:
                     raise _cut_off(len(header))
@@ -74,7 +75,7 @@ def receive_header(
     Take a PROXY header off *sock*, and nothing behind it.
 
     Args:
-        reactor: For the time-out.
+        reactor: For the timeout.
         watch: The descriptor's, unused by others meanwhile.
         sock: Stays open whatever happens.
         version: ``"v1"``, ``"v2"`` or ``"any"``.
@@ -106,7 +107,7 @@ def check_header(options: SocketOptions, header: ProxyHeader) -> None:
 
     Raises:
         TypeError: It is no `ProxyHeader`.
-        ValueError: There is no `proxy_protocol`, or that version cannot tell it.
+        ValueError: There is no `proxy_protocol`, or that version cannot carry it.
     """
     if not isinstance(header, ProxyHeader):
         raise TypeError(f"proxy_header must be a ProxyHeader, not {header!r}")
@@ -117,7 +118,7 @@ def check_header(options: SocketOptions, header: ProxyHeader) -> None:
 
 def _own_header(sock: _socket.socket) -> ProxyHeader:
     """
-    Return a header that tells the addresses of the connection itself.
+    Return a header with the addresses of the connection itself.
 
     Raises:
         SocketConnectionLostError: It is lost already.
@@ -160,9 +161,9 @@ def send_header(
     Cancelling:
         Fails with `CancelledError`; a part may have been sent.
     """
-    told = _own_header(sock) if header is None else header
+    sent = _own_header(sock) if header is None else header
     descriptor = PlainDescriptor(sock)
-    rest = memoryview(told.encode(version))
+    rest = memoryview(sent.encode(version))
 
     def attempt() -> Want | None:
         nonlocal rest
