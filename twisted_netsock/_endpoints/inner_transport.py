@@ -60,7 +60,7 @@ class LayeredTransport(TLSTransport):
         broken = self._inner.lost is not None and self._inner.lost.check(ConnectionDone) is None
         if self._ending is not None:
             self._lose(self._ending)
-        elif self._goodbye is not None or (self._reads and self._watch.receive is not None):
+        elif self._shutdown is not None or (self._reads and self._watch.receive is not None):
             # What it waits for reports the end; that may take several reports.
             self._inner.watch.report_all()
         elif self._read_closed or broken:
@@ -72,8 +72,8 @@ class LayeredTransport(TLSTransport):
             return
         if self._ending is None:
             self._begin_to_end(Failure(ConnectionAborted()))
-        if self._goodbye is not None:
-            self._goodbye.cancel()
+        if self._shutdown is not None:
+            self._shutdown.cancel()
         self._inner.reset()
 
     def _tcp(self) -> Any:

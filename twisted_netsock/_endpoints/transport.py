@@ -73,10 +73,14 @@ _sessions: Final = itertools.count()
 """Numbers the connections that servers of this process take, for log lines."""
 
 _BUFFER_FULL: Final = 64 * 1024
-"""Queued bytes above which a streaming producer is paused, as in Twisted."""
+"""Queued bytes above which a streaming producer is paused: `FileDescriptor.bufferSize`."""
 
 SCRATCH: Final = memoryview(bytearray(256 * 1024))
-"""What every transport of the process reads into; copied or passed on before the next read."""
+"""
+What every transport of the process reads into; copied or passed on before the next read.
+As many bytes as one send over TLS takes (`TLS_BYTES`); one buffer for all, since each
+connection would hold its own as long as it lives.
+"""
 
 
 class IViewProtocol(Interface):
@@ -100,7 +104,7 @@ class Transport:
     A connected descriptor for a protocol.
 
     Attributes:
-        protocol: Whom data goes to; `None` once the connection is lost.
+        protocol: Receives the data; `None` once the connection is lost.
         connected: The connection stands.
         disconnecting: `loseConnection` was called.
         disconnected: The connection is lost.
@@ -149,14 +153,14 @@ class Transport:
         self._read_closed = False
         self._write_closing = False
         self._write_closed = False
-        self._shaking: ClientContextFactory | ServerContextFactory | None = None
-        self._shaking_timer: Any = None
+        self._starting_tls: ClientContextFactory | ServerContextFactory | None = None
+        self._handshake_timer: Any = None
         self._aborting = False
-        self._goodbye: Deferred[None] | None = None
+        self._shutdown: Deferred[None] | None = None
         self._handshake: Deferred[None] | None = None
-        self._behind_handshake: SendQueue | None = None
+        self._after_handshake: SendQueue | None = None
         self._calls: set[Any] = set()
-        self._continuing = False
+        self._will_continue = False
         self._read_limit = seconds(options.read_timeout)
         self._write_limit = seconds(options.write_timeout)
         self._read_timer: Any = None
@@ -171,7 +175,7 @@ class Transport:
         Begin: connect *protocol* to this transport, and read for it.
 
         Args:
-            protocol: Whom data goes to.
+            protocol: Receives the data.
             on_gone: Called once, after the protocol has lost its connection.
         """
         self._watch.owner = self
@@ -194,11 +198,11 @@ class Transport:
 
     def pass_on(self, protocol: Any, options: SocketOptions, on_gone: Callable[[], None]) -> None:
         """
-        Connect *protocol* in the place of the present one, which hears nothing more.
+        Connect *protocol* in the place of the present one, which is called no more.
 
         Args:
-            protocol: Whom data goes to from now on.
-            options: Whose limits hold from now on.
+            protocol: Receives the data from now on.
+            options: The record whose limits hold from now on.
             on_gone: Called once, after *protocol* has lost its connection.
         """
         for timer in (self._read_timer, self._write_timer):
@@ -219,7 +223,7 @@ class Transport:
     def _introduce(self, protocol: Any) -> None:
         protocol.makeConnection(self)
         if self._is_tls and self.connected:
-            self._tell_handshake_completed()
+            self._report_handshake()
 
     def _name_protocol(self) -> None:
         """Mark the protocol's log lines as Twisted does."""
@@ -233,13 +237,13 @@ class Transport:
         theirs = context.get(ILogContext) or {}
         self._log_context = {ILogContext: {**theirs, "system": self.logstr}}
 
-    def _tell_handshake_completed(self) -> None:
+    def _report_handshake(self) -> None:
         listener = IHandshakeListener(self.protocol, None)
         if listener is not None:
             listener.handshakeCompleted()
 
     def _call_soon(self, function: Callable[..., None], *args: object) -> None:
-        """Call *function* in the reactor's next turn, unless the connection is lost by then."""
+        """Call *function* in the next reactor iteration, unless the connection is lost by then."""
         self._call_later(0, function, *args)
 
     def _call_later(self, delay: float, function: Callable[..., None], *args: object) -> None:
@@ -253,7 +257,7 @@ class Transport:
         self._calls.add(call)
 
     def _lose(self, reason: Failure) -> None:
-        """Note that the connection is lost: let go of everything, and tell the protocol."""
+        """Release everything and report the lost connection to the protocol."""
         if self.disconnected:
             return
         self.connected = False
@@ -266,7 +270,7 @@ class Transport:
         self._watch.close()
         self._descriptor.close()
         self._queue.clear()
-        self._behind_handshake = None
+        self._after_handshake = None
         producer, self.producer = self.producer, None
         if producer is not None:
             guard(producer.stopProducing)
@@ -277,13 +281,17 @@ class Transport:
             guard(on_gone)
 
     def _cancel_calls(self) -> None:
-        for call in (*self._calls, self._read_timer, self._write_timer, self._shaking_timer):
+        for call in (*self._calls, self._read_timer, self._write_timer, self._handshake_timer):
             if call is not None and call.active():
                 call.cancel()
         self._calls.clear()
 
     def _lose_soon(self, error: Exception) -> None:
-        """Lose the connection in the next turn: nothing is told from inside a write."""
+        """
+        Lose the connection in the next reactor iteration.
+
+        Programs do not expect ``connectionLost`` within their call of ``write``.
+        """
         if not self._aborting:
             self._aborting = True
             self._watch.stop_receive()
@@ -306,7 +314,7 @@ class Transport:
         self._lose(Failure(reason))
 
     def on_fork(self) -> None:
-        """Become unusable in a forked child, where the protocol hears nothing; for the poller."""
+        """Become unusable in a forked child, where the protocol is not called; for the poller."""
         self._descriptor.on_fork()
         self._cancel_calls()
         self.connected = self.disconnecting = False
@@ -320,8 +328,8 @@ class Transport:
         self._target = SCRATCH[: usual if size is None else min(size, usual)]
 
     def _update_reading(self) -> None:
-        """Wait to receive if, and only if, somebody wants what could be received."""
-        if not self.connected or self._handshake is not None or self._goodbye is not None:
+        """Wait to receive if, and only if, what could be received is wanted."""
+        if not self.connected or self._handshake is not None or self._shutdown is not None:
             return
         if not self._reads:
             self._watch.stop_receive()
@@ -336,8 +344,8 @@ class Transport:
             or self.disconnecting
             or self._aborting
             or self.disconnected
-            or self._goodbye is not None
-            or self._shaking is not None
+            or self._shutdown is not None
+            or self._starting_tls is not None
         )
 
     def on_receive_ready(self) -> None:
@@ -378,13 +386,18 @@ class Transport:
         self._continue_if_buffered()
 
     def _continue_if_buffered(self) -> None:
-        """Read on in the next turn if bytes wait where the poller cannot see them."""
-        if self._is_tls and self._reads and self._descriptor.buffered and not self._continuing:
-            self._continuing = True
+        """
+        Read on in the next reactor iteration if OpenSSL holds decrypted bytes.
+
+        The poller cannot see those. Reading on at once would keep the reactor for as long
+        as the peer sends.
+        """
+        if self._is_tls and self._reads and self._descriptor.buffered and not self._will_continue:
+            self._will_continue = True
             self._call_soon(self._continue)
 
     def _continue(self) -> None:
-        self._continuing = False
+        self._will_continue = False
         context.call(self._log_context, self._receive)
 
     def _end_of_stream(self) -> None:
@@ -424,7 +437,7 @@ class Transport:
         self._continue_if_buffered()
 
     def stopProducing(self) -> None:
-        """Lose the connection, as a producer that nobody listens to."""
+        """Lose the connection: the consumer wants no more."""
         self.loseConnection()
 
     def startReading(self) -> None:
@@ -448,10 +461,15 @@ class Transport:
             TypeError: *data* is no bytes.
         """
         check_bytes(data)
-        if not self.connected or self._write_closed or self._aborting or self._goodbye is not None:
+        if (
+            not self.connected
+            or self._write_closed
+            or self._aborting
+            or self._shutdown is not None
+        ):
             return
         data = byte_view(data) if isinstance(data, memoryview) else data
-        if self._queue.size or self._shaking is not None or self._descriptor.unflushed:
+        if self._queue.size or self._starting_tls is not None or self._descriptor.unflushed:
             self._enqueue(data)
             return
         size = len(data)
@@ -488,11 +506,11 @@ class Transport:
     def _enqueue(self, data: bytes | bytearray | memoryview) -> None:
         if not len(data):
             return
-        queue, behind = self._queue, self._behind_handshake
-        (queue if behind is None else behind).append(bytes(data))
+        queue, later = self._queue, self._after_handshake
+        (queue if later is None else later).append(bytes(data))
         self._want_flush()
         if (
-            queue.size + (0 if behind is None else behind.size) > _BUFFER_FULL
+            queue.size + (0 if later is None else later.size) > _BUFFER_FULL
             and self.producer is not None
             and self.streamingProducer
             and not self.producerPaused
@@ -502,9 +520,9 @@ class Transport:
 
     def _want_flush(self) -> None:
         """Have `_flush` called when the descriptor can be written."""
-        if self._handshake is not None or self._goodbye is not None:
+        if self._handshake is not None or self._shutdown is not None:
             return
-        if self._shaking is not None and not self._queue.size:
+        if self._starting_tls is not None and not self._queue.size:
             return
         if self._watch.send is None:
             self._watch.want_send()
@@ -557,8 +575,8 @@ class Transport:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._shaking is not None:
-            self._shake()
+        if self._starting_tls is not None:
+            self._begin_handshake()
         elif self.producer is not None and (not self.streamingProducer or self.producerPaused):
             self.producerPaused = False
             if not self.streamingProducer:
@@ -647,8 +665,8 @@ class Transport:
             self._finish()
 
     def _finish(self) -> None:
-        """End in order: on TLS with a goodbye, which its options limit."""
-        if self._goodbye is not None or self.disconnected:
+        """End in order: on TLS with a TLS shutdown, limited by `close_timeout`."""
+        if self._shutdown is not None or self.disconnected:
             return
         if not isinstance(self._descriptor, TLSDescriptor):
             self._lose(Failure(ConnectionDone()))
@@ -658,10 +676,10 @@ class Transport:
             if timer is not None:
                 timer.cancel()
         self._read_timer = self._write_timer = None
-        self._goodbye = tls_shutdown(self.reactor, self._watch, self._descriptor)
-        self._goodbye.addBoth(self._after_goodbye)
+        self._shutdown = tls_shutdown(self.reactor, self._watch, self._descriptor)
+        self._shutdown.addBoth(self._shutdown_done)
 
-    def _after_goodbye(self, _: object) -> None:
+    def _shutdown_done(self, _: object) -> None:
         if not self._aborting:
             self._lose(Failure(ConnectionDone()))
 
@@ -670,8 +688,8 @@ class Transport:
         if self.disconnected or self._aborting:
             return
         self._aborting = self.disconnecting = True
-        if self._goodbye is not None:
-            self._goodbye.cancel()
+        if self._shutdown is not None:
+            self._shutdown.cancel()
         else:
             handshaking, self._handshake = self._handshake, None
             if handshaking is not None:
@@ -713,7 +731,7 @@ class Transport:
         With an object of this package TLS is on the descriptor itself, and the
         transport provides ``ISSLTransport`` once the handshake is done. With any
         other, Twisted's own TLS comes in between, which provides it at once.
-        What the protocol writes meanwhile goes behind the handshake either way.
+        What the protocol writes meanwhile is sent after the handshake either way.
 
         Args:
             contextFactory: Made by `client_context_factory` or
@@ -733,7 +751,7 @@ class Transport:
         elif isinstance(contextFactory, ClientContextFactory) is not is_client:
             side = "client" if is_client else "server"
             raise ValueError(f"contextFactory={contextFactory!r}: this is the {side}'s side")
-        if self._is_tls or self._shaking is not None or isinstance(self, ForeignTLSTransport):
+        if self._is_tls or self._starting_tls is not None or isinstance(self, ForeignTLSTransport):
             raise ValueError("TLS was started already")
         if not self.connected:
             return
@@ -742,20 +760,20 @@ class Transport:
             changed: Any = self
             changed.start_foreign_tls(contextFactory, is_client=is_client)
             return
-        # What is written from now on goes behind the handshake.
-        self._shaking = contextFactory
-        self._behind_handshake = SendQueue()
+        # What is written from now on is sent after the handshake.
+        self._starting_tls = contextFactory
+        self._after_handshake = SendQueue()
         limit = seconds(contextFactory.options.handshake_timeout)
         if limit is not None:
             # From here on, and not from the first message: what is queued may never be sent.
-            self._shaking_timer = self.reactor.callLater(limit, self._shaking_expired)
+            self._handshake_timer = self.reactor.callLater(limit, self._handshake_expired)
         self._update_reading()
         if not self._queue.size:
-            self._call_soon(self._shake)
+            self._call_soon(self._begin_handshake)
 
-    def _shake(self) -> None:
-        """Begin the handshake: everything plain is sent."""
-        factory = self._shaking
+    def _begin_handshake(self) -> None:
+        """Begin the handshake, once all plain text is sent."""
+        factory = self._starting_tls
         if factory is None or self._handshake is not None or self._aborting:
             return
         try:
@@ -765,32 +783,32 @@ class Transport:
             return
         descriptor = self._descriptor = TLSDescriptor(self._descriptor.sock, factory, protocols)
         self._handshake = handshake(self.reactor, self._watch, descriptor, None)
-        self._handshake.addBoth(self._shaken)
+        self._handshake.addBoth(self._handshake_done)
 
-    def _shaking_expired(self) -> None:
+    def _handshake_expired(self) -> None:
         self._lose(Failure(SocketConnectionTimeoutError("handshake")))
 
-    def _shaken(self, result: Failure | None) -> None:
+    def _handshake_done(self, result: Failure | None) -> None:
         self._handshake = None
         if self.disconnected or self._aborting:
             return
-        if self._shaking_timer is not None:
-            self._shaking_timer.cancel()
-            self._shaking_timer = None
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
         self._watch.owner = self
         if isinstance(result, Failure):
             self._lose(result)
             return
-        self._shaking = None
-        assert self._behind_handshake is not None
-        self._queue.take_over(self._behind_handshake)
-        self._behind_handshake = None
+        self._starting_tls = None
+        assert self._after_handshake is not None
+        self._queue.take_over(self._after_handshake)
+        self._after_handshake = None
         # From here on it provides what a TLS transport does: protocols decide by its
         # interfaces whether a password may be sent, and callers ask `isinstance`. The other
         # class takes 0.2 us, where zope's `alsoProvides` takes 1.6 and answers only the first.
         self.__class__ = TLSTransport
         try:
-            context.call(self._log_context, self._tell_handshake_completed)
+            context.call(self._log_context, self._report_handshake)
         except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
@@ -823,7 +841,7 @@ class Transport:
         return -1 if self.disconnected else self._watch.fd
 
     def getTcpNoDelay(self) -> bool:
-        """Tell whether small writes are sent at once."""
+        """Return whether small writes are sent at once."""
         return bool(self._get_option(_socket.IPPROTO_TCP, _socket.TCP_NODELAY))
 
     def setTcpNoDelay(self, enabled: bool) -> None:
@@ -831,7 +849,7 @@ class Transport:
         self._set_option(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, int(enabled))
 
     def getTcpKeepAlive(self) -> bool:
-        """Tell whether the kernel probes an idle connection."""
+        """Return whether the kernel probes an idle connection."""
         return bool(self._get_option(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE))
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
@@ -897,7 +915,7 @@ class ForeignTLSTransport(Transport):
     behind it.
     """
 
-    _layer: TLSMemoryBIOProtocol
+    _tls_protocol: TLSMemoryBIOProtocol
     _closing = False
 
     def start_foreign_tls(self, context_factory: Any, *, is_client: bool) -> None:
@@ -909,12 +927,12 @@ class ForeignTLSTransport(Transport):
         no_factory: Any = None
         factory = TLSMemoryBIOFactory(context_factory, is_client, no_factory, self.reactor)
         protocol = self.protocol
-        self._layer = factory.protocol(factory, protocol, False)
-        self.protocol = self._layer
+        self._tls_protocol = factory.protocol(factory, protocol, False)
+        self.protocol = self._tls_protocol
         self._deliver = None
         beneath: Any = PlainSide(self, super())
         try:
-            self._layer.makeConnection(beneath)
+            self._tls_protocol.makeConnection(beneath)
         except BaseException:
             # A protocol that catches this must not go on in plain text.
             self.protocol = protocol
@@ -930,26 +948,26 @@ class ForeignTLSTransport(Transport):
         """Send *data*, protected; see `Transport.write`."""
         check_bytes(data)
         if self.connected and not self._aborting:
-            self._layer.write(bytes(data))
+            self._tls_protocol.write(bytes(data))
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         """Send each of *data*, in order; see `write`."""
         self.write(joined(data))
 
     def loseConnection(self) -> None:
-        """Close the connection when all that was written is sent, with a goodbye."""
+        """Close the connection when all that was written is sent, with a TLS shutdown."""
         if self.connected and not self.disconnecting and not self._closing:
             self._closing = True
-            self._layer.loseConnection()
-            self._call_later(FOREIGN_CLOSE_SECONDS, self._check_goodbye)
+            self._tls_protocol.loseConnection()
+            self._call_later(FOREIGN_CLOSE_SECONDS, self._check_shutdown)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Let *producer* write; see `Transport.registerProducer`."""
-        self._layer.registerProducer(producer, streaming)
+        self._tls_protocol.registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
         """Let go of the producer; a close that waited for it goes on."""
-        self._layer.unregisterProducer()
+        self._tls_protocol.unregisterProducer()
 
     # Limits
 
@@ -957,18 +975,18 @@ class ForeignTLSTransport(Transport):
         if self._connection.get_peer_finished() is None:
             self._lose(Failure(SocketConnectionTimeoutError("handshake")))
 
-    def _check_goodbye(self) -> None:
-        """Wait no more for the peer's goodbye, if all is sent and it has had its time."""
+    def _check_shutdown(self) -> None:
+        """Stop waiting for the peer's close_notify, if all is sent and its time has passed."""
         if self.producer is not None or self._queue.size:
-            self._call_later(FOREIGN_CLOSE_SECONDS, self._check_goodbye)
+            self._call_later(FOREIGN_CLOSE_SECONDS, self._check_shutdown)
         else:
             self._lose(Failure(ConnectionDone()))
 
     def _lose(self, reason: Failure) -> None:
         if reason.check(*LIMITS) and not self._aborting:
-            # Twisted's TLS takes any end without a goodbye for a lost connection. This is
-            # how it is told of another reason.
-            self._layer.failVerification(reason)
+            # Twisted's TLS reports any end without close_notify as a lost connection, unless
+            # it is given another reason in this way.
+            self._tls_protocol.failVerification(reason)
         else:
             super()._lose(reason)
 
@@ -976,17 +994,17 @@ class ForeignTLSTransport(Transport):
 
     @property
     def _connection(self) -> SSL.Connection:
-        connection: SSL.Connection = self._layer.getHandle()
+        connection: SSL.Connection = self._tls_protocol.getHandle()
         return connection
 
     def getHandle(self) -> Any:
         """Return OpenSSL's connection; `None` once the connection is lost."""
-        return self._layer.getHandle()
+        return self._tls_protocol.getHandle()
 
     @property
     def negotiatedProtocol(self) -> bytes | None:
         """The protocol that ALPN chose, or `None`."""
-        return self._layer.negotiatedProtocol
+        return self._tls_protocol.negotiatedProtocol
 
     def getPeerCertificate(self) -> crypto.X509 | None:
         """Return the peer's certificate as Twisted does, as an object of pyOpenSSL's."""
