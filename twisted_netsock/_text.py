@@ -9,7 +9,9 @@ from twisted.logger import Logger
 __all__ = ["FailureLog", "printable"]
 
 _LONGEST: Final = 200
+"""Characters of a text that a peer chose: it must not fill the log either."""
 _LONGEST_ERROR: Final = 1000
+"""An error's text is longer: our own words, and between them what the peer chose."""
 
 _PERIOD_SECONDS: Final = 60.0
 _LINES_A_PERIOD: Final = 10

@@ -24,10 +24,14 @@ PROXY_PROTOCOLS = ("v1", "v2", "any")
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 _SHORTEST_MICROSECONDS = 100_000
+"""A tenth of a second: a smaller int was meant as seconds or milliseconds."""
 _LONGEST_SHOWN = 80
+"""Characters of a refused text that its error repeats: about one line."""
 _LONGEST = timedelta(days=365)
+"""A longer one is a mistake in the unit, and "never" is `None`."""
 _PORT_LIMIT = 65536
 _ALPN_LIMIT = 256
+"""The name of a protocol goes behind one byte with its length (RFC 7301, section 3.1)."""
 _HOST_AND_PORT = 2
 _ENCODED = re.compile(r"M[A-P][A-Za-z0-9+/_-]{40,}={0,2}|30[0-9A-Fa-f]{60,}")
 """Base64 or hexadecimal digits of DER, all of which begins with the byte 0x30."""

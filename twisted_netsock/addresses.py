@@ -41,10 +41,12 @@ _V4_MAPPED = "::ffff:"
 _V6_NETWORK = 64
 """Bits of an IPv6 address that one customer of a provider has in common."""
 _NETWORKS_KEPT = 1024
+"""Clients that come again are found without parsing; others must not fill the memory."""
 _HOST_AND_PORT = 2
 _HOST_PORT_FLOW_SCOPE = 4
 _PORT_LIMIT = 65536
 _FLOWINFO_LIMIT = 2**20
+"""A flow label has 20 bits (RFC 8200, section 3); the standard library takes no more."""
 _SCOPE_LIMIT = 2**32
 
 # The C structures, for `AddressInfo.address_length`: sockaddr_in, sockaddr_in6, and

@@ -121,6 +121,7 @@ class _Listening(Protocol):
 AnySocket = TypeVar("AnySocket", bound=_Listening)
 
 _FOREVER: Final = 1e18
+"""Seconds beyond any time; an `int` may be too large for a `float`, which holds 1e308."""
 
 ADDRESS_FAMILY_UNSPECIFIED: Final = _socket.AF_UNSPEC
 """Any family (``address-family/unspecified``)."""
@@ -670,7 +671,6 @@ def check_timeout(timeout: float | timedelta) -> float:
     if isinstance(timeout, timedelta):
         seconds = timeout.total_seconds()
     elif isinstance(timeout, int | float) and not isinstance(timeout, bool):
-        # A number too large for a float is no time either.
         seconds = float(timeout) if abs(timeout) < _FOREVER else math.inf
     else:
         raise TypeError(f"timeout must be seconds or a timedelta, not {timeout!r}")

@@ -58,6 +58,10 @@ _LOST: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
+"""
+What ends an established connection. When the peer does not answer, TCP gives up with ETIMEDOUT or
+with the last error that it has received (tcp(7)): no route and no host are losses then, too.
+"""
 
 
 def from_os_error(error: OSError) -> SocketError:
@@ -106,6 +110,7 @@ _SENDING: Final = frozenset(
 )
 """Flags that one direction has and the other would ignore. Others are left to the kernel."""
 
+# Not on every platform; 0 is in no flags.
 _DONTWAIT: Final = getattr(_socket, "MSG_DONTWAIT", 0)
 _ERRQUEUE: Final = getattr(_socket, "MSG_ERRQUEUE", 0)
 

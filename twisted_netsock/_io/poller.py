@@ -48,6 +48,7 @@ _UNASKED: Final = select.POLLERR | select.POLLHUP
 _RAISED: Final = "the handler of a socket raised an exception"
 
 _READ_OR_EDGE: Final = select.POLLIN | _EDGE
+"""To see with one comparison that reading is asked for, and level-triggered."""
 
 _log = Logger()
 

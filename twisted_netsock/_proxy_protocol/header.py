@@ -46,7 +46,10 @@ from .tlv import (
 __all__ = ["ProxyHeader"]
 
 HEADER_LIMIT: Final = 4096
-"""The most bytes of a header that are read from a connection."""
+"""
+The most bytes of a header that are read from a connection. Version 2 has room for 64 KiB, which
+any client that reaches the port could have us hold.
+"""
 
 _LINE_LIMIT: Final = 107
 """The longest header of version 1, with its CRLF (section 2.1)."""
@@ -56,12 +59,16 @@ _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED: Final = 16
 """Bytes of version 2 whose last two say how many follow."""
 
+# Version 2 in the upper four bits, the command in the lower ones (section 2.2).
 _LOCAL: Final = 0x20
 _PROXY: Final = 0x21
 _UNSPEC: Final = 0x00
 _UNIX_PATH: Final = 108
+"""Bytes of a path, which the protocol fills up with NUL."""
 _UNIQUE_ID_LIMIT: Final = 128
+"""Section 2.2.5."""
 _WORDS_OF_TCP: Final = 6
+"""``PROXY TCP4`` and two addresses and ports; ``PROXY UNKNOWN`` may have anything behind it."""
 _PORT: Final = re.compile(rb"0|[1-9][0-9]{0,4}")
 _PORT_LIMIT: Final = 65536
 
