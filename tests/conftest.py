@@ -156,11 +156,11 @@ def logged_errors() -> Iterator[list[LogEvent]]:
     yield found
     globalLogPublisher.removeObserver(observe)
     if found:
-        told = "\n".join(
+        lines = "\n".join(
             f"{event.get('log_format') or event.get('why')}: {event.get('log_failure')}"
             for event in found
         )
-        pytest.fail(f"errors were logged: {told}")
+        pytest.fail(f"errors were logged: {lines}")
 
 
 @pytest.fixture

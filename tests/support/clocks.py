@@ -1,4 +1,4 @@
-"""Waiting in tests: turns of the reactor, conditions, and time that only a test advances."""
+"""Waiting in tests: reactor iterations, conditions, and time that only a test advances."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def the_reactor() -> Any:
 
 
 async def turns(count: int = 5) -> None:
-    """Let the reactor turn *count* times, and the kernel pass on what it has."""
+    """Let the reactor iterate *count* times, and the kernel pass on what it has."""
     for _ in range(count):
         await deferLater(the_reactor(), _STEP)
 
 
 async def until(condition: Callable[[], Any]) -> Any:
-    """Let the reactor turn until *condition* returns something true, and return that."""
+    """Run the reactor until *condition* returns something true, and return that."""
     reactor = the_reactor()
     end = reactor.seconds() + _LONGEST
     while reactor.seconds() < end:

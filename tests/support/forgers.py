@@ -119,7 +119,7 @@ class Forger:
             return result
 
     def talk(self) -> None:
-        """Shake hands, send a word, and read until the other side ends; then end."""
+        """Perform the handshake, send a word, and read until the other side ends; then end."""
         try:
             try:
                 self._drive(self._tls.do_handshake)

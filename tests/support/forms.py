@@ -220,8 +220,8 @@ WRONG_HOST_NAMES = [
 
 def whole_story(error: BaseException | None) -> str:
     """Return all that an error and those behind it could show."""
-    told = ""
+    text = ""
     while error is not None:
-        told += f"{error} {error!r} "
+        text += f"{error} {error!r} "
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return told
+    return text

@@ -495,7 +495,7 @@ class OpenSSLPeer:
         handshake: bool = True,
     ) -> None:
         """
-        Take *plain* over, and shake hands.
+        Take *plain* over, and perform the handshake.
 
         Args:
             plain: Owned from here on.

@@ -299,7 +299,7 @@ def drain(connection: socket.socket) -> bytes:
 
 
 def tls(pem: bytes, directory: Path, **changes: Any) -> Handler:
-    """Return what shakes hands with the certificate *pem*, waits for the end, and ends."""
+    """Return a handler: a handshake with the certificate *pem*, then the end of both sides."""
     path = directory / f"{abs(hash(pem))}.pem"
     path.write_bytes(pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -336,7 +336,7 @@ def dialogue(*steps: str | tuple[str, ...], then: Handler) -> Handler:
 
 
 def mute_after(arrived: threading.Event) -> Handler:
-    """Return what says nothing, and tells when it has been spoken to."""
+    """Return what says nothing, and reports when something has arrived."""
 
     def handle(connection: socket.socket) -> None:
         connection.recv(1)

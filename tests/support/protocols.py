@@ -61,7 +61,7 @@ class Recorder(Protocol):
 
 @implementer(IHalfCloseableProtocol)
 class HalfCloser(Recorder):
-    """Is told of each half."""
+    """Records the end of each half."""
 
     def readConnectionLost(self) -> None:
         self.events.append("read lost")
@@ -72,7 +72,7 @@ class HalfCloser(Recorder):
 
 @implementer(IHandshakeListener)
 class Listener(Recorder):
-    """Is told of the handshake."""
+    """Records the handshake."""
 
     def handshakeCompleted(self) -> None:
         self.events.append("handshake")
@@ -260,7 +260,7 @@ async def raw_receive(sock: socket.socket) -> bytes:
 async def tls_peer(
     sock: socket.socket, context: ssl.SSLContext, name: str | None = None
 ) -> ssl.SSLSocket:
-    """Shake hands on a raw socket with the standard library's TLS."""
+    """Perform the handshake on a raw socket with the standard library's TLS."""
     wrapped = context.wrap_socket(
         sock,
         server_side=name is None,

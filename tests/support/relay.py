@@ -48,7 +48,7 @@ PLAIN = "netsock:0:node=127.0.0.1"
 def running_relay(
     directory: Path, *arguments: str | Path, listeners: int = 1, **options: Any
 ) -> Iterator[tuple[Child, list[int]]]:
-    """Run a relay with *arguments*; yield it, and the ports that it has told."""
+    """Run a relay with *arguments*; yield it, and the ports that it has logged."""
     with started(*RELAY, *arguments, output=directory / "relay.log", **options) as child:
         child.wait_for_line("Starting reactor")
         wait_for(lambda: len(relayed_ports(child)) >= listeners, child)
@@ -178,7 +178,7 @@ _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Peer:
-    """A client or a backend: a socket, plain or TLS, that does only what it is told."""
+    """A client or a backend: a socket, plain or TLS, that does nothing by itself."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -252,7 +252,7 @@ class Peer:
             self.sock.shutdown(socket.SHUT_WR)
 
     def truncate(self) -> None:
-        """End the direction from here without TLS being told."""
+        """End the direction from here without a TLS shutdown."""
         socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -403,7 +403,7 @@ def listening_backend(name: str, place: Place, more: str = "", size: int | None 
 
 @dataclass
 class Relay:
-    """A relay that runs, and whoever has connected to it."""
+    """A relay that runs, and the clients connected to it."""
 
     service: RelayService
     kind: Kind
@@ -492,7 +492,7 @@ async def relayed(front: str, back: str, place: Place) -> AsyncIterator[Relay]:
 
 @implementer(IStreamClientEndpoint)
 class LateEndpoint:
-    """Connects when it is told to."""
+    """Connects when the test says so."""
 
     def __init__(self) -> None:
         self.factories: list[Any] = []

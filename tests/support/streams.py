@@ -108,7 +108,7 @@ def in_thread(function: Callable[..., Any], *args: Any) -> Deferred[Any]:
     def run() -> None:
         try:
             outcome = function(*args)
-        except BaseException:  # noqa: BLE001 - whoever waits hears of it
+        except BaseException:  # noqa: BLE001 - the caller gets it
             outcome = Failure(captureVars=False)
         reactor.callFromThread(result.callback, outcome)
 
@@ -276,7 +276,7 @@ class TLSStreams(Streams):
         return made
 
     async def settle(self, *ends: Any) -> None:
-        """Take the tickets: one for each turn of the reactor, while the kernel finds more room."""
+        """Take the tickets: one in each reactor iteration, while the kernel finds more room."""
         client = ends[-1] if self._server_first else ends[0]
         if client.tls_version == "TLSv1.3":
             receiving = client.recv(1)

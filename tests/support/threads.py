@@ -21,7 +21,7 @@ from twisted_netsock import blocking
 
 
 async def no_descriptors() -> None:
-    """Let the reactor run until it has none of ours: goodbyes go on behind a close."""
+    """Let the reactor run until it has none of ours: TLS shutdowns go on behind a close."""
     await until(lambda: not any("netsock" in repr(each) for each in the_reactor().getReaders()))
 
 

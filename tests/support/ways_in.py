@@ -1,5 +1,5 @@
 """
-The four ways in, as one: each asks a server or serves clients, and tells what it saw.
+The four ways in, as one: each asks a server or serves clients, and returns what it saw.
 
 A way to connect returns the answer or raises what its caller sees; a way to serve
 notes what its application sees of each connection.

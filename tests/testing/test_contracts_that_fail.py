@@ -209,7 +209,7 @@ class NoHalfClose(BrokenClient):
 
 
 @pytest.mark.parametrize(
-    ("broken", "test", "told"),
+    ("broken", "test", "message"),
     [
         (AnotherProtocol, "test_connect_fires_with_the_protocol_that_was_built", "must fire with"),
         (NeverStarted, "test_the_factory_starts_before_and_stops_after_the_connection",
@@ -236,8 +236,8 @@ class NoHalfClose(BrokenClient):
          "the producer was not paused"),
     ],
 )  # fmt: skip
-async def test_a_client_endpoint_that_breaks_its_promise_is_caught(broken, test, told):
-    assert told in await outcome(Client, broken, test)
+async def test_a_client_endpoint_that_breaks_its_promise_is_caught(broken, test, message):
+    assert message in await outcome(Client, broken, test)
 
 
 async def test_what_provides_no_interface_is_caught():
@@ -270,14 +270,14 @@ class OtherAddress(BrokenServer):
 
 
 @pytest.mark.parametrize(
-    ("broken", "test", "told"),
+    ("broken", "test", "message"),
     [
         (NotStarted, "test_the_factory_starts_and_stops_with_the_port", "found []"),
         (OtherAddress, "test_the_address_is_free_after_stopping", "where the second port listens"),
     ],
 )
-async def test_a_server_endpoint_that_breaks_its_promise_is_caught(broken, test, told):
-    assert told in await outcome(Server, broken, test)
+async def test_a_server_endpoint_that_breaks_its_promise_is_caught(broken, test, message):
+    assert message in await outcome(Server, broken, test)
 
 
 async def test_an_address_that_can_be_shared_is_caught():
@@ -294,10 +294,10 @@ async def test_an_address_that_can_be_shared_is_caught():
         def listen(self, factory: Any) -> Any:
             return super().listen(factory).addCallback(lambda port: ports.append(port) or port)
 
-    told = await outcome(Shared, Kept, "test_an_address_that_is_taken_cannot_be_listened_on")
+    message = await outcome(Shared, Kept, "test_an_address_that_is_taken_cannot_be_listened_on")
     for port in ports:
         port.stopListening()
-    assert "must fail with a CannotListenError, and gave" in told
+    assert "must fail with a CannotListenError, and gave" in message
 
 
 def test_a_transport_that_cannot_be_half_closed_skips_those_tests():
@@ -343,7 +343,7 @@ class Spoilt:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "test", "told"),
+    ("spoil", "test", "message"),
     [
         (lambda s: {"recv": lambda n: succeed(b"")}, "test_what_is_sent_arrives_both_ways",
          "expected b'and back', found b''"),
@@ -360,7 +360,7 @@ class Spoilt:
          "must raise SocketClosedError, and gave 0"),
     ],
 )  # fmt: skip
-async def test_a_socket_that_breaks_its_promise_is_caught(spoil, test, told):
+async def test_a_socket_that_breaks_its_promise_is_caught(spoil, test, message):
     class Broken(SocketContract):
         async def make_sockets(self) -> Any:
             one, other = connected_pair()
@@ -368,11 +368,11 @@ async def test_a_socket_that_breaks_its_promise_is_caught(spoil, test, told):
 
     with pytest.raises(AssertionError) as caught:
         await getattr(Broken(), test)()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "test", "told"),
+    ("spoil", "test", "message"),
     [
         (lambda s: {"accept": Deferred}, "test_connections_are_accepted_one_by_one",
          "never came to this: a connection"),
@@ -383,7 +383,7 @@ async def test_a_socket_that_breaks_its_promise_is_caught(spoil, test, told):
          "test_closing_the_listener_fails_an_accept_that_waits", "closed must be true"),
     ],
 )  # fmt: skip
-async def test_a_listener_that_breaks_its_promise_is_caught(spoil, test, told):
+async def test_a_listener_that_breaks_its_promise_is_caught(spoil, test, message):
     made = []
 
     class Broken(ListenerContract):
@@ -398,7 +398,7 @@ async def test_a_listener_that_breaks_its_promise_is_caught(spoil, test, told):
         await getattr(Broken(), test)()
     for each in made:
         each.abort()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 # Waits
