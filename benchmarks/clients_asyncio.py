@@ -68,7 +68,7 @@ class Client(asyncio.Protocol):
             self.begin()
 
     def next(self) -> bool:
-        """Hand the watch back and wait for another; tell whether there is one."""
+        """Hand the watch back and wait for another; return whether there is one."""
         self.watch = next(self.watches, None)
         if self.watch is None:
             self.transport.abort()

@@ -125,7 +125,7 @@ class Receive(Client):
 
 
 class Send(Client):
-    """Writes until it is told to pause."""
+    """Writes until it is paused."""
 
     paused = True
 

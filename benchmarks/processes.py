@@ -106,9 +106,9 @@ class Process:
     def failed(self, what: str) -> ProcessError:
         """Return an error with what it said of it."""
         size = os.fstat(self._errors.fileno()).st_size
-        told = os.pread(self._errors.fileno(), 4000, max(0, size - 4000))
+        tail = os.pread(self._errors.fileno(), 4000, max(0, size - 4000))
         return ProcessError(
-            f"{' '.join(self.words)[:200]} {what}: {told.decode(errors='replace')}"
+            f"{' '.join(self.words)[:200]} {what}: {tail.decode(errors='replace')}"
         )
 
     def wait_for_port(self, port: int) -> None:

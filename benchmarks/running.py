@@ -275,7 +275,7 @@ def _server(process: Process, load: Process, seconds: float) -> Figures:
 def _fairness(load: Process, seconds: float) -> Figures:
     """Compare the slowest answers with and without a greedy client."""
     alone, beside = [], []
-    # In turns, of which the middle counts: whoever else takes the processor for a few
+    # In turns, of which the middle counts: another process that takes the processor for a few
     # milliseconds makes the slowest answers of that turn, and of that alone.
     for _ in range(TURNS):
         alone.append(_measured(load, seconds / TURNS))

@@ -1,4 +1,4 @@
-"""What a measured process is told, and how it measures itself when it is told to."""
+"""The task of a measured process, and how it measures itself when asked to."""
 
 from __future__ import annotations
 
