@@ -405,11 +405,11 @@ def test_the_reference_has_every_key_of_endpoint_strings() -> None:
 
 def test_the_reference_has_the_names_that_twisted_uses_for_keys() -> None:
     rows = _rows(STRINGS_PAGE, "Twisted")
-    told = {key: _quoted(row[1])[0] for row in rows for key in _quoted(row[0])}
-    assert told == string_keys.TWISTED_KEYS
+    documented = {key: _quoted(row[1])[0] for row in rows for key in _quoted(row[0])}
+    assert documented == string_keys.TWISTED_KEYS
 
 
-# What is told about the package as a whole
+# What is documented about the package as a whole
 
 
 def test_the_tree_of_errors_is_as_drawn() -> None:
@@ -435,10 +435,10 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
 
 def test_the_layers_hold_every_module() -> None:
     rows = _rows(ROOT / "docs" / "explanation" / "design.md", "Layer")
-    told = [module for row in rows for module in _quoted(row[1])]
+    documented = [module for row in rows for module in _quoted(row[1])]
     names = {path.name for path in PACKAGE.iterdir()}
     package = {name.removesuffix(".py") for name in names - {"__pycache__", "py.typed"}}
-    assert sorted(told) == sorted(package - {"__init__", "_version"})
+    assert sorted(documented) == sorted(package - {"__init__", "_version"})
 
 
 SUPPORTED = ROOT / "docs" / "supported.md"
@@ -451,8 +451,8 @@ def test_the_oldest_versions_are_those_of_the_package() -> None:
         for each in project["dependencies"]
     )
     needed["Python"] = project["requires-python"].removeprefix(">=")
-    told = {row[0]: row[1] for row in _rows(SUPPORTED, r"\| From")}
-    assert told == {name: needed[name] for name in told}
+    documented = {row[0]: row[1] for row in _rows(SUPPORTED, r"\| From")}
+    assert documented == {name: needed[name] for name in documented}
     assert f"Python {needed['Python']} or later" in README.read_text()
     assert f"Twisted {needed['twisted']} or\nlater" in README.read_text()
 
@@ -487,12 +487,12 @@ def test_what_stands_beside_names_of_scheme_is_used_in_a_line_of_code() -> None:
     page = ROOT / "docs" / "coming-from-scheme.md"
     code = "".join(block.text for block in blocks(page, "python"))
     rows = re.findall(r"^\| (`[^|]*) \| (.*) \|$", page.read_text(), re.MULTILINE)
-    told = {
+    documented = {
         name
         for _, python in rows
         for quoted in _quoted(python)
         for name in re.findall(r"[A-Za-z]\w+", quoted.replace("(…, Socket)", ""))
         if not quoted.endswith("…")
     }
-    assert len(told) > 80
-    assert {name for name in told if not re.search(rf"\b{name}\b", code)} == set()
+    assert len(documented) > 80
+    assert {name for name in documented if not re.search(rf"\b{name}\b", code)} == set()

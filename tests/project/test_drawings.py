@@ -44,8 +44,8 @@ def test_every_layer_of_the_table_is_drawn_the_lowest_at_the_bottom(diagrams):
     names = [text.text for text in drawing.iter(f"{SVG}text") if text.get("class") == "name"]
     assert names == [layer.name for layer in reversed(layers)]
     assert names[-1] == "values"
-    told = " ".join(words_in(drawing))
-    assert all(word in told for layer in layers for word in layer.note.split())
+    words = " ".join(words_in(drawing))
+    assert all(word in words for layer in layers for word in layer.note.split())
 
 
 def test_a_life_shows_each_stage_with_what_limits_it_and_how_it_ends(diagrams):

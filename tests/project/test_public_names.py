@@ -27,7 +27,7 @@ pytestmark = pytest.mark.once
 
 
 def declared_homes() -> dict[str, str]:
-    """Return what the type checkers are told: each public name, and its module."""
+    """Return what the type checkers see: each public name, and its module."""
     declared = {}
     for node in ast.walk(tree_of(PACKAGE / "__init__.py")):
         if isinstance(node, ast.If) and names_type_checking(node.test):
