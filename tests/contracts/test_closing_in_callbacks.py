@@ -64,7 +64,7 @@ def closing(request: pytest.FixtureRequest, tmp_path: Any) -> Closing:
 
 @pytest.fixture(params=VERSIONS)
 def shake(request: pytest.FixtureRequest, authority: Any, tmp_path: Any) -> Callable[[int], Any]:
-    """Shake hands with a server, with a certificate of our own, and hear what becomes of it."""
+    """Perform the handshake with a server, with our own certificate, and return the outcome."""
     issued = authority.issue("client")
     path = tmp_path / "client.pem"
     path.write_bytes(issued.pem)

@@ -100,9 +100,9 @@ def perform(sock: Any, name: str, *arguments: Any) -> Any:
 
 
 def of_native(sock: socket.socket, step: Step) -> Any:
-    """Make a call of the standard library's, and tell what came of it."""
+    """Make a call of the standard library's, and return what came of it."""
     try:
-        return told(perform(sock, *step))
+        return described(perform(sock, *step))
     except BlockingIOError:
         return WOULD_BLOCK
     except OSError as error:
@@ -110,7 +110,7 @@ def of_native(sock: socket.socket, step: Step) -> Any:
 
 
 def of_own(sock: Socket, step: Step) -> Any:
-    """Make a call of a `Socket`, and tell what came of it; one that waits is cancelled."""
+    """Make a call of a `Socket`, and return what came of it; one that waits is cancelled."""
     try:
         result, buffer = perform(sock, *step), None
         if step[0] == "recv_into":
@@ -127,10 +127,10 @@ def of_own(sock: Socket, step: Step) -> Any:
                 result.raiseException()
     except OSError as error:
         return "error", error.errno
-    return told(result if buffer is None else (result, buffer))
+    return described(result if buffer is None else (result, buffer))
 
 
-def told(result: Any) -> Any:
+def described(result: Any) -> Any:
     """Leave out addresses, which differ between any two pairs."""
     if isinstance(result, tuple) and len(result) == 4:
         return result[:3]

@@ -106,7 +106,7 @@ class Echo(HalfCloser):
 
 @implementer(IPushProducer)
 class Producer:
-    """Raises when it is told to pause, to go on, or to stop."""
+    """Raises when it is asked to pause, to go on, or to stop."""
 
     def __init__(self, protocol: Echo) -> None:
         self._protocol = protocol

@@ -34,7 +34,7 @@ versions = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 
 
 class Raising:
-    """A callback that raises what it is told to."""
+    """A callback that raises what it is given."""
 
     def __init__(self) -> None:
         self.kind: type[BaseException] | None = None

@@ -53,8 +53,8 @@ class Web(NamedTuple):
 def ports_of(child: Child) -> list[int]:
     """Return the ports that our endpoints say they listen on, in order."""
     child.wait_for_line("Starting reactor")
-    told = (line for line in child.output.splitlines() if " starting on " in line)
-    return [int(line.rpartition(" ")[2]) for line in told]
+    lines = (line for line in child.output.splitlines() if " starting on " in line)
+    return [int(line.rpartition(" ")[2]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,10 @@ def test_curl_fetches_from_twist_web_over_tls(web, files, tmp_path, flag, versio
         pytest.importorskip("h2", reason="HTTP/2 comes with twisted[http2]")
         if "HTTP2" not in run("curl", "--version").output:
             pytest.skip("this curl has no HTTP/2")
-    told = fetch(
+    answer = fetch(
         f"https://localhost:{web.secure}/big", tmp_path / "got", flag, "--cacert", files.authority
     )
-    assert told == f"{version} 200"
+    assert answer == f"{version} 200"
     assert (tmp_path / "got").read_bytes() == (web.directory / "big").read_bytes()
 
 
@@ -104,9 +104,9 @@ def test_curl_fetches_from_twist_web_over_tls(web, files, tmp_path, flag, versio
 def test_several_fetches_share_an_http_2_connection(web, files, tmp_path):
     pytest.importorskip("h2", reason="HTTP/2 comes with twisted[http2]")
     url = f"https://localhost:{web.secure}/big"
-    told = fetch(url, tmp_path / "1", "--http2", "--cacert", files.authority,
+    answer = fetch(url, tmp_path / "1", "--http2", "--cacert", files.authority,
                  "-o", tmp_path / "2", url, "-o", tmp_path / "3", url)  # fmt: skip
-    assert told.count("2 200") == 3
+    assert answer.count("2 200") == 3
     expected = (web.directory / "big").read_bytes()
     assert all((tmp_path / name).read_bytes() == expected for name in "123")
 
@@ -154,7 +154,7 @@ def test_twist_words_speaks_irc_over_tls(files, tmp_path):
         assert "Traceback" not in child.output
 
 
-# HAProxy in front, which tells the client's address
+# HAProxy in front, which reports the client's address
 
 
 HAPROXY = """
@@ -240,16 +240,16 @@ class Redis(NamedTuple):
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory, files) -> Iterator[Redis]:
     directory = tmp_path_factory.mktemp("redis")
-    told = Redis(free_port(), free_port(), directory / "redis.sock")
+    redis = Redis(free_port(), free_port(), directory / "redis.sock")
     with started(
-        "redis-server", "--bind", LOOPBACK, "--port", str(told.plain), "--save", "",
-        "--unixsocket", told.path, "--dir", directory, "--tls-port", str(told.secure),
+        "redis-server", "--bind", LOOPBACK, "--port", str(redis.plain), "--save", "",
+        "--unixsocket", redis.path, "--dir", directory, "--tls-port", str(redis.secure),
         "--tls-cert-file", files.server, "--tls-key-file", files.server,
         "--tls-ca-cert-file", files.authority, "--tls-auth-clients", "yes",
         output=directory / "log",
     ) as child:  # fmt: skip
         child.wait_for_line("Ready to accept connections")
-        yield told
+        yield redis
 
 
 async def talk(text: str) -> None:

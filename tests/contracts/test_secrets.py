@@ -1,8 +1,8 @@
 """
-Nothing that the package tells shows a secret.
+Nothing that the package shows contains a secret.
 
 The secrets of every session are in the keylog of the test, those of tickets in what the
-openssl command has been given. What is told is every event of the log at every level,
+openssl command has been given. What is looked at is every event of the log at every level,
 formatted and in all its fields; repr and str of what there is; messages, tracebacks and
 pickles of errors; and the pages of the relay's status.
 """
@@ -72,8 +72,8 @@ def assert_hidden(text: str, secrets: list[bytes]) -> None:
             assert form not in text
 
 
-class Told:
-    """Everything that has been told so far."""
+class Shown:
+    """Everything that has been shown so far."""
 
     def __init__(self) -> None:
         self._events: list[LogEvent] = []
@@ -87,7 +87,7 @@ class Told:
             self._texts += [repr(thing), str(thing)]
 
     def error(self, error: BaseException) -> None:
-        """Take what an error and those that it comes from tell, and whoever it was sent to."""
+        """Take what an error and its causes show, also to the peer."""
         self.show(error)
         self._texts += traceback.format_exception(error)
         self._texts.append(repr(pickle.dumps(error)))
@@ -109,11 +109,11 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
-    told = Told()
-    globalLogPublisher.addObserver(told)
-    yield told
-    globalLogPublisher.removeObserver(told)
+def shown() -> Iterator[Shown]:
+    shown = Shown()
+    globalLogPublisher.addObserver(shown)
+    yield shown
+    globalLogPublisher.removeObserver(shown)
 
 
 class Secretive:
@@ -153,9 +153,9 @@ class Secretive:
         lines = self._keylog.read_text().splitlines() if self._keylog.exists() else []
         return [bytes.fromhex(line.split()[2]) for line in lines]
 
-    def check(self, told: Told, *, handshaken: bool = True) -> None:
-        """Check that nothing of keys, sessions and data has been told."""
-        text = told.text
+    def check(self, shown: Shown, *, handshaken: bool = True) -> None:
+        """Check that nothing of keys, sessions and data has been shown."""
+        text = shown.text
         secrets = self.session_secrets
         assert secrets or not handshaken
         assert_hidden(text, [*secrets, QUESTION, ANSWER])
@@ -182,26 +182,26 @@ def test_a_secret_is_found_in_every_form(form):
 
 
 def test_what_is_logged_is_searched_in_all_its_fields():
-    told = Told()
-    told({"log_format": "quiet", "log_time": 0.0, "hidden": QUESTION})
+    shown = Shown()
+    shown({"log_format": "quiet", "log_time": 0.0, "hidden": QUESTION})
     with pytest.raises(AssertionError):
-        assert_hidden(told.text, [QUESTION])
+        assert_hidden(shown.text, [QUESTION])
 
 
-# What is told
+# What is shown
 
 
 @VERSIONS
 @pytest.mark.parametrize("serving", SERVING)
 @pytest.mark.parametrize("asking", ["socket", "endpoint", "relay"])
-async def test_connections_tell_nothing(asking, serving, told, secretive):
+async def test_connections_show_nothing(asking, serving, shown, secretive):
     """Two, so that a session is resumed."""
     async with SERVING[serving](secretive.server()) as served:
         for _ in range(2):
             answer = await ASKING[asking](LOOPBACK, served.port, secretive.client(), True)
             assert answer == ANSWER
         await until(lambda: served.seen == [QUESTION] * 2)
-    secretive.check(told)
+    secretive.check(shown)
 
 
 def ours() -> list[object]:
@@ -214,8 +214,8 @@ def ours() -> list[object]:
 
 
 @VERSIONS
-async def test_objects_that_hold_secrets_do_not_show_them(told, secretive):
-    told.show(
+async def test_objects_that_hold_secrets_do_not_show_them(shown, secretive):
+    shown.show(
         client_context_factory(secretive.client(), "localhost"),
         server_context_factory(secretive.server()),
     )
@@ -227,11 +227,11 @@ async def test_objects_that_hold_secrets_do_not_show_them(told, secretive):
                 await sock.sendall(QUESTION)
                 assert await sock.recv(100) == ANSWER
                 found = ours()
-                told.show(*found)
+                shown.show(*found)
             assert {"TLSSocket", "TLSDescriptor", "TLSSocketOptions"} < {
                 type(each).__name__ for each in found
             }
-    secretive.check(told)
+    secretive.check(shown)
 
 
 def blocking_objects(port: int, options: TLSSocketOptions) -> list[str]:
@@ -242,18 +242,18 @@ def blocking_objects(port: int, options: TLSSocketOptions) -> list[str]:
 
 
 @VERSIONS
-async def test_blocking_sockets_do_not_show_them(told, secretive):
+async def test_blocking_sockets_do_not_show_them(shown, secretive):
     async with SERVING["endpoint"](secretive.server()) as served:
-        told.show(*await in_thread(blocking_objects, served.port, secretive.client()))
+        shown.show(*await in_thread(blocking_objects, served.port, secretive.client()))
         await until(lambda: served.seen)
-    secretive.check(told)
+    secretive.check(shown)
 
 
 @VERSIONS
 @pytest.mark.parametrize("way", ["socket", "endpoint", "relay"])
 @pytest.mark.parametrize("stage", ["in the handshake", "connected"])
 @pytest.mark.parametrize("fault", FAULTS[1:])
-async def test_errors_of_clients_tell_nothing(way, stage, fault, told, secretive, tmp_path):
+async def test_errors_of_clients_show_nothing(way, stage, fault, shown, secretive, tmp_path):
     identity = tmp_path / "server.pem"
     identity.write_bytes(secretive.server_identity.pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -263,27 +263,27 @@ async def test_errors_of_clients_tell_nothing(way, stage, fault, told, secretive
     async with misbehaving_server(stage, fault, context) as port:
         with pytest.raises((NetsockError, EndedByRelayError)) as caught:
             await ASKING[way](LOOPBACK, port, secretive.client())
-    told.error(caught.value)
-    secretive.check(told, handshaken=stage == "connected")
+    shown.error(caught.value)
+    secretive.check(shown, handshaken=stage == "connected")
 
 
 @VERSIONS
 @pytest.mark.parametrize("way", ["socket", "endpoint", "relay"])
-async def test_refused_certificates_tell_nothing(way, told, secretive, other_authority):
+async def test_refused_certificates_show_nothing(way, shown, secretive, other_authority):
     trusting = {"trusted_certificates": other_authority.certificate}
     async with SERVING["endpoint"](secretive.server()) as served:
         with pytest.raises((CertificateVerificationError, EndedByRelayError)) as caught:
             await ASKING[way](LOOPBACK, served.port, secretive.client().replace(**trusting))
-    told.error(caught.value)
+    shown.error(caught.value)
     async with SERVING[way](secretive.server().replace(**trusting)) as served:
         with pytest.raises((TLSError, SocketConnectionLostError)) as refused:
             await ASKING["socket"](LOOPBACK, served.port, secretive.client())
-    told.error(refused.value)
-    secretive.check(told)
+    shown.error(refused.value)
+    secretive.check(shown)
 
 
 @VERSIONS
-async def test_the_relay_s_status_tells_nothing(told, secretive):
+async def test_the_relay_s_status_shows_nothing(shown, secretive):
     front = server_endpoint(reactor, LOOPBACK, 0, secretive.server())
     async with serve_endpoint(secretive.server()) as behind:
         back = client_endpoint(reactor, LOOPBACK, behind.port, secretive.client())
@@ -295,16 +295,16 @@ async def test_the_relay_s_status_tells_nothing(told, secretive):
                 for page in (status._json, status._health, status._metrics_page):
                     code, _, body = page(snapshot)
                     assert code == 200
-                    told.show(body.decode())
+                    shown.show(body.decode())
             assert snapshot["bytes"]["received"] >= len(QUESTION)
         await until(lambda: len(behind.seen) == 2)
-    assert any("connection closed" in line for line in told.text.splitlines())
-    secretive.check(told)
+    assert any("connection closed" in line for line in shown.text.splitlines())
+    secretive.check(shown)
 
 
 @VERSIONS
-async def test_tickets_and_what_resumes_with_them_are_not_told(told, secretive, tmp_path):
-    """The openssl command tells what a client keeps: the ticket, and the key that goes with it."""
+async def test_tickets_and_what_resumes_with_them_are_not_shown(shown, secretive, tmp_path):
+    """The openssl command prints what a client keeps: the ticket, and the key with it."""
     session = tmp_path / "session.pem"
     # With client certificates nothing is resumed.
     listener = secretive.server().replace(trusted_certificates=None)
@@ -312,13 +312,13 @@ async def test_tickets_and_what_resumes_with_them_are_not_told(told, secretive, 
     async with serving(listener) as served:
         for how in ("-sess_out", "-sess_in"):
             said = await s_client(served.port, option, how, str(session))
-        told.show(*ours())
+        shown.show(*ours())
     assert "Reused" in said.text
-    shown = await openssl("sess_id", "-in", str(session), "-noout", "-text")
-    keys = re.findall(r"(?:Resumption PSK|Master-Key): ([0-9A-F]{32,})", shown.text)
-    dump = re.findall(r"^ +[0-9a-f]{4} - ((?:[0-9a-f]{2}[ -]){16})", shown.text, re.MULTILINE)
+    printed = await openssl("sess_id", "-in", str(session), "-noout", "-text")
+    keys = re.findall(r"(?:Resumption PSK|Master-Key): ([0-9A-F]{32,})", printed.text)
+    dump = re.findall(r"^ +[0-9a-f]{4} - ((?:[0-9a-f]{2}[ -]){16})", printed.text, re.MULTILINE)
     tickets = [bytes.fromhex(line.replace("-", " ")) for line in dump[1:]]
     assert keys
     assert tickets
-    assert_hidden(told.text, [*map(bytes.fromhex, keys), *tickets])
-    secretive.check(told)
+    assert_hidden(shown.text, [*map(bytes.fromhex, keys), *tickets])
+    secretive.check(shown)

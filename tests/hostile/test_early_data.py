@@ -1,7 +1,7 @@
 """
 Early data of TLS 1.3 (RFC 8446, section 2.3): it can be replayed, and is neither taken nor sent.
 
-The peers are libssl, which sends it with a session of ours that it has been told to
+The peers are libssl, which sends it with a session of ours that it was made to
 take for one that allows it.
 """
 
@@ -81,13 +81,13 @@ async def test_early_data_reaches_no_application_and_the_rest_does(
         session = await in_thread(session_of, served.port)
         await until(lambda: served.seen == [QUESTION])
         if known:
-            told = await in_thread(say_early, served.port, session, early)
+            reported = await in_thread(say_early, served.port, session, early)
             await until(lambda: len(served.seen) > 1)
     if not known:
         async with SERVING[way](options) as served:
-            told = await in_thread(say_early, served.port, session, early)
+            reported = await in_thread(say_early, served.port, session, early)
             await until(lambda: served.seen)
-    assert told == (known, EARLY_DATA_REJECTED)
+    assert reported == (known, EARLY_DATA_REJECTED)
     assert set(served.seen) == {QUESTION}
 
 
@@ -133,8 +133,8 @@ async def test_early_data_without_a_handshake_reaches_no_application(
 
 
 def _answer_early(listener: socket.socket, identity: Path, visits: int) -> list[Any]:
-    """Answer as a server that allows early data; tell what came early, and how it was resumed."""
-    told: list[Any] = []
+    """Answer as a server that allows early data; return that, and how the session was resumed."""
+    reported: list[Any] = []
     for _ in range(visits):
         sock, _ = listener.accept()
         with OpenSSLPeer(sock, "TLSv1.3", identity, early=ALLOWED, handshake=False) as peer:
@@ -144,8 +144,8 @@ def _answer_early(listener: socket.socket, identity: Path, visits: int) -> list[
             peer.send(ANSWER)
             peer.shutdown()
             assert peer.recv() == b""
-            told.append((early, peer.early_data, peer.resumed))
-    return told
+            reported.append((early, peer.early_data, peer.resumed))
+    return reported
 
 
 @pytest.mark.parametrize("way", ASKING)
@@ -160,5 +160,5 @@ async def test_a_client_sends_none_though_the_server_would_take_it(
         options = authority.client_options()
         for _ in range(2):
             assert await ASKING[way](LOOPBACK, listener.getsockname()[1], options) == ANSWER
-        told = await answering
-    assert [(early, status) for early, status, _ in told] == [(b"", EARLY_DATA_NOT_SENT)] * 2
+        reported = await answering
+    assert [(early, status) for early, status, _ in reported] == [(b"", EARLY_DATA_NOT_SENT)] * 2

@@ -1,7 +1,7 @@
 """
 What every way to serve makes of a client that fails, at each stage.
 
-Before the handshake is done an application hears nothing of it; then it is told by the
+Before the handshake is done an application hears nothing of it; then it is reported by the
 class of an error. Others are served all the same. That nothing of it is left, the
 fixtures of every test see to.
 """

@@ -45,7 +45,7 @@ def dialled(port: int) -> socket.socket:
 
 
 def say_byte_by_byte(port: int, context: ssl.SSLContext, data: bytes) -> bytes:
-    """Shake hands and say *data*, a byte in a segment; return the answer."""
+    """Perform the handshake and say *data*, a byte in a segment; return the answer."""
     client = Flights(context, server=False)
     with dialled(port) as sock:
         sock.sendall(client.after(b""))
@@ -71,7 +71,7 @@ async def test_the_largest_record_may_come_in_segments_of_one_byte(way, authorit
 def answer_byte_by_byte(
     listener: socket.socket, context: ssl.SSLContext, question: bytes, data: bytes
 ) -> None:
-    """Take one connection, shake hands and answer with *data*, a byte in a segment."""
+    """Take one connection, perform the handshake and answer with *data*, a byte in a segment."""
     listener.settimeout(PEER_SECONDS)
     sock, _ = listener.accept()
     with sock:

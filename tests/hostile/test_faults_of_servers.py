@@ -1,5 +1,5 @@
 """
-What every way to connect tells its caller of a server that fails, at each stage.
+What every way to connect raises for a server that fails, at each stage.
 
 That nothing of it is left, no descriptor, reader, timer or thread's wait, the fixtures
 of every test see to.

@@ -87,7 +87,7 @@ LEAVING: dict[str, Leaving] = {
 @pytest.mark.parametrize("way", LEAVING)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("stage", ["connected", "half-closed"])
-async def test_whoever_closes_is_done_soon_whatever_the_server_does(
+async def test_a_close_is_done_soon_whatever_the_server_does(
     way: str,
     stage: str,
     fault: str,

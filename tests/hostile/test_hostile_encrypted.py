@@ -1,4 +1,4 @@
-"""Peers that have shaken hands, and then say, encrypted, what TLS does not allow."""
+"""Peers whose handshake is done, and that then say, encrypted, what TLS does not allow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlslite.tlsconnection import TLSConnection
 from tlslite.utils.keyfactory import parsePEMKey
 from tlslite.x509certchain import X509CertChain
 
-from tests.hostile.test_hostile_tls import VERSIONS, WORD, forgers_listener, read_on, told
+from tests.hostile.test_hostile_tls import VERSIONS, WORD, forgers_listener, naming, read_on
 from tests.support.forgers import (
     ALERT,
     APPLICATION_DATA,
@@ -81,7 +81,7 @@ def settings_for(version: str) -> Any:
 
 
 def attack(plain: socket.socket, shake: Any, attack: Iterable[Record]) -> None:
-    """Shake hands, send the records, then a word, and take what comes until the end."""
+    """Perform the handshake, send the records, then a word, and take what comes until the end."""
     plain.settimeout(LONGEST)
     with plain, contextlib.suppress(ConnectionError):
         tls = TLSConnection(plain)
@@ -130,7 +130,7 @@ async def test_a_server_fails_with_our_errors(
     async with await make_server_tls_socket(LOOPBACK, 0, options) as listener:
         where = tuple(listener.getsockname()[:2])
         for name, records in ATTACKS.items():
-            with told(name):
+            with naming(name):
 
                 def come(records: list[Record] = records) -> None:
                     attack(
@@ -156,7 +156,7 @@ async def test_a_client_fails_with_our_errors(
     options = authority.client_options(handshake=False)
     with forgers_listener() as listener:
         for name, records in ATTACKS.items():
-            with told(name):
+            with naming(name):
 
                 def serve(records: list[Record] = records) -> None:
                     attack(

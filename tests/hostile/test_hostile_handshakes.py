@@ -22,7 +22,7 @@ from tlslite.utils.keyfactory import parsePEMKey
 from tlslite.x509certchain import X509CertChain
 
 from tests.hostile.test_hostile_encrypted import settings_for as hostile_settings
-from tests.hostile.test_hostile_tls import OURS, VERSIONS, count_refused, forgers_listener, told
+from tests.hostile.test_hostile_tls import OURS, VERSIONS, count_refused, forgers_listener, naming
 from tests.support.faults import ANSWER, QUESTION
 from tests.support.forgers import (
     ALERT,
@@ -144,7 +144,7 @@ QUIET_SECONDS = 0.2
 
 
 class Ending:
-    """A socket that ends, once it is told to hurry, rather than wait for long."""
+    """A socket that ends, once it is naming to hurry, rather than wait for long."""
 
     def __init__(self, plain: socket.socket) -> None:
         self._plain = plain
@@ -234,7 +234,7 @@ class Outcome(NamedTuple):
 
 
 def talk(plain: socket.socket, tls: ForgingConnection, shake: Callable[[], object]) -> Outcome:
-    """Shake hands, say the question, and take what comes until the end."""
+    """Perform the handshake, say the question, and take what comes until the end."""
     plain.settimeout(PEER_SECONDS)
     heard = b""
     with plain, contextlib.suppress(OSError, BaseTLSException):
@@ -343,7 +343,7 @@ class TestServers:
         async with SERVING[way](options) as served:
             server = Server(served, log_lines, version)
             for name, kinds, forge in every_forgery("client", version):
-                with told(name):
+                with naming(name):
                     await server.refuses(credentials, kinds, forge)
             # All that was amiss is what was forged.
             unforged = in_thread(come, served.port, version, credentials, (), FORGERIES["twice"])
@@ -371,7 +371,7 @@ class TestServers:
                 ("no proof", Credentials.of(issued), (15,)),
                 ("nothing but keys", Credentials.of(issued), (11, 15, 20)),
             ):
-                with told(name):
+                with naming(name):
                     await server.refuses(credentials, kinds, left_out)
 
 
@@ -387,7 +387,7 @@ class TestClients:
     ) -> None:
         credentials = Credentials.of(authority.issue("localhost", LOOPBACK))
         for name, kinds, forge in every_forgery("server", version):
-            with told(name):
+            with naming(name):
                 await self.refuses(way, version, authority, credentials, kinds, forge)
         # All that was amiss is what was forged.
         with pytest.raises(AssertionError, match=QUESTION.decode()):
@@ -424,7 +424,7 @@ class TestClients:
             ("no proof", Credentials.of(issued), (12, 15)),
             ("nothing but keys", Credentials.of(issued), (11, 12, 15)),
         ):
-            with told(name):
+            with naming(name):
                 await self.refuses(way, version, authority, credentials, kinds, left_out)
 
 
@@ -433,7 +433,7 @@ class TestClients:
 async def test_a_client_refuses_extensions_that_it_has_not_asked_for(
     way: str, extension: int, authority: CertificateAuthority
 ) -> None:
-    """Whoever takes a server's word for early data would send some (RFC 8446, section 4.2)."""
+    """A client that believes the server would send early data (RFC 8446, section 4.2)."""
     credentials = Credentials.of(authority.issue("localhost", LOOPBACK))
     content = b"\0\4" + extension.to_bytes(2, "big") + b"\0\0"
     error: Any = await TestClients.refuses(

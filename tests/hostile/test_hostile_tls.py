@@ -86,7 +86,7 @@ def check(name: str, flight: int, received: bytes, error: Exception, sent: int) 
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Have an error say which forgery it came of."""
     try:
         yield
@@ -145,7 +145,7 @@ class TestServers:
             connecting = connect_neighbour(authority, port)
             good, neighbour = await together(accept_handshaken(listener), connecting)
             for name, forge in FORGERIES.items():
-                with told(name):
+                with naming(name):
                     sent, (received, error) = await together(
                         finished(in_thread(forging_client, context, port, forge, flight)),
                         accept_and_read(listener),
@@ -176,7 +176,7 @@ class TestServers:
             # With TLS 1.2 the client is done as soon as the server has had its last word.
             await until(lambda: factory.built)
             for name, forge in FORGERIES.items():
-                with told(name):
+                with naming(name):
                     built, refused = len(factory.built), count_refused(log_lines)
                     sent = await in_thread(forging_client, context, port, forge, flight)
                     await until(
@@ -241,7 +241,7 @@ class TestClients:
         options = authority.client_options(handshake=False)
         with forgers_listener() as listener:
             for name, forge in FORGERIES.items():
-                with told(name):
+                with naming(name):
                     forging = in_thread(forging_server, listener, context, forge, flight)
                     sock = await make_client_tls_socket(*listener.getsockname(), options)
                     received, error = await read_on(sock)
@@ -262,7 +262,7 @@ class TestClients:
                 reactor, *listener.getsockname(), authority.client_options()
             )
             for name, forge in FORGERIES.items():
-                with told(name):
+                with naming(name):
                     forging = in_thread(forging_server, listener, context, forge, flight)
                     factory = Protocols(Recorder)
                     try:

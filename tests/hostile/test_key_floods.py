@@ -93,7 +93,7 @@ def unread(peer: OpenSSLPeer) -> int:
 
 @SIDES
 class TestSockets:
-    async def test_a_receive_ends_by_its_time_out(
+    async def test_a_receive_ends_by_its_timeout(
         self, authority: CertificateAuthority, tmp_path: Path, side: str
     ) -> None:
         async with meet_openssl(authority, side, tmp_path) as (ours, peer):
@@ -106,7 +106,7 @@ class TestSockets:
                     await soon(receiving)
                 assert 0 < unread(peer) < MOST
 
-    async def test_a_send_ends_by_its_time_out_or_with_the_connection(
+    async def test_a_send_ends_by_its_timeout_or_with_the_connection(
         self, authority: CertificateAuthority, tmp_path: Path, side: str
     ) -> None:
         """OpenSSL ends a connection that is to answer in the middle of a record of data."""
@@ -194,7 +194,7 @@ async def meet(
 
 @SIDES
 class TestEndpoints:
-    async def test_a_protocol_that_waits_loses_its_connection_by_the_time_out(
+    async def test_a_protocol_that_waits_loses_its_connection_by_the_timeout(
         self, authority: CertificateAuthority, tmp_path: Path, side: str
     ) -> None:
         async with (

@@ -63,7 +63,7 @@ def _reset(sock: socket.socket) -> None:
 
 
 class Soakers:
-    """Clients in threads, until they are told to end."""
+    """Clients in threads, until they are stopped."""
 
     def __init__(self, ports: list[int], context: ssl.SSLContext, seed: int) -> None:
         self._ports = ports
@@ -96,7 +96,7 @@ class Soakers:
         while not self._over.is_set():
             try:
                 count = kind(dice.choice(self._ports), dice)
-            except Exception:  # noqa: BLE001 - the test tells them
+            except Exception:  # noqa: BLE001 - the test reports them
                 with self._lock:
                     self.failures.append(f"{kind.__name__}: {traceback.format_exc()}")
                 return

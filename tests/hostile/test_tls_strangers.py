@@ -55,7 +55,7 @@ async def echoing_socket(options: ServerTLSSocketOptions) -> AsyncIterator[int]:
     listener: TLSSocket = await make_server_tls_socket("127.0.0.1", 0, options)
 
     async def echo(connection: TLSSocket) -> None:
-        # Whoever shook hands and is refused later by his own side ends with an error.
+        # A client whose own side refuses it after the handshake ends with an error.
         with contextlib.suppress(TLSError):
             while data := await connection.recv(65536):
                 await connection.sendall(data)
@@ -192,7 +192,7 @@ def say(port: int, data: bytes, *, reset: bool = False) -> None:
 
 
 def try_tls(port: int, context: ssl.SSLContext) -> None:
-    """Shake hands, which must not get further than TLS 1.3 lets a client believe."""
+    """Perform a handshake, which must not get further than TLS 1.3 lets a client believe."""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=LONGEST) as plain,
         contextlib.suppress(ssl.SSLError, ConnectionError),
