@@ -36,7 +36,7 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-from twisted_netsock._endpoints.inner_transport import LayeredTransport
+from twisted_netsock._endpoints.inner_transport import TLSOverTransport
 from twisted_netsock._endpoints.transport import TLSTransport
 
 
@@ -82,7 +82,7 @@ async def test_tls_stays_on_the_descriptor_where_there_is_one_of_ours(inner, tls
     async with over(inner, tls) as pair:
         for protocol in pair:
             ours = inner.name in {"netsock", "netsock-unix"}
-            assert type(protocol.transport) is (TLSTransport if ours else LayeredTransport)
+            assert type(protocol.transport) is (TLSTransport if ours else TLSOverTransport)
 
 
 async def test_the_transport_provides_what_one_of_tls_does(inner, tls):

@@ -2,7 +2,7 @@
 TLS over the connections of any other endpoint, on both sides.
 
 `connect_over` and `listen_over` do what an endpoint's ``connect`` and ``listen``
-do; each connection goes through a `twisted_netsock._endpoints.inner_layer.Layer`.
+do; each connection is a `twisted_netsock._endpoints.inner_connection.InnerConnection`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from ..errors import (
 )
 from ..options import OF_SOCKETS, SocketOptions, TLSSocketOptions
 from .factory import seconds, start_factory, stop_factory
-from .inner_layer import Layer, LayerFactory
+from .inner_connection import InnerConnection, InnerConnectionFactory
 from .listening_port import AdmissionLimit
 
 __all__ = [
-    "LayeredPort",
+    "PortOverEndpoint",
     "check_inner_client",
     "check_inner_server",
     "connect_over",
@@ -131,11 +131,11 @@ def check_inner_server(
 # Clients
 
 
-class _ClientLayers(LayerFactory):
+class _ClientOverEndpoint(InnerConnectionFactory):
     """One attempt to connect through an inner endpoint."""
 
     is_client = True
-    _layer: Layer | None = None
+    _connection: InnerConnection | None = None
     _inner: Deferred[IProtocol] | None = None
     _timer: Any = None
     _over = False
@@ -155,12 +155,12 @@ class _ClientLayers(LayerFactory):
         return self._result
 
     def _inner_connected(self, _: object) -> None:
-        if self._layer is None and not self._over:
+        if self._connection is None and not self._over:
             why = "The inner endpoint connected, and built no protocol"
             self._end(Failure(SocketConnectionError(strerror=why)))
 
     def _inner_failed(self, error: Failure) -> None:
-        if self._layer is None and not self._over:
+        if self._connection is None and not self._over:
             self._end(error)
 
     def _end(self, result: Any) -> None:
@@ -176,8 +176,8 @@ class _ClientLayers(LayerFactory):
     def _give_up(self, error: Exception) -> None:
         """End what is under way; whatever comes of that is no result any more."""
         self._over = True
-        if self._layer is not None:
-            self._layer.end(error)
+        if self._connection is not None:
+            self._connection.end(error)
         elif self._inner is not None:
             self._inner.cancel()
 
@@ -187,12 +187,13 @@ class _ClientLayers(LayerFactory):
 
     def _expire(self) -> None:
         self._timer = None
-        error = SocketConnectionTimeoutError("connect" if self._layer is None else "handshake")
-        if self._layer is None:
+        stage = "connect" if self._connection is None else "handshake"
+        error = SocketConnectionTimeoutError(stage)
+        if self._connection is None:
             self._give_up(error)
             self._end(Failure(error))
         else:
-            self._layer.end(error)
+            self._connection.end(error)
 
     def doStart(self) -> None:
         """Do nothing: `connect` starts the factory behind."""
@@ -200,24 +201,24 @@ class _ClientLayers(LayerFactory):
     def doStop(self) -> None:
         """Do nothing; see `gone`."""
 
-    def began(self, layer: Layer) -> bool:
+    def began(self, connection: InnerConnection) -> bool:
         """Begin, unless it is too late."""
-        if self._over or self._layer is not None:
+        if self._over or self._connection is not None:
             return False
-        self._layer = layer
+        self._connection = connection
         return True
 
-    def succeeded(self, layer: Layer, protocol: Any) -> None:
+    def succeeded(self, connection: InnerConnection, protocol: Any) -> None:
         """Fire with the protocol, unless it has had this given up."""
         if not self._over:
             self._end(protocol)
 
-    def failed(self, layer: Layer, error: Failure) -> None:
+    def failed(self, connection: InnerConnection, error: Failure) -> None:
         """Fail, unless that has happened."""
-        if layer is self._layer and not self._over:
+        if connection is self._connection and not self._over:
             self._end(_in_our_terms(error))
 
-    def gone(self, layer: Layer | None) -> None:
+    def gone(self, connection: InnerConnection | None) -> None:
         """Stop the factory behind, once."""
         if not self._stopped:
             self._stopped = True
@@ -263,14 +264,14 @@ def connect_over(
     Cancelling:
         Fails with `CancelledError`, and ends what was under way.
     """
-    attempt = _ClientLayers(reactor, protocol_factory, options, context_factory)
+    attempt = _ClientOverEndpoint(reactor, protocol_factory, options, context_factory)
     return attempt.connect(endpoint)
 
 
 # Servers
 
 
-class _ServerLayers(LayerFactory):
+class _ServerOverEndpoint(InnerConnectionFactory):
     """Performs the handshakes with the clients of a port, a bounded number at a time."""
 
     is_client = False
@@ -279,9 +280,9 @@ class _ServerLayers(LayerFactory):
         super().__init__(*arguments)
         self.admission: AdmissionLimit | None = None
         self._failures = FailureLog(self.reactor, _log)
-        self._running: set[Layer] = set()
+        self._running: set[InnerConnection] = set()
         self._of_network: Counter[str | None] = Counter()
-        self._admitted: dict[Layer, IAddress] = {}
+        self._admitted: dict[InnerConnection, IAddress] = {}
         self._closed = False
         self._full = False
 
@@ -293,11 +294,11 @@ class _ServerLayers(LayerFactory):
         """Stop the factory behind."""
         stop_factory(self.factory)
 
-    def began(self, layer: Layer) -> bool:
+    def began(self, connection: InnerConnection) -> bool:
         """Begin, unless nobody listens any more or too many are under way."""
         if self._closed:
             return False
-        network = network_of(getattr(layer.peer, "host", None))
+        network = network_of(getattr(connection.peer, "host", None))
         # What has come cannot be left to wait, so half is for other addresses than one.
         has_share = network is not None and self._of_network[network] >= max(
             1, MOST_HANDSHAKES // 2
@@ -314,59 +315,59 @@ class _ServerLayers(LayerFactory):
             return False
         if self.admission is not None:
             self.admission.entered()
-            if not self.admission.admits(layer.peer):
+            if not self.admission.admits(connection.peer):
                 self.admission.left(None)
                 return False
-            self._admitted[layer] = layer.peer
-        self._running.add(layer)
+            self._admitted[connection] = connection.peer
+        self._running.add(connection)
         self._of_network[network] += 1
         return True
 
-    def succeeded(self, layer: Layer, protocol: Any) -> None:
+    def succeeded(self, connection: InnerConnection, protocol: Any) -> None:
         """Make room for another handshake."""
-        self._leave_handshake(layer)
+        self._leave_handshake(connection)
 
-    def failed(self, layer: Layer, error: Failure) -> None:
+    def failed(self, connection: InnerConnection, error: Failure) -> None:
         """Make room for another handshake, and say why this one failed."""
-        if layer not in self._running:
+        if connection not in self._running:
             return
-        self._leave_handshake(layer)
-        self.gone(layer)
+        self._leave_handshake(connection)
+        self.gone(connection)
         if error.check(SocketError, *_LOST) is not None:
             self._failures.note(
                 "TLS handshake with {peer} failed: {error}",
-                peer=_shown(layer.peer),
+                peer=_shown(connection.peer),
                 error=error.value,
             )
         elif error.check(NoProtocol) is None and not self._closed:
             _log.failure("a new connection could not be served", error)
 
-    def _leave_handshake(self, layer: Layer) -> None:
-        network = network_of(getattr(layer.peer, "host", None))
-        self._running.discard(layer)
+    def _leave_handshake(self, connection: InnerConnection) -> None:
+        network = network_of(getattr(connection.peer, "host", None))
+        self._running.discard(connection)
         self._of_network[network] -= 1
         if not self._of_network[network]:
             del self._of_network[network]
         self._full = False
 
-    def gone(self, layer: Layer | None) -> None:
+    def gone(self, connection: InnerConnection | None) -> None:
         """Report it to the admission limit; the factory behind lives as long as the port."""
-        if self.admission is not None and layer in self._admitted:
-            self.admission.left(self._admitted.pop(layer))
+        if self.admission is not None and connection in self._admitted:
+            self.admission.left(self._admitted.pop(connection))
 
     def close(self) -> None:
         """End every connection whose handshake is not done."""
         self._closed = True
-        for layer in list(self._running):
-            layer.end(CancelledError())
+        for connection in list(self._running):
+            connection.end(CancelledError())
         self._failures.end()
 
 
 @implementer(IListeningPort)
-class LayeredPort:
+class PortOverEndpoint:
     """The port of an inner endpoint, and the handshakes with its clients."""
 
-    def __init__(self, port: IListeningPort, factory: _ServerLayers) -> None:
+    def __init__(self, port: IListeningPort, factory: _ServerOverEndpoint) -> None:
         self._port = port
         self._factory = factory
         self._file_watch: FileWatch | None = None
@@ -441,8 +442,8 @@ def listen_over(
     Cancelling:
         As *endpoint* does.
     """
-    factory = _ServerLayers(reactor, protocol_factory, options, context_factory)
+    factory = _ServerOverEndpoint(reactor, protocol_factory, options, context_factory)
     ours: Any = factory
     return maybeDeferred(endpoint.listen, ours).addCallback(
-        lambda port: LayeredPort(port, factory)
+        lambda port: PortOverEndpoint(port, factory)
     )

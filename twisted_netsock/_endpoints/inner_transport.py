@@ -18,10 +18,10 @@ from .._io.adapter import TransportDescriptor
 from ..errors import SocketWriteTimeoutError
 from .transport import TLSTransport
 
-__all__ = ["LayeredTransport"]
+__all__ = ["TLSOverTransport"]
 
 
-class LayeredTransport(TLSTransport):
+class TLSOverTransport(TLSTransport):
     """A `TLSTransport` over another transport."""
 
     _ending: Failure | None = None

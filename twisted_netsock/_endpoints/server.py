@@ -190,7 +190,7 @@ class ServerEndpoint:
         return found
 
     @property
-    def layered(self) -> bool:
+    def over_endpoint(self) -> bool:
         """Whether it listens with an inner endpoint, on no socket of its own."""
         return self._inner is not None
 

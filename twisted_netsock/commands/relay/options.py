@@ -246,7 +246,7 @@ class RelayOptions(usage.Options):
         for text, endpoint in zip(texts, listen, strict=True):
             if endpoint is not None and not isinstance(endpoint, ServerEndpoint):
                 self._wrong("listen", text, "--workers needs netsock: or netsock-tls:")
-            elif endpoint is not None and endpoint.layered:
+            elif endpoint is not None and endpoint.over_endpoint:
                 self._wrong("listen", text, "--workers cannot share what endpoint= listens on")
 
     def _guard_plain(

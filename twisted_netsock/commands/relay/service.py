@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..._endpoints.client import ClientEndpoint
-from ..._endpoints.inner_port import LayeredPort
+from ..._endpoints.inner_port import PortOverEndpoint
 from ..._endpoints.listening_port import ListeningPort
 from ..._endpoints.server import ServerEndpoint
 from ..._tls.reload import FileWatch
@@ -103,7 +103,7 @@ class RelayService(ListeningService):
         if isinstance(port, ListeningPort):
             port.guard(gatekeeper, self._limits.handshakes)
             gatekeeper.add_door(port.pause_accepting, port.resume_accepting)
-        elif isinstance(port, LayeredPort):
+        elif isinstance(port, PortOverEndpoint):
             port.guard(ClosingGate(gatekeeper))
         elif hasattr(port, "stopReading") and hasattr(port, "startReading"):
             factory.pauses = True

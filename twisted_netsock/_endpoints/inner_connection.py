@@ -1,5 +1,5 @@
 """
-A layer of TLS between the connection of any endpoint and a protocol.
+TLS between the connection of any endpoint and a protocol.
 
 Where that connection is a plain transport of this package, TLS is started on its
 descriptor; over any other it runs on memory, by `inner_transport`. The
@@ -32,17 +32,17 @@ from .._tls.server import ServerContextFactory
 from ..errors import SocketConnectionLostError, SocketConnectionTimeoutError
 from ..options import TLSSocketOptions
 from .factory import log_prefix, seconds
-from .inner_transport import LayeredTransport
+from .inner_transport import TLSOverTransport
 from .transport import Transport
 
-__all__ = ["Layer", "LayerFactory"]
+__all__ = ["InnerConnection", "InnerConnectionFactory"]
 
 
-class LayerFactory(ABC):
+class InnerConnectionFactory(ABC):
     """
-    Builds the layers that the inner endpoint connects, one for each connection.
+    Builds an `InnerConnection` for each connection of the inner endpoint.
 
-    Subclasses say what becomes of each.
+    Subclasses handle what becomes of each.
     """
 
     is_client: bool
@@ -65,9 +65,9 @@ class LayerFactory(ABC):
         """Return what the factory behind negotiates."""
         return list(negotiated_protocols(self.factory))
 
-    def buildProtocol(self, _address: IAddress | None) -> Layer:
-        """Return a layer; the protocol comes when its handshake is done."""
-        return Layer(self)
+    def buildProtocol(self, _address: IAddress | None) -> InnerConnection:
+        """Return what performs the handshake; it builds the protocol after that."""
+        return InnerConnection(self)
 
     def logPrefix(self) -> str:
         """Name the factory behind in log lines."""
@@ -82,27 +82,27 @@ class LayerFactory(ABC):
         """Handle that it uses it no more."""
 
     @abstractmethod
-    def began(self, layer: Layer) -> bool:
-        """Return whether the handshake of *layer* may begin."""
+    def began(self, connection: InnerConnection) -> bool:
+        """Return whether the handshake of *connection* may begin."""
 
     @abstractmethod
-    def succeeded(self, layer: Layer, protocol: Any) -> None:
-        """Handle that *protocol* is connected through *layer*."""
+    def succeeded(self, connection: InnerConnection, protocol: Any) -> None:
+        """Handle that *protocol* is connected through *connection*."""
 
     @abstractmethod
-    def failed(self, layer: Layer, error: Failure) -> None:
-        """Handle that *layer* connected no protocol, and is gone."""
+    def failed(self, connection: InnerConnection, error: Failure) -> None:
+        """Handle that *connection* is lost, and connected no protocol."""
 
     @abstractmethod
-    def gone(self, layer: Any) -> None:
-        """Handle that the protocol of *layer*, a `Layer`, has lost its connection."""
+    def gone(self, connection: Any) -> None:
+        """Handle that the protocol of *connection*, an `InnerConnection`, has lost it."""
 
 
 @implementer(IHalfCloseableProtocol)
-class Layer(Protocol):
+class InnerConnection(Protocol):
     """The protocol of an inner connection: after the handshake it connects another protocol."""
 
-    def __init__(self, factory: LayerFactory) -> None:
+    def __init__(self, factory: InnerConnectionFactory) -> None:
         self.factory: Any = factory
         self._owner = factory
         self._failure: Failure | None = None
@@ -110,7 +110,7 @@ class Layer(Protocol):
         self._given_up = False
         self._running: Deferred[None] | None = None
         self._inner: TransportDescriptor | None = None
-        self._layered: LayeredTransport | None = None
+        self._tls_transport: TLSOverTransport | None = None
         self._descriptor: TLSInMemory | None = None
 
     def logPrefix(self) -> str:
@@ -169,7 +169,7 @@ class Layer(Protocol):
             ending = tls_shutdown(owner.reactor, self._watch, self._descriptor)
             self._running = ending.addCallback(self._refused)
             return
-        self._layered = LayeredTransport(
+        self._tls_transport = TLSOverTransport(
             owner.reactor,
             self._watch,
             self._descriptor,
@@ -179,7 +179,7 @@ class Layer(Protocol):
             is_client=owner.is_client,
         )
         self._reported = True
-        self._layered.attach(protocol, self._gone)
+        self._tls_transport.attach(protocol, self._gone)
         owner.succeeded(self, protocol)
 
     @property
@@ -231,8 +231,8 @@ class Layer(Protocol):
 
     def end(self, error: Exception) -> None:
         """Give up for *error*: the handshake is not done."""
-        if self._layered is not None:
-            self._layered.abortConnection()
+        if self._tls_transport is not None:
+            self._tls_transport.abortConnection()
             return
         self._given_up = True
         self._failure = self._failure or Failure(error)
@@ -274,7 +274,7 @@ class Layer(Protocol):
         if self._descriptor is None:
             self._failure = self._failure or reason
             self._report()
-        elif self._layered is not None:
-            self._layered.inner_ended()
+        elif self._tls_transport is not None:
+            self._tls_transport.inner_ended()
         elif self._running is None:
             self._report()
