@@ -36,7 +36,7 @@ from ..errors import (
     unraised,
 )
 from .descriptor import byte_view
-from .fairness import DELIVERY, REPORTS
+from .fairness import BYTES, DELIVERY, REPORTS
 from .poller import WANT_READ, WANT_WRITE, Slots, Want
 
 if TYPE_CHECKING:
@@ -262,8 +262,12 @@ class TransportDescriptor(Protocol):
             )
         if self.blocked:
             return WANT_WRITE
-        # Of a large block the transport would keep the rest; here its producer is asked first.
-        piece = bytes(byte_view(view)[:DELIVERY])
+        # The transport would keep all of a block of any size, and only then say that it is full.
+        # What is bytes already needs no copy.
+        if isinstance(view, bytes) and len(view) <= BYTES:
+            piece = view
+        else:
+            piece = bytes(byte_view(view)[:BYTES])
         self._call(self._transport.write, piece)
         return len(piece)
 
