@@ -6,19 +6,18 @@ import errno
 import inspect
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError
 
 from tests.support.clocks import turns
+from tests.support.loopback import native_listener
 from tests.support.streams import soon
 from twisted_netsock import (
     HostNotFoundError,
     Socket,
-    SocketAddress,
     SocketBindError,
     SocketClosedError,
     SocketConnectionRefusedError,
@@ -248,13 +247,6 @@ class TestLookUp:
         assert (chibi.sockaddr_name(address), chibi.sockaddr_port(address)) == ("127.0.0.1", 80)
         path = chibi.make_sockaddr(socket.AF_UNIX, "/run/x")
         assert (chibi.sockaddr_name(path), chibi.sockaddr_port(path)) == ("/run/x", 0)
-
-
-@contextmanager
-def native_listener() -> Iterator[tuple[socket.socket, SocketAddress]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
-        yield listener, SocketAddress(listener.getsockname())
 
 
 class TestSockets:

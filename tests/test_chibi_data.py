@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from tests.support.clocks import ClockedReactor, turns
+from tests.support.loopback import native_listener
 from tests.support.streams import (
     KINDS,
     Streams,
@@ -28,7 +29,6 @@ from tests.support.streams import (
 )
 from twisted_netsock import (
     Socket,
-    SocketAddress,
     SocketBusyError,
     SocketClosedError,
     SocketConnectionRefusedError,
@@ -306,13 +306,6 @@ class TestTimeOuts:
             clock.advance(1)
             assert failure_of(waiting) is SocketReadTimeoutError
             assert clock.getDelayedCalls() == []
-
-
-@contextmanager
-def native_listener() -> Iterator[tuple[socket.socket, SocketAddress]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
-        yield listener, SocketAddress(listener.getsockname())
 
 
 class TestNetIO:

@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from tests.support.clocks import turns
+from tests.support.loopback import is_open
 from tests.support.streams import (
     TLSStreams,
     failure_of,
@@ -37,14 +38,6 @@ from twisted_netsock import (
 from twisted_netsock.testing import CertificateAuthority, connected_pair
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-def is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
 
 
 def is_non_blocking(number: int) -> bool:

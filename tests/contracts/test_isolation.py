@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import os
 import threading
 import warnings
 from typing import Any
@@ -18,7 +17,7 @@ from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
 from tests.support.clocks import the_reactor, turns, until
-from tests.support.loopback import LOOPBACK, run_script
+from tests.support.loopback import LOOPBACK, is_open, run_script
 from tests.support.protocols import HalfCloser, Kind, Protocols, Recorder, serving
 from tests.support.ways_in import Inner
 from twisted_netsock import (
@@ -451,11 +450,3 @@ async def test_a_socket_that_is_collected_in_another_thread_leaves_its_work_to_t
     await until(lambda: not is_open(number))
     assert set(threads) == {threading.get_ident()}
     await there.close()
-
-
-def is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

@@ -123,6 +123,23 @@ def resolving(
         the_reactor().installNameResolver(before)
 
 
+def is_open(number: int) -> bool:
+    """Return whether the process has a descriptor of that number."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def native_listener() -> Iterator[tuple[socket.socket, SocketAddress]]:
+    """Listen with a socket of the standard library; yield it, and where it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        yield listener, SocketAddress(listener.getsockname())
+
+
 def port_of(sock: socket.socket) -> int:
     return sock.getsockname()[1]
 
