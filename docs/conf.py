@@ -78,8 +78,8 @@ nitpick_ignore_regex = [
     ("py:class", r"twisted_netsock\.(\w+\.)+(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
     ("py:class", r"twisted_netsock\.(\w+\.)+((TLS)?(Socket)?Info|Blocking(Base|Data)|T|S)"),
     ("py:class", r"twisted_netsock\.(\w+\.)+(Watch|Descriptor)"),
-    ("py:class", r"(Any)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path|SocketOption"),
-    ("py:class", r"Verifier|Version"),
+    ("py:class", r"(Any|Native)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path"),
+    ("py:class", r"SocketOption|Verifier|Version"),
     # An attribute of the error that it is written beside.
     ("py:obj", r"partial"),
 ]

@@ -59,20 +59,20 @@ def _wrong_type(value: object, name: str, expected: str) -> TypeError:
     return TypeError(f"{name} must be {expected}, not {value!r}")
 
 
-def boolean(value: Any, name: str) -> bool:
+def boolean(value: object, name: str) -> bool:
     """Take `True` and `False`."""
     if not isinstance(value, bool):
         raise _wrong_type(value, name, "True or False")
     return value
 
 
-def _integer(value: Any, name: str, expected: str) -> int:
+def _integer(value: object, name: str, expected: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong_type(value, name, expected)
     return value
 
 
-def non_negative(value: Any, name: str) -> int:
+def non_negative(value: object, name: str) -> int:
     """Take a C int of at least 0."""
     number = _integer(value, name, "an integer of 0 or more")
     if not 0 <= number < 2**31:
@@ -80,7 +80,7 @@ def non_negative(value: Any, name: str) -> int:
     return int(number)
 
 
-def positive(value: Any, name: str) -> int:
+def positive(value: object, name: str) -> int:
     """Take a C int of at least 1."""
     number = _integer(value, name, "an integer of 1 or more")
     if not 1 <= number < 2**31:
@@ -88,7 +88,7 @@ def positive(value: Any, name: str) -> int:
     return int(number)
 
 
-def byte_count(value: Any, name: str) -> None:
+def byte_count(value: object, name: str) -> None:
     """Refuse what is no number of bytes."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a number of bytes, not {value!r}")
@@ -96,7 +96,7 @@ def byte_count(value: Any, name: str) -> None:
         raise ValueError(f"{name}={value} must not be negative")
 
 
-def family(value: Any, name: str) -> AddressFamily:
+def family(value: object, name: str) -> AddressFamily:
     """Take one of the four families that this package knows."""
     number = _integer(value, name, "an address family (AF_INET, …)")
     if number not in FAMILIES:
@@ -105,7 +105,7 @@ def family(value: Any, name: str) -> AddressFamily:
     return AddressFamily(number)
 
 
-def socket_kind(value: Any, name: str) -> SocketKind:
+def socket_kind(value: object, name: str) -> SocketKind:
     """Take one of the three types of socket that this package knows."""
     number = _integer(value, name, "a type of socket (SOCK_STREAM, …)")
     if number not in _KINDS:
@@ -114,7 +114,7 @@ def socket_kind(value: Any, name: str) -> SocketKind:
     return SocketKind(number)
 
 
-def duration(value: Any, name: str) -> timedelta:
+def duration(value: object, name: str) -> timedelta:
     """Take a `timedelta` of more than nothing and at most a year."""
     if not isinstance(value, timedelta):
         raise _wrong_type(value, name, "a datetime.timedelta, such as timedelta(seconds=10)")
@@ -123,7 +123,7 @@ def duration(value: Any, name: str) -> timedelta:
     return value
 
 
-def optional_duration(value: Any, name: str) -> timedelta | None:
+def optional_duration(value: object, name: str) -> timedelta | None:
     """Take what `duration` takes, or `None`."""
     return None if value is None else duration(value, name)
 
@@ -157,14 +157,14 @@ def duration_text(name: str, text: str) -> timedelta:
     return value
 
 
-def wait(value: Any, name: str) -> timedelta | None:
+def wait(value: object, name: str) -> timedelta | None:
     """Take what `duration` takes, nothing at all (one try, no wait), or `None`."""
     if isinstance(value, timedelta) and not value:
         return value
     return optional_duration(value, name)
 
 
-def connection_timeout(value: Any, name: str) -> timedelta | None:
+def connection_timeout(value: object, name: str) -> timedelta | None:
     """Take a `timedelta`, `None`, or the microseconds of ``(net socket)``."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value < _SHORTEST_MICROSECONDS:
@@ -182,7 +182,7 @@ def connection_timeout(value: Any, name: str) -> timedelta | None:
     return optional_duration(value, name)
 
 
-def proxy_protocol(value: Any, name: str) -> str | None:
+def proxy_protocol(value: object, name: str) -> str | None:
     """Take a version of the PROXY protocol, ``"any"`` of them, or `None`."""
     if not isinstance(value, str | None):
         raise _wrong_type(value, name, f"one of {', '.join(PROXY_PROTOCOLS)}, or None")
@@ -191,7 +191,7 @@ def proxy_protocol(value: Any, name: str) -> str | None:
     return value
 
 
-def local_address(value: Any, name: str) -> tuple[str, int] | None:
+def local_address(value: object, name: str) -> tuple[str, int] | None:
     """Take a host, or a host and a port."""
     if value is None:
         return None
@@ -209,7 +209,7 @@ def local_address(value: Any, name: str) -> tuple[str, int] | None:
     return host, port
 
 
-def socket_options(value: Any, name: str) -> tuple[tuple[int, int, int | bytes], ...]:
+def socket_options(value: object, name: str) -> tuple[tuple[int, int, int | bytes], ...]:
     """Take one triple of level, name and value, or an iterable of them."""
     expected = "(level, name, value), an int or bytes as value, or an iterable of such"
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray):
@@ -232,7 +232,7 @@ def _is_c_int(value: object) -> bool:
     return isinstance(value, int) and -(2**31) <= value < 2**31
 
 
-def optional_path(value: Any, name: str) -> str | None:
+def optional_path(value: object, name: str) -> str | None:
     """Take a path or `None`."""
     if value is None:
         return None
@@ -263,7 +263,7 @@ def _is_cryptography_object(value: object) -> bool:
     return any(base.__module__.startswith("cryptography.") for base in type(value).__mro__)
 
 
-def key_source(value: Any, name: str) -> Any:
+def key_source(value: object, name: str) -> Any:
     """Take a path, content, a ``cryptography`` private key or `None`."""
     if value is None:
         return None
@@ -278,7 +278,7 @@ def key_source(value: Any, name: str) -> Any:
     )
 
 
-def _certificate_source(value: Any, name: str) -> Any:
+def _certificate_source(value: object, name: str) -> Any:
     if isinstance(value, str | os.PathLike):
         return _path(value, name)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -290,7 +290,7 @@ def _certificate_source(value: Any, name: str) -> Any:
     )
 
 
-def certificate_sources(value: Any, name: str) -> tuple[Any, ...] | None:
+def certificate_sources(value: object, name: str) -> tuple[Any, ...] | None:
     """Take one source of certificates or an iterable of them, or `None`."""
     if value is None:
         return None
@@ -307,7 +307,7 @@ def certificate_sources(value: Any, name: str) -> tuple[Any, ...] | None:
     return tuple(_certificate_source(source, name) for source in sources)
 
 
-def password(value: Any, name: str) -> bytes | None:
+def password(value: object, name: str) -> bytes | None:
     """Take text or bytes, or `None`; no error shows any of it."""
     if isinstance(value, str):
         try:
@@ -319,14 +319,14 @@ def password(value: Any, name: str) -> bytes | None:
     raise TypeError(f"{name} must be str or bytes, not {_kind(value)}")
 
 
-def verifier(value: Any, name: str) -> Any:
+def verifier(value: object, name: str) -> Any:
     """Take `None`, `False` or a callable."""
     if value is None or value is False or callable(value):
         return value
     raise _wrong_type(value, name, "None (verify), False (do not verify) or a callable")
 
 
-def _names(value: Any, name: str) -> tuple[str, ...] | None:
+def _names(value: object, name: str) -> tuple[str, ...] | None:
     """Take one name or an iterable of them, each once, or `None`."""
     if value is None:
         return None
@@ -343,7 +343,7 @@ def _names(value: Any, name: str) -> tuple[str, ...] | None:
     return names
 
 
-def server_names(value: Any, name: str) -> tuple[str, ...] | None:
+def server_names(value: object, name: str) -> tuple[str, ...] | None:
     """Take host names, the leftmost label possibly ``*``; ``()`` is kept."""
     names = _names(value, name)
     for item in names or ():
@@ -352,7 +352,7 @@ def server_names(value: Any, name: str) -> tuple[str, ...] | None:
     return names
 
 
-def alpn_names(value: Any, name: str) -> tuple[str, ...] | None:
+def alpn_names(value: object, name: str) -> tuple[str, ...] | None:
     """Take protocol names of 1 to 255 bytes (RFC 7301, section 3.1)."""
     names = _names(value, name)
     if names == ():
@@ -363,7 +363,7 @@ def alpn_names(value: Any, name: str) -> tuple[str, ...] | None:
     return names
 
 
-def tls_version(value: Any, name: str) -> ssl.TLSVersion:
+def tls_version(value: object, name: str) -> ssl.TLSVersion:
     """Take TLS 1.2 or 1.3, as text or of the standard library."""
     if not isinstance(value, str | ssl.TLSVersion):
         raise _wrong_type(value, name, f"one of {', '.join(_VERSIONS)}")
@@ -373,6 +373,6 @@ def tls_version(value: Any, name: str) -> ssl.TLSVersion:
     return version
 
 
-def optional_tls_version(value: Any, name: str) -> ssl.TLSVersion | None:
+def optional_tls_version(value: object, name: str) -> ssl.TLSVersion | None:
     """Take what `tls_version` takes, or `None`."""
     return None if value is None else tls_version(value, name)

@@ -55,6 +55,9 @@ _INET_LENGTH = 16
 _INET6_LENGTH = 28
 _UNIX_PATH_OFFSET = struct.calcsize("H")
 
+NativeAddress: TypeAlias = "str | tuple[Any, ...]"
+"""What the standard library takes and gives as an address: a path, or a tuple."""
+
 
 def _checked(address: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the parts of an address as the standard library has them, or raise."""
@@ -231,7 +234,7 @@ class SocketAddress(tuple[Any, ...]):
             return tuple.__new__(cls, native)
         return cls.of(AF_INET6, native)
 
-    def native(self, family: int) -> Any:
+    def native(self, family: int) -> NativeAddress:
         """
         Return what the standard library takes for a socket of *family*.
 

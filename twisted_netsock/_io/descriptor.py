@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._validation import byte_count
-from ..addresses import SocketAddress
+from ..addresses import NativeAddress, SocketAddress
 from ..errors import (
     SocketClosedError,
     SocketConnectionError,
@@ -337,7 +337,7 @@ class PlainDescriptor:
         except OSError as error:
             raise self._send_error(error) from None
 
-    def try_sendto(self, view: Buffer, flags: int, address: Any) -> int | Want:
+    def try_sendto(self, view: Buffer, flags: int, address: NativeAddress) -> int | Want:
         """Send *view* as one datagram."""
         try:
             return self.sock.sendto(view, flags, address)
@@ -347,7 +347,11 @@ class PlainDescriptor:
             raise self._send_error(error) from None
 
     def try_sendmsg(
-        self, buffers: Iterable[Buffer], ancillary: Iterable[Any], flags: int, address: Any
+        self,
+        buffers: Iterable[Buffer],
+        ancillary: Iterable[tuple[int, int, Buffer]],
+        flags: int,
+        address: NativeAddress | None,
     ) -> int | Want:
         """Send *buffers*, joined, with ancillary data."""
         try:
@@ -458,7 +462,10 @@ class Connect:
     __slots__ = ("_address", "_begun", "_may_go_on", "_sock", "_stands", "peer")
 
     def __init__(
-        self, sock: _socket.socket, address: Any, may_go_on: Callable[[], bool] = lambda: True
+        self,
+        sock: _socket.socket,
+        address: NativeAddress,
+        may_go_on: Callable[[], bool] = lambda: True,
     ) -> None:
         """Ask *may_go_on*, if the connection stands at once, whether to say so without a wait."""
         self._sock = sock
@@ -466,7 +473,7 @@ class Connect:
         self._may_go_on = may_go_on
         self._begun = False
         self._stands = False
-        self.peer: Any = None
+        self.peer: NativeAddress | None = None
 
     def __call__(self) -> Want | None:
         """Begin, or look whether it is done; raises `SocketConnectionError` and kin."""

@@ -242,7 +242,7 @@ class Operating:
             self._complete(operation, Failure(from_os_error(error)))
         return operation
 
-    def _arm(self, operation: Operation[Any], seconds: float) -> None:
+    def _arm(self, operation: Operation[T], seconds: float) -> None:
         """Fail *operation* when *seconds* have passed in which nothing moved."""
 
         def expire() -> None:
@@ -257,7 +257,7 @@ class Operating:
 
         operation.timer = self._reactor.callLater(seconds, expire)
 
-    def _retry(self, operation: Operation[Any]) -> None:
+    def _retry(self, operation: Operation[T]) -> None:
         if not self._is_parked(operation):
             # It ended in a callback of the other direction's.
             return
@@ -278,7 +278,7 @@ class Operating:
         else:
             self._complete(operation, result)
 
-    def _attempt_failed(self, operation: Operation[Any], error: BaseException) -> None:
+    def _attempt_failed(self, operation: Operation[T], error: BaseException) -> None:
         if isinstance(error, SocketError):
             error.socket = self
         self._complete(operation, Failure(error))
@@ -291,7 +291,7 @@ class Operating:
             if operation is not None:
                 self._retry(operation)
 
-    def _rest(self, operation: Operation[Any], seconds: float) -> None:
+    def _rest(self, operation: Operation[T], seconds: float) -> None:
         """Try again after a while instead of at the next report."""
 
         def wake() -> None:
@@ -301,12 +301,12 @@ class Operating:
         self._watch.stop_send()
         operation.rest = self._reactor.callLater(seconds, wake)
 
-    def _complete(self, operation: Operation[Any], result: object) -> None:
+    def _complete(self, operation: Operation[T], result: T | Failure) -> None:
         if self._is_parked(operation):
             self._drop(operation)
             operation.finish(result)
 
-    def _drop(self, operation: Operation[Any]) -> None:
+    def _drop(self, operation: Operation[T]) -> None:
         """Wait for *operation* no more."""
         if operation.timer is not None:
             operation.timer.cancel()
@@ -323,7 +323,7 @@ class Operating:
             self._writer = None
         self._adjust()
 
-    def _is_parked(self, operation: Operation[Any]) -> bool:
+    def _is_parked(self, operation: Operation[T]) -> bool:
         return operation is self._reader or operation is self._writer
 
     def _adjust(self) -> None:

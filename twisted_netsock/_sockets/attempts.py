@@ -25,7 +25,7 @@ from .._io.descriptor import (
 )
 from .._io.poller import Want
 from .._validation import byte_count
-from ..addresses import Address, SocketAddress, as_socket_address
+from ..addresses import Address, NativeAddress, SocketAddress, as_socket_address
 from ..errors import SocketError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Attempts:
             raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
         return self._descriptor
 
-    def _native(self, address: Address) -> Any:
+    def _native(self, address: Address) -> NativeAddress:
         """Return *address* as the kernel takes it, of this socket's family."""
         return as_socket_address(address).native(self._descriptor.sock.family)
 
