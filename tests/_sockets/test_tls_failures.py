@@ -20,7 +20,7 @@ from twisted_netsock.testing import CertificateAuthority
 NO_TLS = GARBAGE["forged records"]
 
 
-def shake_hands(sock: socket.socket, authority: CertificateAuthority) -> None:
+def perform_handshake(sock: socket.socket, authority: CertificateAuthority) -> None:
     """Be the client on *sock*; what comes after the handshake is never read."""
     sock.settimeout(PEER_SECONDS)
     client = Flights(client_context(authority), server=False)
@@ -34,7 +34,7 @@ async def stuck(authority: CertificateAuthority) -> AsyncIterator[tuple[Any, soc
     """Connect a socket of ours with a peer that does not read; the kernel takes what it takes."""
     one, peer = socket.socketpair()
     with peer:
-        shaking = in_thread(shake_hands, peer, authority)
+        shaking = in_thread(perform_handshake, peer, authority)
         ours = await soon(start_tls(Socket.from_socket(one), authority.server_options()))
         await shaking
         try:
@@ -88,7 +88,7 @@ async def test_a_thread_that_waits_to_send_hears_of_a_receive_that_fails(
 
     one, peer = socket.socketpair()
     with peer:
-        shaking = in_thread(shake_hands, peer, authority)
+        shaking = in_thread(perform_handshake, peer, authority)
         ours = await soon(in_thread(connect, one))
         await shaking
         sending = in_thread(call, "sendall", noise(1_000_000))

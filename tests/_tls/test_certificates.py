@@ -30,9 +30,9 @@ from tests.support.peers import (
     make_entity,
     make_hierarchy,
     pem,
+    perform_handshake,
     presented,
     problem_of,
-    shake_hands,
     store,
 )
 from twisted_netsock import (
@@ -217,11 +217,11 @@ def test_trusted_certificates_are_taken_in_every_form(form, chain, tmp_path):
     for entity in (chain.leaf, by_other):
         server = server_context_factory(ServerTLSSocketOptions(certificates=entity.pem))
         client = client_context_factory(options, NAME).connection(None)
-        shake_hands(client, server.connection(None))
+        perform_handshake(client, server.connection(None))
     stranger = ServerTLSSocketOptions(certificates=make_entity("stranger", NAME).pem)
     client = client_context_factory(options, NAME).connection(None)
     with pytest.raises(SSL.Error, match="certificate verify failed"):
-        shake_hands(client, server_context_factory(stranger).connection(None))
+        perform_handshake(client, server_context_factory(stranger).connection(None))
 
 
 # What is wrong: files

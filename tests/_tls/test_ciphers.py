@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 
-from tests.support.peers import NAME, Entity, make_entity, shake_hands
+from tests.support.peers import NAME, Entity, make_entity, perform_handshake
 from tests.support.processes import needs
 from twisted_netsock import (
     ServerTLSSocketOptions,
@@ -128,7 +128,7 @@ def test_the_servers_order_counts(entity: Entity, version: str) -> None:
             context.set_tls13_ciphersuites(ciphers)
         client = SSL.Connection(context, None)
         client.set_connect_state()
-        shake_hands(client, factory.connection(None))
+        perform_handshake(client, factory.connection(None))
         assert client.get_cipher_name() == min(offered, key=order.index)
 
 
@@ -161,7 +161,7 @@ def test_a_key_log_has_the_secrets_of_the_connection_and_nothing_else_tells_them
     )
     servers = server_context_factory(ServerTLSSocketOptions(certificates=entity.pem, **theirs))
     client, server = clients.connection(None), servers.connection(None)
-    shake_hands(client, server)
+    perform_handshake(client, server)
     lines = [LINE.fullmatch(line) for line in file.read_text().splitlines()]
     assert {line["label"] for line in lines} >= LABELS[version]
     assert {line["random"] for line in lines} == {client.client_random().hex()}

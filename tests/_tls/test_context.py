@@ -25,9 +25,9 @@ from tests.support.peers import (
     ask,
     make_entity,
     make_hierarchy,
+    perform_handshake,
     s_client,
     serving,
-    shake_hands,
     standard_server,
 )
 from tests.support.streams import in_thread
@@ -232,7 +232,7 @@ def test_a_client_does_not_renegotiate_for_a_server(careful):
         context.set_max_proto_version(SSL.TLS1_2_VERSION)
         client = SSL.Connection(context, None)
         client.set_connect_state()
-    shake_hands(client, server)
+    perform_handshake(client, server)
     server.renegotiate()
     for _ in range(4):
         for one, other in ((server, client), (client, server)):
@@ -502,7 +502,7 @@ def test_a_changed_file_is_noticed_by_the_next_client(authority, other_authority
     server = server_context_factory(ServerTLSSocketOptions(certificates=identity))
 
     def shake(factory: Any) -> None:
-        shake_hands(factory.connection(None), server.connection(None))
+        perform_handshake(factory.connection(None), server.connection(None))
 
     file.write_bytes(other_authority.certificate_pem)
     first = client_context_factory(options, NAME)
@@ -531,7 +531,7 @@ def test_a_replaced_key_and_certificate_are_noticed_by_the_next_client(authority
         replacement.write_bytes(authority.issue(name).pem)
         replacement.rename(file)
         connection = server.connection(None)
-        shake_hands(client_context_factory(options, NAME).connection(None), connection)
+        perform_handshake(client_context_factory(options, NAME).connection(None), connection)
         peer = connection.get_peer_certificate(as_cryptography=True)
         seen.append(peer.subject.rfc4514_string())
     assert seen == ["CN=one client", "CN=another client"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL, crypto
 
-from tests.support.peers import NAME, shake_hands
+from tests.support.peers import NAME, perform_handshake
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSSocketOptions,
@@ -36,7 +36,7 @@ def believed(authority) -> Callable[[Any], bool]:
 
     def believes(factory: Any) -> bool:
         try:
-            shake_hands(factory.connection(None), server.connection(None))
+            perform_handshake(factory.connection(None), server.connection(None))
         except SSL.Error:
             return False
         return True

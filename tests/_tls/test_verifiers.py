@@ -22,7 +22,7 @@ from tests.support.peers import (
     ask,
     make_entity,
     make_hierarchy,
-    shake_hands,
+    perform_handshake,
     standard_server,
 )
 from twisted_netsock import (
@@ -381,11 +381,11 @@ def test_a_verifier_is_asked_whatever_it_claims_to_be_equal_to(before):
     server = server_context_factory(authority.server_options(NAME))
     options = authority.client_options(certificate_verifier=before)
     client = client_context_factory(options, NAME).connection(None)
-    shake_hands(client, server.connection(None))
+    perform_handshake(client, server.connection(None))
     options = authority.client_options(certificate_verifier=Agreeable())
     client = client_context_factory(options, NAME).connection(None)
     with pytest.raises(SSL.Error, match="certificate verify failed"):
-        shake_hands(client, server.connection(None))
+        perform_handshake(client, server.connection(None))
 
 
 # No verification

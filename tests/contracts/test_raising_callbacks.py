@@ -10,7 +10,7 @@ import pytest
 from OpenSSL import SSL
 from twisted.logger import globalLogPublisher
 
-from tests.support.peers import NAME, shake_hands
+from tests.support.peers import NAME, perform_handshake
 from twisted_netsock import client_context_factory, server_context_factory
 from twisted_netsock._tls.server import _VirtualHosts
 
@@ -83,7 +83,7 @@ def factories(authority, version) -> Any:
 def refused(client: Any, server: Any) -> bool:
     """Whether a handshake fails; nothing else is raised from it than what pyOpenSSL raises."""
     try:
-        shake_hands(client.connection(None), server.connection(None))
+        perform_handshake(client.connection(None), server.connection(None))
     except SSL.Error:
         return True
     return False
@@ -101,7 +101,7 @@ def test_a_verifier_that_raises_refuses_its_own_connection(side, kind, expecting
         expecting.kind = None
         assert not refused(client, server)
     # One that was made before, of the same contexts.
-    shake_hands(*others)
+    perform_handshake(*others)
 
 
 @kinds
@@ -133,5 +133,5 @@ def test_a_choice_by_name_that_raises_refuses_its_own_connection(
         assert refused(client, server)
         expecting.kind = None
         assert not refused(client, server)
-    shake_hands(*others)
+    perform_handshake(*others)
     assert capfd.readouterr() == ("", "")

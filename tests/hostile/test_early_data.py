@@ -62,7 +62,7 @@ def say_early(port: int, session: int, early: bytes, pieces: int = 1) -> tuple[b
         peer.resume(session, pieces * len(early))
         for _ in range(pieces):
             peer.send_early(early)
-        peer.shake_hands()
+        peer.perform_handshake()
         peer.send(QUESTION)
         assert peer.read_exactly(len(ANSWER)) == ANSWER
         peer.shutdown()
@@ -139,7 +139,7 @@ def _answer_early(listener: socket.socket, identity: Path, visits: int) -> list[
         sock, _ = listener.accept()
         with OpenSSLPeer(sock, "TLSv1.3", identity, early=ALLOWED, handshake=False) as peer:
             early = peer.read_early()
-            peer.shake_hands()
+            peer.perform_handshake()
             assert peer.read_exactly(len(QUESTION)) == QUESTION
             peer.send(ANSWER)
             peer.shutdown()

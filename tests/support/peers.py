@@ -365,7 +365,7 @@ async def ask(endpoint: Any) -> bytes:
 NAME = "service.example"
 
 
-def shake_hands(client: SSL.Connection, server: SSL.Connection) -> None:
+def perform_handshake(client: SSL.Connection, server: SSL.Connection) -> None:
     """Carry a handshake between two connections on memory buffers to its end."""
     pending = {client, server}
     for _ in range(20):
@@ -388,7 +388,7 @@ def presented(root: x509.Certificate, **fields: Any) -> list[x509.Certificate]:
     server = server_context_factory(ServerTLSSocketOptions(**fields)).connection(None)
     options = TLSSocketOptions(trusted_certificates=root)
     client = client_context_factory(options, NAME).connection(None)
-    shake_hands(client, server)
+    perform_handshake(client, server)
     return list(client.get_peer_cert_chain(as_cryptography=True))
 
 
@@ -502,7 +502,7 @@ class OpenSSLPeer:
             version: The newest that is spoken.
             identity: A PEM file; with it this is the server.
             early: Bytes of early data that the tickets of a server allow.
-            handshake: If not, `shake_hands` is the caller's to call.
+            handshake: If not, `perform_handshake` is the caller's to call.
         """
         self._library = _load()
         self.plain = plain
@@ -524,9 +524,9 @@ class OpenSSLPeer:
         side = "connect" if identity is None else "accept"
         getattr(self._library, f"SSL_set_{side}_state")(self._ssl)
         if handshake:
-            self.shake_hands()
+            self.perform_handshake()
 
-    def shake_hands(self) -> None:
+    def perform_handshake(self) -> None:
         self.check("SSL_do_handshake")
 
     def check(self, name: str, *arguments: Any) -> int:

@@ -198,7 +198,7 @@ class Peer:
         await until(attempt)
         return results[0]
 
-    async def shake_hands(self, context: ssl.SSLContext, name: str | None) -> None:
+    async def perform_handshake(self, context: ssl.SSLContext, name: str | None) -> None:
         """Begin TLS: as the server if *name* is `None`."""
         self.sock = context.wrap_socket(
             self.sock,
@@ -384,7 +384,7 @@ class Backend:
         if self.kind.tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.place.files.server)
-            await peer.shake_hands(context, None)
+            await peer.perform_handshake(context, None)
         return peer
 
 
@@ -436,7 +436,7 @@ class Relay:
         peer = self.connect_raw(size)
         if self.kind.tls:
             cadata = self.place.authority.certificate_pem.decode()
-            await peer.shake_hands(ssl.create_default_context(cadata=cadata), "localhost")
+            await peer.perform_handshake(ssl.create_default_context(cadata=cadata), "localhost")
         return peer
 
     async def accept(self) -> Peer:

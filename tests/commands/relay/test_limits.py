@@ -203,7 +203,7 @@ async def test_what_is_taken_before_there_is_a_backend_is_bounded(kind, authorit
         async with running(Limits(), listen=listen, to=lambda _: slow) as relay:
             peer = Peer(relay.connect().sock)
             if kind.startswith("TLS"):
-                await peer.shake_hands(client_context(authority), "localhost")
+                await peer.perform_handshake(client_context(authority), "localhost")
             await peer.send_until_stalled(bytes(16 * 1024 * 1024))
             taken = relay.service.snapshot()["bytes"]["received"]
             assert taken == 64 * 1024 if kind != "Twisted's" else 0 < taken <= 64 * 1024
@@ -339,7 +339,7 @@ async def test_mute_clients_of_one_address_keep_no_other_waiting(
             sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n")
         peer = Peer(sock)
         if kind != "PROXY header":
-            await peer.shake_hands(client_context(authority), "localhost")
+            await peer.perform_handshake(client_context(authority), "localhost")
         await peer.send(b"x")
         assert await (await relay.accept()).receives() == b"x"
         peer.sock.close()
@@ -368,7 +368,7 @@ async def test_a_burst_of_one_address_is_served_in_turn(authority):
         await turns(30)
         context = client_context(authority)
         for peer in peers:
-            await peer.shake_hands(context, "localhost")
+            await peer.perform_handshake(context, "localhost")
         for peer in peers:
             await peer.send(b"x")
             assert await (await relay.accept()).receives() == b"x"

@@ -67,7 +67,7 @@ async def test_a_refused_backend_closes_the_client_and_is_logged(front, back, pl
         client = relay.connect_raw()
         if relay.kind.tls and front != "ssl":
             with contextlib.suppress(OSError):
-                await client.shake_hands(ssl._create_unverified_context(), "localhost")
+                await client.perform_handshake(ssl._create_unverified_context(), "localhost")
         await client.is_cut_off()
         (line,) = [each for each in log_lines if "cannot connect" in each]
         assert "refused" in line
