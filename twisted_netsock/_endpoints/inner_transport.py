@@ -15,6 +15,7 @@ from twisted.internet.interfaces import ITCPTransport
 from twisted.python.failure import Failure
 
 from .._io.adapter import TransportDescriptor
+from .._tls.in_memory import TLSInMemory
 from ..errors import SocketWriteTimeoutError
 from .transport import TLSTransport
 
@@ -28,6 +29,7 @@ class TLSOverTransport(TLSTransport):
 
     @property
     def _inner(self) -> TransportDescriptor:
+        assert isinstance(self._descriptor, TLSInMemory)
         inner: TransportDescriptor = self._descriptor.inner
         return inner
 

@@ -21,6 +21,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
+    IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IHandshakeListener,
@@ -40,7 +41,7 @@ from zope.interface import Interface, implementer
 
 from .._io.descriptor import Descriptor, byte_view, set_linger_reset
 from .._io.fairness import BYTES, DELIVERY
-from .._io.poller import WANT_WRITE, Slots, Want, contain
+from .._io.poller import WANT_READ, WANT_WRITE, Slots, Want, contain
 from .._io.send_queue import SendQueue
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.client import ClientContextFactory
@@ -139,13 +140,13 @@ class Transport:
         self.streamingProducer = False
         self.producerPaused = False
         self._watch = watch
-        self._descriptor: Any = descriptor
+        self._descriptor = descriptor
         self._host = host
         self._peer = peer
         self._is_client = is_client
         self.logstr = "-"
         self._session: int | None = None
-        self._log_context: dict[Any, Any] = {}
+        self._log_context: dict[object, object] = {}
         self._deliver: Callable[[memoryview], None] | None = None
         self._on_gone: Callable[[], None] | None = None
         self._queue = SendQueue()
@@ -154,17 +155,17 @@ class Transport:
         self._write_closing = False
         self._write_closed = False
         self._starting_tls: ClientContextFactory | ServerContextFactory | None = None
-        self._handshake_timer: Any = None
+        self._handshake_timer: IDelayedCall | None = None
         self._aborting = False
         self._shutdown: Deferred[None] | None = None
         self._handshake: Deferred[None] | None = None
         self._after_handshake: SendQueue | None = None
-        self._calls: set[Any] = set()
+        self._calls: set[IDelayedCall] = set()
         self._will_continue = False
         self._read_limit = seconds(options.read_timeout)
         self._write_limit = seconds(options.write_timeout)
-        self._read_timer: Any = None
-        self._write_timer: Any = None
+        self._read_timer: IDelayedCall | None = None
+        self._write_timer: IDelayedCall | None = None
         self._last_read = 0.0
         self._last_write = 0.0
 
@@ -366,7 +367,8 @@ class Transport:
         except SocketError as error:
             self._lose(Failure(unraised(error)))
             return
-        if count.__class__ is Want:
+        # Identity takes 10 ns; `isinstance` takes 60 for the class of an Enum.
+        if count is WANT_READ or count is WANT_WRITE:
             if count is not self._watch.receive:
                 self._watch.want_receive(count)
             return
@@ -477,7 +479,7 @@ class Transport:
         try:
             while sent < size:
                 count = self._descriptor.try_send(memoryview(data)[sent:] if sent else data)
-                if count.__class__ is Want:
+                if count is WANT_READ or count is WANT_WRITE:
                     self._wait_to_send(count)
                     break
                 sent += count
@@ -544,7 +546,7 @@ class Transport:
         try:
             while queue.size and budget > 0:
                 count = descriptor.try_send(queue.head())
-                if count.__class__ is Want:
+                if count is WANT_READ or count is WANT_WRITE:
                     self._wait_to_send(count)
                     return
                 budget -= count
@@ -859,8 +861,7 @@ class Transport:
     def _get_option(self, level: int, name: int) -> int:
         if self.disconnected or self._descriptor.sock.family == _socket.AF_UNIX:
             return 0
-        option: int = self._descriptor.sock.getsockopt(level, name)
-        return option
+        return self._descriptor.sock.getsockopt(level, name)
 
     def _set_option(self, level: int, name: int, value: int) -> None:
         if not self.disconnected and self._descriptor.sock.family != _socket.AF_UNIX:
@@ -884,7 +885,7 @@ class TLSTransport(Transport):
     @property
     def negotiatedProtocol(self) -> bytes | None:
         """The protocol that ALPN chose, or `None`."""
-        chosen: bytes = self._descriptor.connection.get_alpn_proto_negotiated()
+        chosen: bytes = self.tls.connection.get_alpn_proto_negotiated()
         return chosen or None
 
     def getPeerCertificate(self) -> crypto.X509 | None:
@@ -895,8 +896,7 @@ class TLSTransport(Transport):
     @property
     def peer_certificate(self) -> x509.Certificate | None:
         """The peer's certificate, or `None`."""
-        found: x509.Certificate | None = self._descriptor.peer_certificate
-        return found
+        return self.tls.peer_certificate
 
     @property
     def tls(self) -> TLSDescriptor:
