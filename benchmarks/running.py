@@ -68,7 +68,7 @@ def why_not(scenario: Scenario, contender: str) -> str | None:
 
 
 def _has_workers() -> bool:
-    from twisted_netsock.commands.relay.service import RelayOptions
+    from twisted_netsock.commands.relay.options import RelayOptions
 
     options: Any = RelayOptions
     return any(option.startswith("workers") for option in options().longOpt)

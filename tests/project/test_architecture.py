@@ -55,9 +55,7 @@ The values, ``chibi`` and its parts are modules of one layer, which may. ``""`` 
 LATE_IMPORTS = {"_endpoints.plugin", "", "commands", "commands.relay", "__main__"}
 """Where a function may import from the package: these are loaded to find out what is needed."""
 
-CYCLES: set[frozenset[str]] = {
-    frozenset({"commands.relay.service", "commands.relay.demo", "commands.relay.process"}),
-}
+CYCLES: set[frozenset[str]] = set()
 """Cycles that are still to be broken; there shall be no new one."""
 
 
@@ -122,7 +120,7 @@ def cycles_among(edges: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 def test_no_file_imports_itself_by_any_way_round():
-    """Imports within functions, and what is loaded by a name in a string, count too."""
+    """Imports within functions count too."""
     edges: dict[str, set[str]] = {}
     for use in internal_imports():
         edges.setdefault(use.module, set()).add(use.home)
@@ -191,7 +189,6 @@ def test_the_walk_finds_imports_of_every_form(tmp_path, monkeypatch):
         "    from .._hostnames import is_ip_address\n"
         "class C:\n"
         "    from ..options import SocketOptions\n"
-        "    late = _late('echo', 'EchoOptions')\n"
         "    async def f(self):\n"
         "        if True:\n"
         "            from .._endpoints.strings import parse_client\n"
@@ -213,7 +210,6 @@ def test_the_walk_finds_imports_of_every_form(tmp_path, monkeypatch):
         ("_sockets.make.make_client_socket", False, True),
         ("_hostnames.is_ip_address", False, False),
         ("options.SocketOptions", False, False),
-        ("commands.echo.EchoOptions", True, False),
         ("_endpoints.strings.parse_client", True, False),
     ]
     assert home_of("twisted_netsock.Socket") == ""
@@ -269,7 +265,7 @@ def test_no_module_imports_what_is_anothers_own():
 CODE_LINES_OF_A_MODULE = 750
 CODE_LINES_OF_A_FUNCTION = 60
 FILES_OF_A_FOLDER = 16
-LARGER = {"commands/relay": 19}
+LARGER: dict[str, int] = {}
 """Folders that hold more until modules are merged."""
 
 

@@ -12,7 +12,7 @@ from twisted.application.twist._options import TwistOptions
 from tests.project.test_documentation import ROOT, blocks, commands, write_files
 from tests.support.processes import find, needs, run
 from twisted_netsock.commands.relay.accounting import REASONS
-from twisted_netsock.commands.relay.service import RelayOptions
+from twisted_netsock.commands.relay.options import RelayOptions
 
 GUIDES = ROOT / "docs" / "how-to"
 RELAY = GUIDES / "relay.md"

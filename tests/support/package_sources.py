@@ -71,12 +71,6 @@ def imports_of(path: Path) -> list[Import]:
     def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (Import(node.lineno, it, in_function, for_types) for it in targets(node))
-        match node:
-            case ast.Call(
-                func=ast.Name(id="_late"),
-                args=[ast.Constant(value=str() as module), ast.Constant(value=str() as name)],
-            ):
-                yield Import(node.lineno, ".".join([*package, module, name]), True, for_types)
         if isinstance(node, ast.If) and names_type_checking(node.test):
             for child in node.body:
                 yield from walk(child, in_function, True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
@@ -14,13 +13,28 @@ from ._common.hints import hinted
 __all__ = ["Options", "makeService"]
 
 
-def _late(module: str, name: str) -> Callable[[], Any]:
-    """Return what makes the options of a command, and loads its module only then."""
+def _echo() -> usage.Options:
+    from .echo import EchoOptions
 
-    def make() -> Any:
-        return getattr(import_module(f".{module}", __package__), name)()
+    return EchoOptions()
 
-    return make
+
+def _relay() -> usage.Options:
+    from .relay.options import RelayOptions
+
+    return RelayOptions()
+
+
+def _connect() -> usage.Options:
+    from .connect import ConnectOptions
+
+    return ConnectOptions()
+
+
+def _probe() -> usage.Options:
+    from .probe.options import ProbeOptions
+
+    return ProbeOptions()
 
 
 class Options(usage.Options):
@@ -28,14 +42,11 @@ class Options(usage.Options):
 
     synopsis = "<subcommand> [options]"
     subCommands: ClassVar[Any] = [
-        ["echo", None, _late("echo", "EchoOptions"), "Send back what clients send."],
-        ["relay", None, _late("relay.service", "RelayOptions"),
-         "Relay connections between any two endpoints."],
-        ["connect", None, _late("connect", "ConnectOptions"),
-         "Standard input and output to any endpoint."],
-        ["probe", None, _late("probe.options", "ProbeOptions"),
-         "What a TLS server says, and whether it can be believed."],
-    ]  # fmt: skip
+        ["echo", None, _echo, "Send back what clients send."],
+        ["relay", None, _relay, "Relay connections between any two endpoints."],
+        ["connect", None, _connect, "Standard input and output to any endpoint."],
+        ["probe", None, _probe, "What a TLS server says, and whether it can be believed."],
+    ]
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse, and say what was probably meant where something is unknown."""
@@ -63,6 +74,6 @@ def makeService(options: Options) -> IService:
         from .echo import make_echo
 
         return make_echo(options.subOptions, reactor)
-    from .relay.service import make_relay
+    from .relay.process import make_relay
 
     return make_relay(options.subOptions, reactor)

@@ -11,7 +11,7 @@ from tests.support.processes import run, write_certificates
 from tests.support.relay import RELAY, TRACEBACK, check
 from twisted_netsock.commands import Options
 from twisted_netsock.commands.relay.limits import default_connections
-from twisted_netsock.commands.relay.service import RelayOptions
+from twisted_netsock.commands.relay.options import RelayOptions
 
 pytestmark = pytest.mark.long
 

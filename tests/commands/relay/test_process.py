@@ -34,8 +34,7 @@ from tests.support.relay import (
 )
 from twisted_netsock import server_endpoint
 from twisted_netsock.commands.relay.options import Settings
-from twisted_netsock.commands.relay.process import Operation
-from twisted_netsock.commands.relay.sd_notify import Notifier
+from twisted_netsock.commands.relay.process import Notifier, Operation
 from twisted_netsock.commands.relay.status import StatusService, metrics
 
 pytestmark = pytest.mark.long

@@ -43,7 +43,8 @@ from tests.support.relay import (
 from tests.support.streams import together
 from twisted_netsock.commands import Options, makeService
 from twisted_netsock.commands.relay.link import Link
-from twisted_netsock.commands.relay.service import RelayFactory, RelayOptions, RelayService
+from twisted_netsock.commands.relay.options import RelayOptions
+from twisted_netsock.commands.relay.service import RelayFactory, RelayService
 
 # Fixtures.
 assert certificate_files

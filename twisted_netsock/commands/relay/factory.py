@@ -33,9 +33,8 @@ from ...addresses import SocketAddress
 from .._common.service import end_stream
 from .access import Access
 from .accounting import Ledger, Session, TLSAccount
-from .client import Client, Relay
+from .client import EARLY_LIMIT, Client, Relay, serve_client
 from .limits import Gatekeeper, Limits
-from .link_client import EARLY_LIMIT, serve_client
 from .routes import Routes, as_routes
 from .splice import Pipes
 

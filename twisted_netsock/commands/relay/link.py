@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from socket import SHUT_WR
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
@@ -24,11 +24,18 @@ from ..._net.happy_eyeballs import Established
 from ..._tls.descriptor import TLSDescriptor
 from ..._tls.handshake import tls_shutdown
 from ...errors import SocketError
-from .accounting import Session
-from .client import Relay
-from .splice import BULK, Pipe
+from .accounting import Ledger, Session
+from .splice import BULK, Pipe, Pipes
 
-__all__ = ["Link", "TLSLink", "link_for"]
+__all__ = ["Link", "Links", "TLSLink", "link_for"]
+
+
+class Links(Protocol):
+    """What the links of a relay have in common."""
+
+    ledger: Ledger
+    sides: set[Any]
+    pipes: Pipes
 
 
 class Link:
@@ -51,7 +58,7 @@ class Link:
     """What is in a pipe can be sent on it."""
 
     def __init__(
-        self, relay: Relay, established: Established, session: Session | None = None
+        self, relay: Links, established: Established, session: Session | None = None
     ) -> None:
         descriptor, watch = established.descriptor, established.watch
         self.count = 0
@@ -273,7 +280,7 @@ class TLSLink(Link):
     spliceable = False
 
     def __init__(
-        self, relay: Relay, established: Established, session: Session | None = None
+        self, relay: Links, established: Established, session: Session | None = None
     ) -> None:
         super().__init__(relay, established, session)
         self._stalled = False
@@ -409,7 +416,7 @@ class TLSLink(Link):
         self._goodbye.addBoth(lambda _: Link.lose(self, None))
 
 
-def link_for(relay: Relay, established: Established, session: Session | None = None) -> Link:
+def link_for(relay: Links, established: Established, session: Session | None = None) -> Link:
     """Return what passes on what comes on *established*."""
     kind = TLSLink if isinstance(established.descriptor, TLSDescriptor) else Link
     return kind(relay, established, session)

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
 
 import attrs
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import (
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+    clientFromString,
+    serverFromString,
+)
 from twisted.python import usage
 
+from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.server import ServerEndpoint
 from ..._validation import duration_text
+from ...errors import SocketBindError
 from ...options import ServerTLSSocketOptions
 from .access import KINDS, Access
-from .exposure import is_local, is_tls, local_sockets
 from .limits import Limits, default_connections, raise_descriptor_limit
 from .routes import Routes, Target, route_name
 from .worker import WorkerPlace
 
-__all__ = ["RelayOptions", "Settings"]
+__all__ = ["RelayOptions", "Settings", "is_loopback"]
 
 _MOST_WORKERS: Final = 256
 _MOST_CONNECTIONS: Final = 1_000_000
+_TLS_PREFIXES: Final = ("netsock-tls", "ssl", "tls")
 _EXPOSED: Final = "what arrives there passes in plain text; --unsafe-plain allows it"
 
 
@@ -261,21 +270,21 @@ class RelayOptions(usage.Options):
             return listen
         every = [("to", target) for target in targets]
         every += [("route", target) for group in routes.values() for target in group]
-        secures = any(is_tls(target.name) for _, target in every)
+        secures = any(_is_tls(target.name) for _, target in every)
         guarded: list[Any] = []
         for text, endpoint in zip(texts, listen, strict=True):
-            exposed = endpoint is not None and secures and not is_tls(text)
+            exposed = endpoint is not None and secures and not _is_tls(text)
             adopted = endpoint.adopted if isinstance(endpoint, ServerEndpoint) else None
             if exposed and adopted is not None:
                 # Where that is shows when it listens.
-                guarded.append(endpoint.adopting(local_sockets(adopted, _EXPOSED)))
+                guarded.append(endpoint.adopting(_local_sockets(adopted, _EXPOSED)))
                 continue
-            if exposed and not is_local(endpoint):
+            if exposed and not _is_local(endpoint):
                 self._wrong("listen", text, f"{_EXPOSED}, node=127.0.0.1 avoids it")
             guarded.append(endpoint)
-        if any(is_tls(text) for text in texts):
+        if any(_is_tls(text) for text in texts):
             for option, target in every:
-                if not is_tls(target.name) and not is_local(target.endpoint):
+                if not _is_tls(target.name) and not _is_local(target.endpoint):
                     self._wrong(option, target.name, f"{_EXPOSED}, netsock-tls: avoids it")
         return guarded
 
@@ -284,7 +293,7 @@ class RelayOptions(usage.Options):
         if text is None:
             return None
         endpoint = self._endpoint(serverFromString, reactor, "status", text)
-        if endpoint is not None and not is_local(endpoint):
+        if endpoint is not None and not _is_local(endpoint):
             self._wrong("status", text, "must be of loopback, node=127.0.0.1, or a UNIX socket")
         return endpoint
 
@@ -374,3 +383,65 @@ class RelayOptions(usage.Options):
         except ValueError as error:
             self._errors.append(f"{error}{', or none' if none else ''}")
             return None
+
+
+# Which side is plain text, and whether it can be reached from beyond this machine
+
+
+def _is_tls(text: str) -> bool:
+    """Tell whether an endpoint string is one of TLS."""
+    return text.partition(":")[0] in _TLS_PREFIXES
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host* is an address of loopback, or the name that stands for it."""
+    # Only that one is in the table of every system. Names below it should never lead
+    # elsewhere (RFC 6761, section 6.3), but the C library asks the DNS for them, and for
+    # the name with a dot at its end.
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_local(endpoint: Any) -> bool:
+    """Tell whether an endpoint is of loopback or a UNIX socket; whatever is unknown is not."""
+    if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
+        if endpoint.options.ai_family == socket.AF_UNIX:
+            return True
+        return endpoint.node is not None and is_loopback(endpoint.node)
+    if isinstance(endpoint, UNIXServerEndpoint | UNIXClientEndpoint):
+        return True
+    for attribute in ("_interface", "_host", "_hostText"):
+        host = getattr(endpoint, attribute, None)
+        if isinstance(host, bytes):
+            host = host.decode("ascii", "replace")
+        if isinstance(host, str):
+            return is_loopback(host)
+    return False
+
+
+def _local_sockets(
+    sockets: Callable[[], list[socket.socket]], why: str
+) -> Callable[[], list[socket.socket]]:
+    """
+    Return what does as *sockets*, and refuses those that can be reached from elsewhere.
+
+    Args:
+        sockets: Takes over sockets that were bound before the process.
+        why: Is told in the error.
+    """
+
+    def checked() -> list[socket.socket]:
+        found = sockets()
+        for sock in found:
+            if sock.family != socket.AF_UNIX and not is_loopback(sock.getsockname()[0]):
+                place = str(sock.getsockname()[0])
+                for each in found:
+                    each.close()
+                raise SocketBindError(place, None, strerror=why)
+        return found
+
+    return checked

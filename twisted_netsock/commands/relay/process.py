@@ -1,5 +1,5 @@
 """
-The relay as a process: signals, its supervisor, and the services that it consists of.
+The relay as a process: its services, signals, and what systemd is told (sd_notify(3)).
 
 SIGHUP has files read again, SIGTERM drains, a second SIGTERM ends at once, and so
 does SIGINT. The reactor handles the last two: its exit status tells the signal.
@@ -7,24 +7,70 @@ does SIGINT. The reactor handles the last two: its exit status tells the signal.
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
-from typing import Any
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-from twisted.application.service import MultiService
+from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.stdio import StandardIO
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .._common.service import fail_at_exit
 from .limits import raise_descriptor_limit
 from .options import Settings
-from .sd_notify import Notifier
+from .service import RelayService
+from .supervisor import Supervisor
 from .worker import FROM_PARENT, HELD_SIGNALS, TO_PARENT, Channel
 
-__all__ = ["Operation"]
+__all__ = ["Notifier", "Operation", "make_relay"]
+
+_NOTIFY_SOCKET: Final = "NOTIFY_SOCKET"
 
 _log = Logger()
+
+
+class Notifier:
+    """Sends states to the supervisor, if there is one."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        """Take the supervisor's socket from *environment*."""
+        self._address = environment.get(_NOTIFY_SOCKET, "")
+        self._complained = False
+
+    def ready(self, status: str) -> None:
+        """Tell that connections are taken, be it for the first time or after a reload."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Tell that files are read again; `ready` tells when that is done."""
+        # Which one of several reloads it is, systemd learns from the time.
+        moment = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={moment}")
+
+    def stopping(self, status: str) -> None:
+        """Tell that the end has begun."""
+        self._send("STOPPING=1", f"STATUS={status}")
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        # A leading @ stands for the NUL byte of an abstract name.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        message = "\n".join(line.replace("\n", " ") for line in lines)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.sendto(message.encode(), address)
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                _log.warn("the supervisor cannot be told anything: {error}", error=str(error))
 
 
 class Operation(MultiService):
@@ -60,11 +106,7 @@ class Operation(MultiService):
     def _make_main(self, failed: Callable[[], None]) -> Any:
         settings = self._settings
         if settings.workers > 1 and settings.worker is None:
-            from .supervisor import Supervisor
-
             return Supervisor(self._reactor, settings, failed=failed, ready=self._on_ready)
-        from .service import RelayService
-
         listen = settings.listen
         return RelayService(
             self._reactor,
@@ -174,3 +216,12 @@ class Operation(MultiService):
         """End at once."""
         self._ending = True
         return super().stopService()
+
+
+def make_relay(options: Any, reactor: Any) -> IService:
+    """Return the relay's service, or the demonstration's without endpoints."""
+    if not options["listen"]:
+        from .demo import make_demonstration
+
+        return make_demonstration(reactor, sys.stdout)
+    return Operation(reactor, options.settings, fail_at_exit)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from twisted.application.service import IService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -22,14 +20,13 @@ from ..._endpoints.inner_port import PortOverEndpoint
 from ..._endpoints.listening_port import ListeningPort
 from ..._endpoints.server import ServerEndpoint
 from ..._tls.reload import FileWatch
-from .._common.service import ListeningService, fail_at_exit, written
+from .._common.service import ListeningService, written
 from .access import Access
 from .factory import ForeignFactory, RelayFactory
 from .limits import ClosingGate, Limits
-from .options import RelayOptions
 from .routes import Routes
 
-__all__ = ["RelayFactory", "RelayOptions", "RelayService", "make_relay"]
+__all__ = ["RelayFactory", "RelayService"]
 
 _DRAIN_LOOK_SECONDS: Final = 0.05
 
@@ -227,14 +224,3 @@ class RelayService(ListeningService):
             "rests": gatekeeper.rests,
             **told,
         }
-
-
-def make_relay(options: Any, reactor: Any) -> IService:
-    """Return the relay's service, or the demonstration's without endpoints."""
-    if not options["listen"]:
-        from .demo import make_demonstration
-
-        return make_demonstration(reactor, sys.stdout)
-    from .process import Operation
-
-    return Operation(reactor, options.settings, fail_at_exit)
