@@ -74,7 +74,7 @@ class Web(WrappingFactory):
 
 @contextlib.asynccontextmanager
 async def web(options, node=LOOPBACK):
-    """Run a web server; at the end nobody is connected any more."""
+    """Run a web server; at the end no connection is left."""
     site = Web()
     port = await server_endpoint(reactor, node, 0, options).listen(site)
     site.port = port.getHost().port
@@ -245,7 +245,7 @@ async def test_connection_timeout_ends_a_request_whose_handshake_hangs(authority
     assert caught.value.stage == "handshake"
 
 
-async def test_read_timeout_ends_a_request_that_nobody_answers(kind):
+async def test_read_timeout_ends_a_request_that_is_not_answered(kind):
     options = kind.client(read_timeout=timedelta(milliseconds=200))
     async with web(kind.server()) as site, agent_for(options) as agent:
         with pytest.raises(ResponseNeverReceived) as caught:
@@ -285,7 +285,7 @@ async def test_cancelling_a_request_cancels_the_connecting(authority):
 
 
 async def test_proxies_of_the_environment_are_left_out(monkeypatch):
-    """An agent connects where it is told to; who wants a proxy says so."""
+    """An agent connects to the host of the URI; a proxy takes an agent of its own."""
     with raw_listener() as proxy:
         address = f"http://{LOOPBACK}:{proxy.getsockname()[1]}"
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
@@ -361,7 +361,7 @@ def test_a_uri_says_where_and_how(text, options, where):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b"http://", "node=''"),
         (b"https://", "node=''"),
@@ -369,8 +369,8 @@ def test_a_uri_says_where_and_how(text, options, where):
         (b"http://localhost:70000/", "service=70000"),
     ],
 )
-def test_a_uri_without_a_place_is_a_value_error(text, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_uri_without_a_place_is_a_value_error(text, message):
+    with pytest.raises(ValueError, match=message):
         agent_endpoint_factory(reactor).endpointForURI(URI.fromBytes(text))
 
 
@@ -385,7 +385,7 @@ def test_a_host_of_other_characters_is_a_value_error():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         (TLSSocketOptions(sni="example.com"), ValueError, r"sni=\('example.com',\) must be None"),
         (TLSSocketOptions(sni=()), ValueError, r"sni=\(\) must be None"),
@@ -401,8 +401,8 @@ def test_a_host_of_other_characters_is_a_value_error():
         (TLSSocketOptions(certificates="/none.pem"), ValueError, "certificates='/none.pem'"),
     ],
 )
-def test_a_record_that_no_request_could_use_is_refused(options, error, told):
-    with pytest.raises(error, match=told):
+def test_a_record_that_no_request_could_use_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
         agent_endpoint_factory(reactor, options)
 
 

@@ -421,7 +421,7 @@ PASSIVE = SocketOptions(ai_flags=socket.AI_PASSIVE)
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: client_endpoint(reactor, "", 1), "node=''"),
         (lambda: client_endpoint(reactor, "a\0b", 1), r"node='a\\x00b'"),
@@ -446,8 +446,8 @@ PASSIVE = SocketOptions(ai_flags=socket.AI_PASSIVE)
         ),
     ],
 )
-def test_the_wrong_value_is_a_value_error_that_names_it(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_the_wrong_value_is_a_value_error_that_names_it(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 

@@ -46,7 +46,7 @@ class AtOnce:
 
 
 async def cancelled(connecting):
-    """Cancel a connect that waits, and tell what its Deferred says."""
+    """Cancel a connect that waits, and return what its Deferred fires with."""
     assert not connecting.called
     connecting.cancel()
     with pytest.raises(CancelledError):
@@ -78,7 +78,7 @@ async def test_a_look_up_by_the_system_can_be_cancelled():
     await cancelled(connecting)
 
 
-async def test_a_connect_can_be_cancelled_while_nobody_answers(kind):
+async def test_a_connect_can_be_cancelled_while_it_is_not_answered(kind):
     clients = Protocols()
     with full_listener() as listener:
         where = client_endpoint(reactor, LOOPBACK, listener.getsockname()[1], kind.client())

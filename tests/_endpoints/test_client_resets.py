@@ -1,4 +1,4 @@
-"""Peers that are gone as soon as they are connected: told by class, whenever it is noticed."""
+"""Peers that are gone as soon as they are connected: reported by class, whenever it is noticed."""
 
 from __future__ import annotations
 

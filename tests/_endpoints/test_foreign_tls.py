@@ -408,7 +408,7 @@ async def test_a_mute_peer_is_given_up(side, seconds, plain, authority, clocked)
         assert reason.stage == "handshake"
 
 
-async def test_a_goodbye_that_nobody_answers_ends(plain, authority, clocked):
+async def test_a_tls_shutdown_that_is_not_answered_ends(plain, authority, clocked):
     factories = Certified("twisted", authority)
     async with connected(plain, on=clocked) as pair:
         start(pair, factories)

@@ -264,7 +264,7 @@ async def test_abort_tells_at_once_and_loses_what_is_queued(inner, tls):
         assert not isinstance(await pair.server.loses(), ConnectionDone)
 
 
-async def test_abort_during_the_goodbye_ends_it(either, tls):
+async def test_abort_during_the_tls_shutdown_ends_it(either, tls):
     async with over(either, tls) as pair:
         pair.server.transport.pauseProducing()
         pair.client.transport.loseConnection()
@@ -314,7 +314,7 @@ async def test_write_timeout_holds(either, tls):
         assert isinstance(await pair.client.loses(), SocketWriteTimeoutError)
 
 
-async def test_close_timeout_ends_a_goodbye_that_nobody_answers(either, tls):
+async def test_close_timeout_ends_a_tls_shutdown_that_is_not_answered(either, tls):
     fields = {"close_timeout": timedelta(milliseconds=50)}
     async with over(either, tls, client_fields=fields) as pair:
         pair.server.transport.pauseProducing()
@@ -356,7 +356,7 @@ async def test_a_factory_that_builds_none_drops_the_connection(either, authority
         assert nothing.life == ["start", "stop"]
 
 
-async def test_a_server_that_builds_none_says_goodbye(either, authority):
+async def test_a_server_that_builds_none_sends_close_notify(either, authority):
     clients = Protocols()
     listens = server_endpoint(
         reactor, None, None, authority.server_options(), endpoint=either.server()

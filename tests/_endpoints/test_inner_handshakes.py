@@ -96,7 +96,7 @@ async def test_the_wrong_server_fails_connect(inner, authority, log_lines):
         assert server.factory.built == []
 
 
-async def test_an_authority_that_nobody_trusts_fails_connect(inner, authority, other_authority):
+async def test_an_authority_that_is_not_trusted_fails_connect(inner, authority, other_authority):
     async with serve(inner, authority.server_options()) as server:
         with pytest.raises(CertificateVerificationError):
             await server.client(other_authority.client_options()).connect(Protocols())

@@ -206,10 +206,10 @@ BAD = [
 def test_a_wrong_string_is_one_line_that_helps(parse, string, parts):
     with pytest.raises(ValueError) as caught:
         parse(reactor, string)
-    told = str(caught.value)
-    assert "\n" not in told
+    text = str(caught.value)
+    assert "\n" not in text
     for part in parts:
-        assert part in told
+        assert part in text
 
 
 def test_what_the_inner_string_holds_is_not_repeated():
@@ -227,7 +227,7 @@ def test_what_contradicts_an_inner_endpoint_is_an_error(authority):
     inner = TCP4ClientEndpoint(reactor, LOOPBACK, 1)
     listens = UNIXServerEndpoint(reactor, "/nowhere")
     server = authority.server_options()
-    for make, error, told in [
+    for make, error, message in [
         (
             lambda: client_endpoint(reactor, "a", 443, options, endpoint=inner),
             ValueError,
@@ -274,5 +274,5 @@ def test_what_contradicts_an_inner_endpoint_is_an_error(authority):
             "IStreamServerEndpoint",
         ),
     ]:
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             make()

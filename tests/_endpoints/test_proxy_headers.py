@@ -1,4 +1,4 @@
-"""PROXY headers on endpoints: what servers require and tell, and what clients send."""
+"""PROXY headers on endpoints: what servers require and report, and what clients send."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def proxied(kind, port, servers, header):
 
 
 @pytest.mark.parametrize(("required", "sent"), [("v1", V1), ("v2", V2), ("any", V1), ("any", V2)])
-async def test_a_protocol_sees_whom_the_header_tells(kind, required, sent):
+async def test_a_protocol_sees_the_addresses_of_the_header(kind, required, sent):
     servers = Protocols()
     async with listening(kind.server(proxy_protocol=required), servers) as port:
         server = await proxied(kind, port, servers, sent)
@@ -201,8 +201,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("required", "sent", "told"), BAD)
-async def test_what_is_no_good_header_ends_that_connection(kind, required, sent, told, log_lines):
+@pytest.mark.parametrize(("required", "sent", "message"), BAD)
+async def test_what_is_no_good_header_ends_that_connection(
+    kind, required, sent, message, log_lines
+):
     servers = Protocols()
     async with listening(kind.server(proxy_protocol=required), servers) as port:
         with raw_client(port) as sock:
@@ -211,7 +213,7 @@ async def test_what_is_no_good_header_ends_that_connection(kind, required, sent,
                 assert await raw_receive(sock) == b""
             here = re.escape(f"{LOOPBACK}:{sock.getsockname()[1]}")
         [line] = [line for line in log_lines if "refused" in line]
-        assert re.search(rf"connection from {here} refused: bad PROXY header: .*{told}", line)
+        assert re.search(rf"connection from {here} refused: bad PROXY header: .*{message}", line)
         assert servers.built == []
         await proxied(kind, port, servers, V1 if required == "v1" else V2)
 
@@ -285,7 +287,7 @@ async def test_a_path_cannot_forge_lines_of_the_log(authority, log_lines):
     assert r"unix:/a\nforged" in line
 
 
-async def test_mute_peers_hold_up_nobody(kind):
+async def test_mute_peers_hold_up_no_other(kind):
     servers = Protocols()
     async with listening(kind.server(proxy_protocol="any"), servers) as port:
         with contextlib.ExitStack() as stack:
@@ -371,7 +373,7 @@ async def test_a_client_tells_of_another_connection(kind):
         server = await servers.connected()
         assert server.transport.proxy_header == header
         assert server.transport.getPeer() == IPv6Address("TCP", "2001:db8::1", 1)
-        # The endpoint itself still tells the connection's own.
+        # The endpoint itself still sends the connection's own.
         client = await where.connect(clients)
         server = await servers.connected(2)
         assert server.transport.getPeer() == client.transport.getHost()
@@ -466,7 +468,7 @@ def test_a_client_has_to_choose_a_version(kind):
 
 
 @pytest.mark.parametrize(
-    ("version", "header", "error", "told"),
+    ("version", "header", "error", "message"),
     [
         (None, HEADER, ValueError, "proxy_protocol"),
         ("v2", V2, TypeError, "ProxyHeader"),
@@ -474,9 +476,9 @@ def test_a_client_has_to_choose_a_version(kind):
         ("v1", ProxyHeader(SOURCE, DESTINATION, tlvs=[(1, b"h2")]), ValueError, "'v2' has"),
     ],
 )
-def test_a_header_that_cannot_be_sent_is_refused_at_once(kind, version, header, error, told):
+def test_a_header_that_cannot_be_sent_is_refused_at_once(kind, version, header, error, message):
     where = client_endpoint(reactor, "localhost", 80, kind.client(proxy_protocol=version))
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         where.on_behalf_of(header)
 
 

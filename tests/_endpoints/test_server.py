@@ -395,7 +395,7 @@ async def test_an_exception_of_connection_made_costs_that_connection_alone(kind,
     ],
     ids=["nothing", "a byte", "HTTP", "noise", "a long record"],
 )
-async def test_a_bad_tls_peer_disturbs_nobody_else(authority, said):
+async def test_a_bad_tls_peer_disturbs_no_other(authority, said):
     kind, servers = Kind(authority, tls=True), Protocols()
     async with listening(kind.server(), servers) as port:
         with contextlib.ExitStack() as stack:
@@ -429,7 +429,7 @@ async def test_a_slow_tls_peer_is_served_in_the_end(authority):
 
 
 async def dribble(sock, data):
-    """Send *data* byte by byte, in a turn of the reactor each."""
+    """Send *data* byte by byte, each in a reactor iteration of its own."""
     for byte in data:
         sock.send(bytes([byte]))
         await turns(1)
@@ -464,7 +464,7 @@ async def test_a_failed_handshake_is_told_with_address_and_reason(authority, log
     assert "http request" in line
 
 
-async def test_a_peer_that_resets_at_once_disturbs_nobody_else(kind):
+async def test_a_peer_that_resets_at_once_disturbs_no_other(kind):
     servers = Protocols()
     async with listening(kind.server(), servers) as port:
         for _ in range(3):

@@ -167,13 +167,13 @@ async def test_either_side_may_be_tls_s_client(plain, factories):
 
 async def test_the_factory_of_the_wrong_side_is_refused(plain, factories):
     async with connected(plain) as pair:
-        for start, told in (
+        for start, message in (
             (lambda: pair.client.transport.startTLS(factories.server), "client's side"),
             (lambda: pair.server.transport.startTLS(factories.client), "server's side"),
             (lambda: pair.client.transport.startTLS(factories.client, False), "server's side"),
             (lambda: pair.server.transport.startTLS(factories.server, False), "client's side"),
         ):
-            with pytest.raises(ValueError, match=told):
+            with pytest.raises(ValueError, match=message):
                 start()
         pair.client.transport.write(b"still plain")
         assert await pair.server.receives(11) == b"still plain"

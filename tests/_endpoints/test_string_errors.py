@@ -20,7 +20,7 @@ CUT = "9" * 80
 KNOWN = (*string_keys.keys_of(SocketOptions), "node", "service")
 TLS = "netsock-tls:example.com:443"
 
-# What no text file can hold, or should: who takes the string, the string, and the line.
+# What no text file can hold, or should: the endpoint function, the string, and the line.
 SPECIAL = [
     (S, "netsock:80:node=a\x00b", "node='a\\x00b' must be a host name or an address"),
     (
@@ -51,8 +51,8 @@ SPECIAL = [
 def written() -> list[tuple[Any, str, str]]:
     """Return the table of ``wrong_strings.txt``."""
     lines = Path(__file__).with_name("wrong_strings.txt").read_text().splitlines()
-    told = [line for line in lines if line and not line.startswith("#")]
-    pairs = zip(told[::2], told[1::2], strict=True)
+    entries = [line for line in lines if line and not line.startswith("#")]
+    pairs = zip(entries[::2], entries[1::2], strict=True)
     return [
         ({"client": C, "server": S}[first.split(" ", 1)[0]], first.split(" ", 1)[1], line.strip())
         for first, line in pairs
@@ -98,7 +98,7 @@ def test_reload_every_nothing_names_the_key(tmp_path, authority):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n", "malformed"),
         (b"-----BEGIN NOTHING-----\n", "holds no certificate"),
@@ -107,17 +107,17 @@ def test_reload_every_nothing_names_the_key(tmp_path, authority):
     ],
     ids=["malformed", "empty PEM", "other DER", "noise"],
 )
-def test_a_bad_file_is_named_on_one_line(tmp_path, content, told):
+def test_a_bad_file_is_named_on_one_line(tmp_path, content, message):
     path = tmp_path / "bad.pem"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=told) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         clientFromString(reactor, f"{TLS}:trustedCertificates={path}")
     assert f"trustedCertificates={str(path)!r}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "content", "told"),
+    ("key", "content", "message"),
     [
         ("the wrong key", None, "does not match"),
         ("no key", b"nonsense", "holds no private key"),
@@ -129,13 +129,13 @@ def test_a_bad_file_is_named_on_one_line(tmp_path, content, told):
     ],
 )
 def test_a_bad_key_is_told_on_one_line_without_its_content(
-    tmp_path, authority, key, content, told
+    tmp_path, authority, key, content, message
 ):
     del key
     certificate, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
     certificate.write_bytes(authority.issue("localhost").certificate_pem)
     private.write_bytes(content or authority.issue("localhost").private_key_pem)
-    with pytest.raises(ValueError, match=told) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         serverFromString(
             reactor, f"netsock-tls:443:certificates={certificate}:privateKey={private}"
         )

@@ -1,4 +1,4 @@
-"""Transports: writing, reading, pausing, and what they tell of themselves."""
+"""Transports: writing, reading, pausing, and what they report."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_a_write_after_lose_connection_harms_nothing(kind):
 
 
 async def test_a_write_to_a_peer_that_is_gone_tells_nothing_from_within(kind):
-    """The loss is told in a turn of its own, whatever is written before."""
+    """The loss is reported in a reactor iteration of its own, whatever is written before."""
 
     class Careful(Recorder):
         inside = False
@@ -350,7 +350,7 @@ async def test_stop_producing_is_lose_connection(kind):
         assert pair.server.received == b"last words"
 
 
-# What a transport tells of itself
+# What a transport reports
 
 
 async def test_small_writes_are_gathered_or_not_as_asked(kind):
@@ -468,7 +468,7 @@ async def test_without_alpn_no_protocol_is_negotiated(authority):
 
 
 async def test_a_lost_connection_keeps_no_protocol_alive(kind):
-    """What the transport told its protocol of was told once."""
+    """What the transport reported to its protocol was reported once."""
     async with connected(kind) as pair:
         transport = pair.client.transport
         transport.loseConnection()

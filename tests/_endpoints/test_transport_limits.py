@@ -207,7 +207,7 @@ async def tls_server(listener, authority, tmp_path):
     return await tls_peer(await accepted(listener), server_context(issued, tmp_path))
 
 
-async def test_a_peer_that_ignores_the_goodbye_has_close_timeout(authority, clocked):
+async def test_a_peer_that_ignores_close_notify_has_close_timeout(authority, clocked):
     servers = Protocols()
     async with listening(authority.server_options(), servers, on=clocked) as port:
         with (
@@ -243,7 +243,7 @@ async def test_close_timeout_holds_for_clients_too(authority, clocked, tmp_path)
     assert clients.life == ["start", "stop"]
 
 
-async def test_a_peer_that_answers_the_goodbye_is_not_waited_for(authority, clocked):
+async def test_a_peer_that_answers_close_notify_is_not_waited_for(authority, clocked):
     servers = Protocols()
     async with listening(authority.server_options(), servers, on=clocked) as port:
         with (
@@ -278,7 +278,7 @@ async def test_a_peer_that_just_goes_on_sending_is_not_listened_to_for_ever(auth
             assert server.received == b""
 
 
-async def test_a_goodbye_can_be_cut_short_by_abort(authority, clocked):
+async def test_a_tls_shutdown_can_be_cut_short_by_abort(authority, clocked):
     servers = Protocols()
     async with listening(authority.server_options(), servers, on=clocked) as port:
         with (
@@ -292,7 +292,7 @@ async def test_a_goodbye_can_be_cut_short_by_abort(authority, clocked):
             assert isinstance(await server.loses(), ConnectionAborted)
 
 
-async def test_a_write_during_the_goodbye_harms_nothing(authority, clocked):
+async def test_a_write_during_the_tls_shutdown_harms_nothing(authority, clocked):
     servers = Protocols()
     async with listening(authority.server_options(), servers, on=clocked) as port:
         with (
@@ -312,7 +312,7 @@ async def test_a_write_during_the_goodbye_harms_nothing(authority, clocked):
             assert isinstance(await server.loses(), ConnectionDone)
 
 
-async def test_pausing_during_the_goodbye_changes_nothing(authority, clocked):
+async def test_pausing_during_the_tls_shutdown_changes_nothing(authority, clocked):
     servers = Protocols()
     async with listening(authority.server_options(), servers, on=clocked) as port:
         with (
@@ -329,7 +329,7 @@ async def test_pausing_during_the_goodbye_changes_nothing(authority, clocked):
             assert isinstance(await server.loses(), ConnectionDone)
 
 
-async def test_read_timeout_does_not_run_during_the_goodbye(authority, clocked):
+async def test_read_timeout_does_not_run_during_the_tls_shutdown(authority, clocked):
     servers = Protocols()
     options = authority.server_options(close_timeout=timedelta(seconds=60), **READ)
     async with listening(options, servers, on=clocked) as port:

@@ -19,33 +19,33 @@ MOST_CALLS = 10_000
 
 @implementer(IPushProducer)
 class Push:
-    """Notes what it is told, and produces when it is asked to."""
+    """Notes its calls, and produces when asked."""
 
     def __init__(self, consumer):
         self.consumer = consumer
-        self.told = []
+        self.calls = []
         consumer.registerProducer(self, True)
 
     def pauseProducing(self):
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resumeProducing(self):
-        self.told.append("resume")
+        self.calls.append("resume")
 
     def stopProducing(self):
-        self.told.append("stop")
+        self.calls.append("stop")
 
     def fill(self):
-        """Write until told to pause, and return what was written."""
+        """Write until it is paused, and return what was written."""
         written = bytearray()
-        self.told.clear()
+        self.calls.clear()
         for number in range(MOST_CALLS):
-            if self.told:
+            if self.calls:
                 break
             piece = b"%07d," % number * 512
             self.consumer.write(piece)
             written += piece
-        assert self.told == ["pause"]
+        assert self.calls == ["pause"]
         return bytes(written)
 
 
@@ -78,13 +78,13 @@ async def test_a_push_producer_is_paused_and_resumed(kind):
         producer = Push(pair.client.transport)
         written = producer.fill()
         await turns(20)
-        assert producer.told == ["pause"]
+        assert producer.calls == ["pause"]
         pair.server.transport.resumeProducing()
-        await until(lambda: producer.told == ["pause", "resume"])
+        await until(lambda: producer.calls == ["pause", "resume"])
         assert await pair.server.receives(len(written)) == written
         again = producer.fill()
         assert await pair.server.receives(len(written + again)) == written + again
-        await until(lambda: producer.told == ["pause", "resume"])
+        await until(lambda: producer.calls == ["pause", "resume"])
         pair.client.transport.unregisterProducer()
 
 
@@ -96,9 +96,9 @@ async def test_a_push_producer_is_paused_above_64_kib_and_not_below(authority):
         producer = Push(transport)
         for _ in range(64):
             transport.write(b"x" * 1024)
-        assert producer.told == []
+        assert producer.calls == []
         transport.write(b"x")
-        assert producer.told == ["pause"]
+        assert producer.calls == ["pause"]
 
 
 async def test_a_push_producer_may_come_late(kind):
@@ -107,11 +107,11 @@ async def test_a_push_producer_may_come_late(kind):
         pair.server.transport.pauseProducing()
         pair.client.transport.write(BULK)
         producer = Push(pair.client.transport)
-        assert producer.told == []
+        assert producer.calls == []
         pair.client.transport.write(b"x")
-        assert producer.told == ["pause"]
+        assert producer.calls == ["pause"]
         pair.server.transport.resumeProducing()
-        await until(lambda: producer.told == ["pause", "resume"])
+        await until(lambda: producer.calls == ["pause", "resume"])
 
 
 async def test_a_paused_producer_is_told_so_once(kind):
@@ -121,7 +121,7 @@ async def test_a_paused_producer_is_told_so_once(kind):
         producer.fill()
         for _ in range(5):
             pair.client.transport.write(b"x" * 65536)
-        assert producer.told == ["pause"]
+        assert producer.calls == ["pause"]
 
 
 async def test_lose_connection_waits_for_a_push_producer(kind):
@@ -135,7 +135,7 @@ async def test_lose_connection_waits_for_a_push_producer(kind):
         assert isinstance(await pair.client.loses(), ConnectionDone)
         assert isinstance(await pair.server.loses(), ConnectionDone)
         assert pair.server.received == b"last words"
-        assert producer.told == []
+        assert producer.calls == []
 
 
 async def test_lose_connection_waits_for_a_paused_push_producer(kind):
@@ -145,7 +145,7 @@ async def test_lose_connection_waits_for_a_paused_push_producer(kind):
         written = producer.fill()
         pair.client.transport.loseConnection()
         pair.server.transport.resumeProducing()
-        await until(lambda: producer.told == ["pause", "resume"])
+        await until(lambda: producer.calls == ["pause", "resume"])
         pair.client.transport.write(b"last words")
         pair.client.transport.unregisterProducer()
         assert isinstance(await pair.server.loses(), ConnectionDone)
@@ -260,7 +260,7 @@ async def test_a_producer_of_a_lost_connection_is_stopped_at_once(kind, make):
         pair.client.transport.loseConnection()
         await pair.client.loses()
         producer = make(pair.client.transport)
-        assert getattr(producer, "told", None) == ["stop"] or producer.stopped == 1
+        assert getattr(producer, "calls", None) == ["stop"] or producer.stopped == 1
         pair.client.transport.unregisterProducer()
 
 
@@ -269,7 +269,7 @@ async def test_a_producer_is_stopped_when_the_connection_is_lost(kind):
         producer = Push(pair.client.transport)
         pair.server.transport.abortConnection()
         await pair.client.loses()
-        assert producer.told == ["stop"]
+        assert producer.calls == ["stop"]
 
 
 async def test_a_producer_that_was_let_go_is_told_nothing(kind):
@@ -280,7 +280,7 @@ async def test_a_producer_that_was_let_go_is_told_nothing(kind):
         await pair.server.receives(len(BULK))
         pair.client.transport.loseConnection()
         await pair.client.loses()
-        assert producer.told == []
+        assert producer.calls == []
 
 
 async def test_an_exception_of_a_producer_is_logged_and_ends_the_connection(kind, logged_errors):

@@ -110,7 +110,7 @@ def test_a_header_of_version_1_comes_back(header, behind):
 @patient
 @given(encoded=ENCODED, data=st.data())
 def test_no_part_of_a_header_is_a_header(encoded, data):
-    """And where it ends is never told wrongly on the way."""
+    """And where it ends is never reported wrongly on the way."""
     size = data.draw(st.integers(0, len(encoded) - 1))
     part = encoded[:size]
     assert header_end(part, "any", limit=FULL) in {None, len(encoded)}

@@ -252,7 +252,7 @@ def test_a_header_is_a_value():
 
 
 @pytest.mark.parametrize(
-    ("fields", "error", "told"),
+    ("fields", "error", "message"),
     [
         ({"source": ("192.0.2.1", 1)}, ValueError, "both or neither"),
         ({"source": ("example.com", 1)}, ValueError, "numeric"),
@@ -281,8 +281,8 @@ def test_a_header_is_a_value():
         ({"tlvs": [(0x20, b"")]}, ValueError, "cut off"),
     ],
 )
-def test_what_does_not_fit_into_a_header_is_refused(fields, error, told):
-    with pytest.raises(error, match=told):
+def test_what_does_not_fit_into_a_header_is_refused(fields, error, message):
+    with pytest.raises(error, match=message):
         ProxyHeader(**fields)
 
 

@@ -51,8 +51,8 @@ class Ends:
     @property
     def waiting(self) -> int:
         """How many bytes the kernel holds for us."""
-        told = fcntl.ioctl(self.ours, termios.FIONREAD, bytes(4))
-        count: int = struct.unpack("i", told)[0]
+        unread = fcntl.ioctl(self.ours, termios.FIONREAD, bytes(4))
+        count: int = struct.unpack("i", unread)[0]
         return count
 
     async def holds(self, count: int) -> None:

@@ -27,6 +27,7 @@ __all__ = ["agent_endpoint_factory"]
 
 _PLAIN_SCHEMES: Final = frozenset({b"http", b"ws"})
 _TLS_SCHEMES: Final = frozenset({b"https", b"wss"})
+"""Of WebSockets, too: they begin as a request of HTTP."""
 
 
 @implementer(IAgentEndpointFactory)

@@ -295,7 +295,7 @@ class _ServerOverEndpoint(InnerConnectionFactory):
         stop_factory(self.factory)
 
     def began(self, connection: InnerConnection) -> bool:
-        """Begin, unless nobody listens any more or too many are under way."""
+        """Begin, unless the port has stopped or too many are under way."""
         if self._closed:
             return False
         network = network_of(getattr(connection.peer, "host", None))

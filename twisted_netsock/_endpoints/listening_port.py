@@ -88,7 +88,7 @@ class AdmissionLimit(Protocol):
         Note that one that had entered is gone, be it before or after a protocol had it.
 
         Args:
-            peer: Of whom it was admitted; `None` if it was not.
+            peer: The address it was admitted with; `None` if it was not.
         """
 
 

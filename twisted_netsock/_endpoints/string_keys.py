@@ -56,6 +56,7 @@ RELOAD_EVERY: Final = "reloadEvery"
 ENDPOINT: Final = "endpoint"
 SYSTEMD: Final = "systemd"
 _PASSWORD_LIMIT: Final = 4096
+"""Bytes: a wrong path, of a device or a log, must not fill the memory."""
 
 _OTHER_KEYS: Final = {
     "node": (False, False),

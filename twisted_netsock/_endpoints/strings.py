@@ -155,7 +155,7 @@ def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
     Take the string in the string, if there is one, off *given*, and make its endpoint.
 
     The error says what is wrong, and of the string itself only the type: the rest
-    may hold what nobody should read.
+    may hold secrets.
     """
     text = given.pop(ENDPOINT, None)
     if text is None:
