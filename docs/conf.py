@@ -76,7 +76,7 @@ nitpick_ignore_regex = [
     # What stands behind public names: classes that users do not make, and aliases of
     # types, which reference/options.md explains.
     ("py:class", r"twisted_netsock\.(\w+\.)+(Base\w+|\w*Context\w*|Operating|\w+Fields|T|S)"),
-    ("py:class", r"twisted_netsock\.(\w+\.)+((TLS)?(Socket)?Info|Blocking(Base|Data)|T|S)"),
+    ("py:class", r"twisted_netsock\.(\w+\.)+((TLS)?(Socket)?Info|Attempts|BlockingOperating|T|S)"),
     ("py:class", r"twisted_netsock\.(\w+\.)+(Watch|Descriptor)"),
     ("py:class", r"(Any|Native)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path"),
     ("py:class", r"SocketOption|Verifier|Version"),
@@ -235,7 +235,7 @@ def show_public_bases(
     app: Any, name: str, obj: Any, autodoc_options: Any, bases: list[type]
 ) -> None:
     """Leave out the classes that only hold what two public ones share."""
-    bases[:] = [base for base in bases if not base.__name__.endswith("Facts")]
+    bases[:] = [base for base in bases if "._" not in base.__module__]
 
 
 def setup(app: Any) -> None:

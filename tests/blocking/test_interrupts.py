@@ -23,20 +23,20 @@ from tests.support.package_sources import PACKAGE
 from tests.support.threads import Background, eventually, plain_pair, threaded, tls_pair
 from twisted_netsock import SocketConnectionLostError, SocketError, blocking
 from twisted_netsock._tls.openssl import Connection
-from twisted_netsock.blocking import _base, _bridge, _selecting
+from twisted_netsock.blocking import _bridge, _operation, _selector
 
 NONE = timedelta(0)
 WATCHED = {
     each.__code__
     for each in (
-        _base.BlockingBase._bridge,
-        _base.BlockingBase._enter_reading,
-        _base.BlockingBase._read,
+        _operation.BlockingOperating._bridge,
+        _operation.BlockingOperating._enter_reading,
+        _operation.BlockingOperating._read,
         _bridge.Call.result,
         _bridge.Call._run,
         _bridge._Link.submit,
-        _selecting._give_back,
-        _selecting._wait_any,
+        _selector._give_back,
+        _selector._wait_any,
     )
 }
 """Functions that are interrupted."""

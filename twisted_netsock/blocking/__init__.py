@@ -74,7 +74,7 @@ from ._chibi import (
     socket,
     with_net_io,
 )
-from ._makers import (
+from ._make import (
     make_client_socket,
     make_client_tls_socket,
     make_server_socket,
@@ -82,13 +82,13 @@ from ._makers import (
     socket_options_to_client_socket,
     start_tls,
 )
-from ._selecting import (
+from ._selector import (
     SocketSelector,
     wait_readable,
     wait_writable,
 )
-from ._sockets import BlockingSocket
-from ._tls_sockets import BlockingTLSSocket
+from ._socket import BlockingSocket
+from ._tls_socket import BlockingTLSSocket
 
 __all__ = [  # noqa: RUF022 - as sorted() has them
     "ADDRESS_FAMILY_INET",

@@ -13,8 +13,8 @@ from .._public import public_in
 from ..addresses import Address, AddressInfo, SocketAddress
 from ..chibi import check_family, check_timeout
 from ._bridge import run, use
-from ._makers import make_client_socket
-from ._sockets import BlockingSocket
+from ._make import make_client_socket
+from ._socket import BlockingSocket
 from ._waiting import Deadline, Expired, check_thread, limited
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from ..errors import SocketBusyError, SocketPortError, SocketWriteTimeoutError
-from ._base import FILE, PORT
+from ._operation import FILE, PORT
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

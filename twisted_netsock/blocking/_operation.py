@@ -1,5 +1,7 @@
 """
-`BlockingBase`: the life of a blocking socket, and how an operation runs on it.
+`BlockingOperating`: how threads run operations on one descriptor, and close it.
+
+The counterpart of `Operating`, which does it on the reactor.
 
 Several threads may use one socket: one in each direction, and any to close it.
 An operation enters under the lock, which makes its thread's waiter the user of
@@ -19,20 +21,17 @@ import errno
 import os
 import socket as _socket
 import threading
-import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from .. import _validation as check
-from .._io.descriptor import Descriptor, set_linger_reset
+from .._io.descriptor import Descriptor
 from .._io.poller import WANT_READ, Want
 from .._sockets.attempts import UNIX_DATAGRAM_PACE
-from .._sockets.info import SocketInfo
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -46,13 +45,12 @@ from ._waiting import (
     Deadline,
     Expired,
     Waiter,
-    check_thread,
     current_waiter,
     events_of,
     reactor_stopped,
 )
 
-__all__ = ["BlockingBase", "in_seconds"]
+__all__ = ["BlockingOperating", "in_seconds"]
 
 T = TypeVar("T")
 
@@ -63,7 +61,7 @@ PORT: Final = 1
 FILE: Final = 2
 """One for an object of `makefile`, which outlives the closing of the socket."""
 
-_sockets: weakref.WeakSet[BlockingBase] = weakref.WeakSet()
+_sockets: weakref.WeakSet[BlockingOperating] = weakref.WeakSet()
 
 
 class User(Protocol):
@@ -73,42 +71,27 @@ class User(Protocol):
         """Have it look again, from any thread."""
 
 
-class BlockingBase(SocketInfo):
-    """The life of a blocking socket."""
+class BlockingOperating:
+    """A descriptor that threads share, with at most one of them in each direction."""
 
-    def __init__(
-        self,
-        descriptor: Descriptor,
-        *,
-        node: str | None = None,
-        service: str | int | None = None,
-        options: SocketOptions | None = None,
-    ) -> None:
-        """Take *descriptor* over."""
-        options = options or SocketOptions()
-        self.node = node
-        self.service = service
+    def __init__(self, descriptor: Descriptor, options: SocketOptions) -> None:
         self._descriptor = descriptor
         self._number = descriptor.sock.fileno()
         self._options = options
-        self._lock = threading.RLock()
+        self._lock: AbstractContextManager[object] = threading.RLock()
         self._reader: User | None = None
         self._writer: User | None = None
         self._drained = False
         """The last receive took all there was: the next one waits before it tries."""
         self._flushing = False
-        self._files = 0
-        self._closed = False
-        self._ending = False
-        self._gone = False
-        self._aborted = False
-        self._dropped = False
-        self._cut = False
-        """Not all was sent that should have been: the peer must notice."""
+        """The output port sends, on behalf of the operation that has that direction."""
         self._cut_send = False
         """A signal handler has shut down the direction in which its thread was sending."""
+        self._closed = False
+        self._ending = False
+        """Nobody gets in any more: the last user closes the descriptor."""
+        self._gone = False
         self._waits = True
-        self._accept_seconds: float | None = None
         self._read_seconds = in_seconds(options.read_timeout)
         self._write_seconds = in_seconds(options.write_timeout)
         _sockets.add(self)
@@ -223,7 +206,7 @@ class BlockingBase(SocketInfo):
             if left == 0:
                 raise Expired
             seconds = left if seconds is None else min(left or 0, seconds)
-        if not reading and self._family == _socket.AF_UNIX and self._is_datagram():
+        if not reading and self._is_unix_datagram():
             waiter.pause(min(seconds or UNIX_DATAGRAM_PACE, UNIX_DATAGRAM_PACE))
         else:
             waiter.wait(self._number, events_of(want), seconds)
@@ -239,9 +222,9 @@ class BlockingBase(SocketInfo):
             error.socket = self
             raise error
 
-    def _is_datagram(self) -> bool:
-        is_datagram: bool = self._descriptor.sock.type == _socket.SOCK_DGRAM
-        return is_datagram
+    def _is_unix_datagram(self) -> bool:
+        sock = self._descriptor.sock
+        return sock.family == _socket.AF_UNIX and sock.type == _socket.SOCK_DGRAM
 
     def _bridge(
         self,
@@ -313,62 +296,7 @@ class BlockingBase(SocketInfo):
         if self._ending:
             self._settle()
 
-    # Closing
-
-    def close(self) -> None:
-        """
-        Close the socket, at once.
-
-        Whatever waits on it in other threads fails with `SocketClosedError`.
-        What `output_port` holds is sent first, within `write_timeout` or else 5
-        seconds. The descriptor is gone on return, with three exceptions: while
-        an object of `makefile` is open, while another thread is just leaving,
-        and while TLS says goodbye, which goes on behind this call within
-        `close_timeout`. May be called again.
-
-        Raises:
-            RuntimeError: This is the reactor's thread.
-        """
-        check_thread()
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._wake_users()
-        self._when_free(self._finish_closing)
-
-    def _when_free(self, function: Callable[[], object]) -> None:
-        """Call *function* now, or when the attempt that this thread has interrupted is over."""
-        function()
-
-    def _finish_closing(self) -> None:
-        try:
-            if not self._close_ports():
-                self._cut = True
-                self._reset()
-        finally:
-            if not self._files:
-                self._end()
-
-    def abort(self) -> None:
-        """Close at once and reset the connection; may be called again, and after `close`."""
-        with self._lock:
-            if self._aborted:
-                return
-            self._aborted = self._closed = True
-        self._reset()
-        self._end()
-        self._close_ports()
-
-    def _reset(self) -> None:
-        """Have the end of the connection be a reset: it must not look complete."""
-        with self._lock:
-            if not self._gone:
-                set_linger_reset(self._descriptor.sock)
-
-    def _close_ports(self) -> bool:
-        """Send what the output port holds, close both, and tell whether all was sent."""
-        return True
+    # The end
 
     def _end(self) -> None:
         """Let nobody in any more, and close the descriptor as soon as nobody uses it."""
@@ -399,38 +327,6 @@ class BlockingBase(SocketInfo):
         """Close the descriptor; called once."""
         self._descriptor.close()
 
-    def _file_opened(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise SocketClosedError(self)
-            self._files += 1
-
-    def _file_closed(self) -> None:
-        with self._lock:
-            self._files -= 1
-            last = self._closed and not self._files
-        if last:
-            self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_gone", True):
-            return
-        if not self._closed:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
-        self._closed = self._ending = self._gone = self._dropped = True
-        self._dispose()
-
     def _after_fork(self) -> None:
         """Make it usable in a forked child, where none of its users is."""
         self._lock = threading.RLock()
@@ -439,98 +335,10 @@ class BlockingBase(SocketInfo):
         if self._ending:
             self._settle()
 
-    # Timeouts
-
-    @property
-    def read_timeout(self) -> timedelta | None:
-        """How long a receive waits for its first byte; `None`: no limit."""
-        return None if self._read_seconds is None else timedelta(seconds=self._read_seconds)
-
-    @read_timeout.setter
-    def read_timeout(self, value: timedelta | None) -> None:
-        self._read_seconds = in_seconds(check.optional_duration(value, "read_timeout"))
-
-    @property
-    def write_timeout(self) -> timedelta | None:
-        """How long a send waits until the kernel takes another byte; `None`: no limit."""
-        return None if self._write_seconds is None else timedelta(seconds=self._write_seconds)
-
-    @write_timeout.setter
-    def write_timeout(self, value: timedelta | None) -> None:
-        self._write_seconds = in_seconds(check.optional_duration(value, "write_timeout"))
-
-    def settimeout(self, value: float | timedelta | None) -> None:
-        """
-        Set both timeouts, and that of `accept`, as `socket.socket.settimeout`.
-
-        Args:
-            value: Seconds, or a `timedelta`; `None`: no limit; 0: no call waits,
-                those that would raise `BlockingIOError`.
-
-        Raises:
-            TypeError: *value* is of another type.
-            ValueError: *value* is negative, no number, or over a year.
-        """
-        seconds: float | None = None
-        if value is not None:
-            given = value if isinstance(value, timedelta) else _interval(value)
-            if given < timedelta():
-                raise ValueError(f"value={value!r} must not be negative")
-            if given:
-                seconds = check.duration(given, "value").total_seconds()
-            elif value:
-                # Less than a microsecond is not nothing.
-                seconds = 1e-6
-            else:
-                self._waits = False
-                return
-        self._waits = True
-        self._read_seconds = self._write_seconds = self._accept_seconds = seconds
-
-    def gettimeout(self) -> float | None:
-        """Return the seconds of `read_timeout`, as `socket.socket.gettimeout`; 0 if none waits."""
-        return self._read_seconds if self._waits else 0.0
-
-    def setblocking(self, flag: bool) -> None:
-        """Have calls wait, without a limit, or not at all, as `socket.socket.setblocking`."""
-        self.settimeout(None if flag else 0)
-
-    def getblocking(self) -> bool:
-        """Return whether calls wait."""
-        return self._waits
-
-    @property
-    def timeout(self) -> float | None:
-        """What `gettimeout` returns."""
-        return self.gettimeout()
-
-    # Looking at it
-
-    @property
-    def type(self) -> _socket.SocketKind:
-        """``SOCK_STREAM``, ``SOCK_DGRAM`` or ``SOCK_RAW``."""
-        return _socket.SocketKind(self._descriptor.sock.type)
-
-    @property
-    def proto(self) -> int:
-        """The protocol's number."""
-        number: int = self._descriptor.sock.proto
-        return number
-
 
 def in_seconds(duration: timedelta | None) -> float | None:
     """Return the seconds of a `timedelta`, or `None`."""
     return None if duration is None else duration.total_seconds()
-
-
-def _interval(value: Any) -> timedelta:
-    """Return a number of seconds as a `timedelta`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"value must be seconds, a timedelta or None, not {value!r}")
-    try:
-        return timedelta(seconds=value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"value={value!r} must be a number of seconds, up to a year") from None
 
 
 def _after_fork() -> None:

@@ -24,10 +24,10 @@ from ..options import (
     TLSSocketOptions,
     require_record,
 )
-from ._base import in_seconds
 from ._bridge import Call, run
-from ._sockets import BlockingSocket, Taken, take
-from ._tls_sockets import BlockingTLSSocket, shake_hands
+from ._operation import in_seconds
+from ._socket import BlockingSocket, Taken, take
+from ._tls_socket import BlockingTLSSocket, shake_hands
 from ._waiting import Deadline, Expired, limited
 
 __all__ = [

@@ -24,9 +24,9 @@ from .._tls.info import TLSSocketInfo
 from .._tls.server import ServerContextFactory
 from ..errors import SocketBusyError, SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
-from ._base import in_seconds
 from ._bridge import in_reactor, run, use
-from ._sockets import BlockingSocket
+from ._operation import in_seconds
+from ._socket import BlockingSocket
 
 __all__ = ["BlockingTLSSocket", "shake_hands"]
 

@@ -25,7 +25,7 @@ from .._net.resolver import DaemonThreads
 from .._public import public_in
 from ..errors import NetsockError, SocketClosedError, SocketError, SocketReadTimeoutError
 from ._bridge import use
-from ._sockets import BlockingSocket
+from ._socket import BlockingSocket
 from ._waiting import (
     READ,
     WRITE,
