@@ -240,7 +240,7 @@ class _Session(Protocol):
 
 
 def _description(transport: Any) -> str:
-    """Say to whom we are connected, and how."""
+    """Report the peer and the TLS parameters of the connection."""
     peer = transport.getPeer()
     host = getattr(peer, "host", None)
     at = str(peer) if host is None else f"{host}, port {peer.port}"
@@ -291,7 +291,7 @@ class ConnectOptions(OneShotOptions):
         self.timeout = parse_time("timeout", self["timeout"])
         self.linger = parse_time("linger", self["linger"])
         self.idle = None if self["idle"] is None else parse_time("idle", self["idle"])
-        # An endpoint made here has the limit among its options, and tells what took so long.
+        # An endpoint made here has the limit among its options, and names the stage that was late.
         self.limits_itself = True
         self.endpoint = self._make_endpoint(reactor)
 
@@ -338,12 +338,12 @@ class ConnectOptions(OneShotOptions):
 
 
 def _on_timeout(result: Any, _seconds: float) -> Any:
-    """Tell that connecting took too long, whatever the endpoint makes of being cancelled."""
+    """Fail because connecting took too long, whatever the endpoint makes of being cancelled."""
     return Failure(SocketConnectionTimeoutError()) if isinstance(result, Failure) else result
 
 
 def _is_host_and_port(text: str) -> bool:
-    """Tell ``example.com:80`` from an endpoint string, such as ``tcp:80`` or ``unix:path``."""
+    """Return whether *text* is like ``example.com:80``, and no string like ``tcp:80``."""
     if text.startswith("["):
         return True
     host, colon, port = text.partition(":")
@@ -353,7 +353,7 @@ def _is_host_and_port(text: str) -> bool:
 
 
 def _is_kind(name: str) -> bool:
-    """Tell whether endpoint strings may begin with *name*."""
+    """Return whether endpoint strings may begin with *name*."""
     from twisted.internet.interfaces import IStreamClientEndpointStringParserWithReactor
     from twisted.plugin import getPlugins
 

@@ -69,12 +69,12 @@ class _Echo(Protocol, TimeoutMixin):
         transport.loseConnection()
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """Call *func* on this service's reactor; for the time-out."""
+        """Call *func* on this service's reactor; for the timeout."""
         call: IDelayedCall = self._reactor.callLater(period, func)
         return call
 
     def timeoutConnection(self) -> None:
-        """Reset the connection: who reads nothing would not notice an end in order."""
+        """Reset the connection: a peer that reads nothing would not notice an orderly end."""
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -93,7 +93,7 @@ class EchoFactory(Factory):
         Serve on *reactor*.
 
         Args:
-            reactor: For the time-out.
+            reactor: For the timeout.
             idle_timeout: How long a client may be silent, or `None` for no limit.
         """
         self._reactor = reactor
@@ -150,7 +150,7 @@ class EchoOptions(usage.Options):
         self["listen"].append(endpoint)
 
     def postOptions(self) -> None:
-        """Make the endpoints, so that a mistake is told before anything runs."""
+        """Make the endpoints, so that a mistake is reported before anything runs."""
         from twisted.internet import reactor
 
         self["idle-timeout"] = _idle_timeout(self["idle-timeout"])

@@ -29,7 +29,7 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-from twisted_netsock.commands.relay.limits import Gatekeeper, Limits, raise_descriptor_limit
+from twisted_netsock.commands.relay.limits import ConnectionLimits, Limits, raise_descriptor_limit
 from twisted_netsock.commands.relay.routes import Routes, Target
 from twisted_netsock.commands.relay.service import RelayService
 
@@ -68,8 +68,8 @@ class Running:
         self.service, self.port, self.listener, self.stack = service, port, listener, stack
 
     @property
-    def gatekeeper(self):
-        return self.service._factory.gatekeeper
+    def connection_limits(self):
+        return self.service._factory.connection_limits
 
     def connect(self):
         return End(self.stack.enter_context(socket.create_connection((LOOPBACK, self.port))))
@@ -232,7 +232,7 @@ async def test_at_the_limit_connections_wait_in_the_kernel(listen):
         assert await (await relay.accept()).receives() == b"patience"
         second[0].sock.sendall(b"unharmed")
         assert await second[1].receives() == b"unharmed"
-        await until(lambda: relay.gatekeeper.entered_now == 2)
+        await until(lambda: relay.connection_limits.entered_now == 2)
 
 
 async def test_handshakes_count_as_connections(authority):
@@ -240,11 +240,11 @@ async def test_handshakes_count_as_connections(authority):
     listen = server_endpoint(reactor, LOOPBACK, 0, options)
     async with running(Limits(connections=2), listen=listen) as relay:
         mute = [relay.connect(), relay.connect()]
-        await until(lambda: relay.gatekeeper.full)
+        await until(lambda: relay.connection_limits.full)
         assert relay.service.snapshot()["connections"]["open"] == 0
         mute[0].sock.close()
-        await until(lambda: not relay.gatekeeper.full)
-        assert relay.gatekeeper.entered_now == 1
+        await until(lambda: not relay.connection_limits.full)
+        assert relay.connection_limits.entered_now == 1
 
 
 def client_context(authority):
@@ -259,12 +259,12 @@ async def test_more_handshakes_than_allowed_wait(authority):
     listen = server_endpoint(reactor, LOOPBACK, 0, authority_options(authority))
     async with running(Limits(handshakes=1), listen=listen) as relay:
         first, _second = relay.connect(), relay.connect()
-        await until(lambda: relay.gatekeeper.entered_now == 1)
+        await until(lambda: relay.connection_limits.entered_now == 1)
         await turns(30)
-        assert relay.gatekeeper.entered_now == 1
+        assert relay.connection_limits.entered_now == 1
         first.sock.sendall(b"this is no TLS\r\n\r\n")
         await until(lambda: relay.service.snapshot()["failed_handshakes"] == 1)
-        await until(lambda: relay.gatekeeper.entered_now == 1)
+        await until(lambda: relay.connection_limits.entered_now == 1)
 
 
 @pytest.mark.parametrize(
@@ -277,10 +277,10 @@ async def test_one_address_cannot_take_everything(listen, log_lines):
         one, other = await relay.pair()
         second = relay.connect()
         assert await second.receives() in {b"", "reset"}
-        assert relay.gatekeeper.turned_away == 1
+        assert relay.connection_limits.turned_away == 1
         for each in one, other:
             each.sock.close()
-        await until(lambda: not relay.gatekeeper.entered_now)
+        await until(lambda: not relay.connection_limits.entered_now)
         await relay.pair()
     assert sum("has 1 connections already" in line for line in log_lines) == 1
 
@@ -298,10 +298,10 @@ async def test_what_cannot_be_paused_is_closed_at_the_limit(authority):
             with pytest.raises(SocketConnectionLostError):
                 await back.connect(Protocols())
             assert not first.transport.disconnected
-            assert relay.gatekeeper.entered_now == 1
+            assert relay.connection_limits.entered_now == 1
         finally:
             await clients.all_lost()
-        await until(lambda: not relay.gatekeeper.entered_now)
+        await until(lambda: not relay.connection_limits.entered_now)
 
 
 def mute_listeners(authority):
@@ -353,12 +353,12 @@ async def test_clients_count_from_the_moment_that_they_are_accepted(kind, author
         if kind == "both":
             for end in ends:
                 end.sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n")
-        await until(lambda: relay.gatekeeper.turned_away == 4)
-        assert relay.gatekeeper.entered_now == 2
+        await until(lambda: relay.connection_limits.turned_away == 4)
+        assert relay.connection_limits.entered_now == 2
         for end in ends:
             end.sock.close()
-        await until(lambda: not relay.gatekeeper.entered_now)
-        assert not relay.gatekeeper._admitted
+        await until(lambda: not relay.connection_limits.entered_now)
+        assert not relay.connection_limits._admitted
 
 
 async def test_a_burst_of_one_address_is_served_in_turn(authority):
@@ -389,36 +389,36 @@ async def test_a_burst_of_one_address_is_served_in_turn(authority):
     ],
 )
 def test_addresses_of_one_customer_are_counted_together(first, second, same, log_lines):
-    gatekeeper = Gatekeeper(Clock(), Limits(per_client=1))
-    gatekeeper.entered()
-    assert gatekeeper.admits(first)
-    assert gatekeeper.admits(second) is not same
-    gatekeeper.left(first)
-    assert gatekeeper.admits(first)
+    connection_limits = ConnectionLimits(Clock(), Limits(per_client=1))
+    connection_limits.entered()
+    assert connection_limits.admits(first)
+    assert connection_limits.admits(second) is not same
+    connection_limits.left(first)
+    assert connection_limits.admits(first)
 
 
 def test_nothing_is_kept_of_clients_that_are_gone(log_lines):
-    gatekeeper = Gatekeeper(Clock(), Limits(per_client=1))
+    connection_limits = ConnectionLimits(Clock(), Limits(per_client=1))
     address = IPv4Address("TCP", "192.0.2.1", 1)
-    gatekeeper.entered()
-    assert gatekeeper.admits(address)
-    gatekeeper.entered()
-    assert not gatekeeper.admits(address)
-    gatekeeper.left(None)
-    gatekeeper.left(address)
-    assert not gatekeeper._admitted
-    assert gatekeeper.entered_now == 0
+    connection_limits.entered()
+    assert connection_limits.admits(address)
+    connection_limits.entered()
+    assert not connection_limits.admits(address)
+    connection_limits.left(None)
+    connection_limits.left(address)
+    assert not connection_limits._admitted
+    assert connection_limits.entered_now == 0
 
 
 def test_refusals_are_logged_now_and_then(log_lines):
     clock = Clock()
-    gatekeeper = Gatekeeper(clock, Limits(per_client=1))
+    connection_limits = ConnectionLimits(clock, Limits(per_client=1))
     address = IPv4Address("TCP", "192.0.2.1", 1)
-    assert gatekeeper.admits(address)
+    assert connection_limits.admits(address)
     for _ in range(100):
-        assert not gatekeeper.admits(address)
+        assert not connection_limits.admits(address)
         clock.advance(0.2)
-    assert gatekeeper.turned_away == 100
+    assert connection_limits.turned_away == 100
     assert len(log_lines) == 2
 
 
@@ -464,7 +464,7 @@ async def test_without_descriptors_for_the_backend_others_go_on_and_it_recovers(
         with descriptors_left(2):
             # One for this end, one for the relay's; none for the backend.
             assert await relay.connect().receives() == "reset"
-            assert relay.gatekeeper.rests == 1
+            assert relay.connection_limits.rests == 1
             one.sock.sendall(b"going on")
             assert await other.receives() == b"going on"
             assert relay.service.snapshot()["state"] == "paused"
@@ -521,7 +521,7 @@ async def test_draining_lets_handshakes_finish(authority, log_lines):
     listen = server_endpoint(reactor, LOOPBACK, 0, authority_options(authority))
     async with running(Limits(drain=20), listen=listen) as relay:
         one = relay.connect()
-        await until(lambda: relay.gatekeeper.entered_now == 1)
+        await until(lambda: relay.connection_limits.entered_now == 1)
         draining = relay.service.drain()
         await turns(30)
         assert not draining.called

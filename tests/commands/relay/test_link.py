@@ -291,7 +291,7 @@ async def test_a_client_that_cannot_be_served_costs_itself_alone(logged_errors):
             client.setblocking(False)
             await until(lambda: ended(client))
         assert factory.idle
-        assert factory.gatekeeper.entered_now == 0
+        assert factory.connection_limits.entered_now == 0
         assert service._ports[0]._listening
     finally:
         await service.stopService()

@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(arguments, said):
 def test_the_first_mistake_is_told_and_where_the_others_are():
     message = refused("--listen", "netsok:0", "--to", "netsock:x", "--drain", "1")
     assert message.startswith("--listen netsok:0: ")
-    assert message.endswith(" (--check tells 2 more)")
+    assert message.endswith(" (--check lists 2 more)")
 
 
 @pytest.mark.parametrize("missing", ["--listen", "--to"])
@@ -236,7 +236,7 @@ def test_several_endpoints_may_be_given():
 def test_check_says_that_everything_is_in_order():
     done = check("--listen", LOCAL, "--to", TO)
     assert (done.code, done.errors) == (0, "")
-    assert done.output == "In order: 1 to listen on, 1 to connect to.\n"
+    assert done.output == "Configuration OK: 1 listener, 1 backend.\n"
 
 
 def test_check_prints_every_error_and_nothing_else():

@@ -31,7 +31,7 @@ def say(line: str) -> None:
     try:
         os.write(_STDERR, encoded(f"netsock: {printable(line, 1000)}\n"))
     except OSError:
-        # Nobody is there to be told.
+        # Nobody is there to read it.
         pass
 
 

@@ -57,7 +57,7 @@ _BY_CLASS: Final[tuple[tuple[Any, Outcome], ...]] = (
 
 
 def _is_tls(error: BaseException) -> bool:
-    """Tell whether *error* is of the TLS of Twisted's own transports."""
+    """Return whether *error* is of the TLS of Twisted's own transports."""
     library = sys.modules.get(_TLS_LIBRARY)
     return library is not None and isinstance(error, library.Error)
 

@@ -93,7 +93,7 @@ class ListeningService(Service):
             listening.addErrback(self._on_failure)
 
     def factory_for(self, endpoint: IStreamServerEndpoint) -> Any:
-        """Return what *endpoint* listens with; for those who need to know which it is."""
+        """Return what *endpoint* listens with; for callers that need to know its kind."""
         return self._factory
 
     def on_port(self, port: IListeningPort, factory: Any) -> None:
@@ -104,7 +104,7 @@ class ListeningService(Service):
             self._started(port.getHost())
 
     def announce(self, host: Any) -> None:
-        """Tell the log that *host* is listened on."""
+        """Log that *host* is listened on."""
         _log.info("{what} listening on {host}", what=self._what, host=written(host))
 
     def _on_failure(self, failure: Failure) -> None:

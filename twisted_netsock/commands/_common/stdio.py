@@ -187,7 +187,7 @@ class Output:
             lambda it: self._waiting.remove(next(each for each in self._waiting if each[1] is it))
         )
         self._waiting.append((size, done))
-        self._tell()
+        self._report()
         return done
 
     def _work(self) -> None:
@@ -206,9 +206,9 @@ class Output:
             self._error = error
             if self._failed is not None:
                 self._failed(error)
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         for each in list(self._waiting):
             size, done = each
             if self._error is None and self.pending > size:

@@ -121,7 +121,7 @@ def tls_options(given: Any, host: str, **fields: Any) -> TLSSocketOptions:
     fields |= _fields(given)
     try:
         options = TLSSocketOptions(**fields)
-        # The files are read now, so that a mistake is told before anything runs.
+        # The files are read now, so that a mistake is reported before anything runs.
         client_context_factory(options, host)
     except ValueError as error:
         raise usage.UsageError(_in_options(str(error))) from None

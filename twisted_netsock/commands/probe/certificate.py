@@ -108,7 +108,7 @@ def days_left(certificate: x509.Certificate, now: datetime) -> int | None:
 
 
 def describe(certificate: x509.Certificate, now: datetime | None = None) -> CertificateFacts:
-    """Return what there is to tell of *certificate*, which may be malformed anywhere."""
+    """Return a description of *certificate*, which may be malformed anywhere."""
     der = certificate.public_bytes(Encoding.DER)
     return CertificateFacts(
         subject=_read(lambda: _name(certificate.subject)),

@@ -273,7 +273,7 @@ class _Visit:
 
     def _record(self, depth: int, verdict: VerifyResult, certificate: x509.Certificate) -> bool:
         """
-        Note what fails verification, and go on: nothing is told to the server.
+        Note what fails verification, and go on: the server notices nothing.
 
         The report is what decides; no data is sent over this connection.
         """
@@ -310,7 +310,7 @@ class _Visit:
         patience = min(_LAST_WORD, _LEAST_WAIT + _ROUND_TRIPS * took)
         try:
             if report.version == "TLSv1.3":
-                # Before our goodbye: closing on that unread, a server would reset the
+                # Before our close_notify: closing on that unread, a server would reset the
                 # connection, and its alert be lost.
                 await tls.recv(1).addTimeout(patience, self._reactor)
         except DeferredTimeoutError:

@@ -1,5 +1,5 @@
 """
-Who may use the relay, by the certificate that a client has shown.
+Access rules of the relay, by the certificate that a client has presented.
 
 A connection is let in if one rule fits its certificate, whose chain TLS has
 verified by then. The rules are those of ghostunnel, and pins beside them.

@@ -1,7 +1,7 @@
 """
-What the relay knows and tells about its connections.
+What the relay knows and logs about its connections.
 
-A `Session` is the account of one client: who it is, what passed, why it ended.
+A `Session` is the account of one client: its address, what passed, why it ended.
 It costs a few assignments for each connection, and for what passes one addition
 for each piece. The `Ledger` holds the accounts that are open, and the sums.
 """
@@ -44,7 +44,7 @@ _LOOKS: Final = 4
 """How often a silent connection is looked at within its limit."""
 
 _LOOKS_AT_ONCE: Final = 256
-"""Connections that are looked at between two turns of the reactor."""
+"""Connections that are looked at between two reactor iterations."""
 
 _LINE: Final = (
     "connection {reason}: client={client} listener={listener} backend={backend} "
@@ -56,7 +56,7 @@ _SOMETIMES: Final = ("tls_version", "cipher", "server_name", "alpn", "subject", 
 _log = Logger()
 
 
-def _told(text: str | None) -> str | None:
+def _escaped(text: str | None) -> str | None:
     """Return what a peer has said on one line, with nothing raw in it."""
     return None if text is None else printable(text)
 
@@ -64,7 +64,7 @@ def _told(text: str | None) -> str | None:
 @attrs.frozen(kw_only=True)
 class TLSAccount:
     """
-    What a client's TLS has come to; the texts are as the peer sent them.
+    TLS parameters negotiated with a client; the texts are as the peer sent them.
 
     Attributes:
         version: Such as ``"TLSv1.3"``.
@@ -175,16 +175,16 @@ class Session:
 
     def cut(self, reason: str) -> None:
         """End both connections for this reason, by a reset: nothing may look complete."""
-        self.blame(reason)
+        self.attribute(reason)
         for side in (self._front, self._back):
             if side is not None and not side.lost:
                 side.abort()
 
-    def blame(self, reason: str, error: str | None = None) -> None:
+    def attribute(self, reason: str, error: str | None = None) -> None:
         """Note why it ends; the first reason counts."""
         if self.reason is None:
             self.reason = reason
-            self._error = _told(error)
+            self._error = _escaped(error)
 
     def lost(self, side: Any, error: BaseException | None) -> None:
         """
@@ -198,9 +198,9 @@ class Session:
             why = None if side.ended or error is None else _why(error)
             if side is self._front:
                 whole = "closed" if self._back is not None else "abandoned"
-                self.blame(whole if why is None else "client-lost", why)
+                self.attribute(whole if why is None else "client-lost", why)
             else:
-                self.blame("closed" if why is None else "backend-lost", why)
+                self.attribute("closed" if why is None else "backend-lost", why)
         if self._front.lost and (self._back is None or self._back.lost):
             self._ledger.close(self)
 
@@ -226,9 +226,9 @@ class Session:
         if tls is not None:
             event["tls_version"] = tls.version
             event["cipher"] = tls.cipher
-            event["server_name"] = _told(tls.server_name)
-            event["alpn"] = _told(tls.alpn)
-            event["subject"] = _told(tls.subject)
+            event["server_name"] = _escaped(tls.server_name)
+            event["alpn"] = _escaped(tls.alpn)
+            event["subject"] = _escaped(tls.subject)
         line = _LINE
         if tls is not None or self._error is not None:
             line += "".join(
@@ -281,7 +281,7 @@ class Ledger:
                 are looked at, as the backend's later.
             client: Its address.
             listener: The address that it came to.
-            tls: What its TLS has come to.
+            tls: The TLS parameters negotiated with it.
         """
         session = Session(self, front, client, listener, tls)
         self._accepted += 1
@@ -333,10 +333,10 @@ class Ledger:
         for session in list(self._open):
             session.cut(reason)
 
-    def blame_all(self, reason: str) -> None:
+    def attribute_all(self, reason: str) -> None:
         """Note why those that there are will end."""
         for session in self._open:
-            session.blame(reason)
+            session.attribute(reason)
 
     def snapshot(self, targets: list[str]) -> dict[str, Any]:
         """Return the sums, as values of JSON."""

@@ -1,5 +1,5 @@
 """
-How a client of the relay gets its backend: who may come in, and whom it is connected to.
+How a client of the relay gets its backend: access rules, choice of a backend, connecting.
 
 Every kind of connection goes this way, whether it is a transport's or a bare
 descriptor's.
@@ -27,7 +27,7 @@ from ...addresses import SocketAddress
 from .._common.service import written
 from .access import Access, common_name
 from .accounting import Session, TLSAccount
-from .limits import OUT_OF_DESCRIPTORS, Gatekeeper
+from .limits import OUT_OF_DESCRIPTORS, ConnectionLimits
 from .link import Link, Links, TLSLink, link_for
 from .routes import Routes, Target
 
@@ -46,10 +46,10 @@ class Relay(Links, Protocol):
 
     routes: Routes
     access: Access
-    gatekeeper: Gatekeeper
+    connection_limits: ConnectionLimits
 
 
-def _told(header: ProxyHeader, tls: TLSAccount) -> ProxyHeader:
+def _with_tls(header: ProxyHeader, tls: TLSAccount) -> ProxyHeader:
     """Return *header* with what the relay itself knows of the client's TLS."""
     about: list[tuple[int, bytes]] = []
     name = None if tls.certificate is None else common_name(tls.certificate)
@@ -67,7 +67,7 @@ def _told(header: ProxyHeader, tls: TLSAccount) -> ProxyHeader:
         ours.append((ProxyTLV.ALPN, tls.alpn.encode()))
     if tls.server_name is not None:
         ours.append((ProxyTLV.AUTHORITY, tls.server_name.encode()))
-    # What another proxy tells of TLS is about a connection that ends here.
+    # What another proxy says of TLS is about a connection that ends here.
     about_tls = (ProxyTLV.SSL, ProxyTLV.ALPN, ProxyTLV.AUTHORITY)
     others = [tlv for tlv in header.tlvs if tlv[0] not in about_tls]
     return attrs.evolve(header, tlvs=[*others, *ours])
@@ -77,7 +77,7 @@ def _on_behalf_of(
     backend: IStreamClientEndpoint, header: ProxyHeader | None, session: Session
 ) -> IStreamClientEndpoint:
     """
-    Return *backend*; if it sends a PROXY header, one that tells of the client of *session*.
+    Return *backend*; if it sends a PROXY header, one with the client of *session*.
 
     Args:
         backend: Where to.
@@ -96,12 +96,12 @@ def _on_behalf_of(
     if backend.options.proxy_protocol == "v1":
         header = attrs.evolve(header, tlvs=(), checksum=False)
     elif tls is not None and not header.local:
-        header = _told(header, tls)
+        header = _with_tls(header, tls)
     return backend.on_behalf_of(header)
 
 
 def _lacks_descriptors(error: BaseException | None) -> bool:
-    """Tell whether a backend could not be connected for lack of descriptors or memory."""
+    """Return whether a backend could not be connected for lack of descriptors or memory."""
     tried = [why for _, why in getattr(error, "attempts", ())]
     return any(getattr(each, "errno", None) in OUT_OF_DESCRIPTORS for each in (error, *tried))
 
@@ -158,7 +158,7 @@ class Client:
             connecting.cancel()
 
     def _turn_away(self, session: Session, reason: str, error: str | None = None) -> None:
-        session.blame(reason, error)
+        session.attribute(reason, error)
         self.abort()
 
     def _try_next(self, session: Session) -> None:
@@ -212,7 +212,7 @@ class Client:
             )
         if _lacks_descriptors(failure.value):
             # Those that there are go on; each that came now would fare no better.
-            self._relay.gatekeeper.rest()
+            self._relay.connection_limits.rest()
         elif self._targets:
             self._try_next(session)
             return
@@ -231,7 +231,7 @@ class _Early:
         link.read_at_most(EARLY_LIMIT)
 
     def pass_on(self, data: memoryview) -> None:
-        """Keep *data*, within bounds: reading tells when the client goes away."""
+        """Keep *data*, within bounds: reading detects that the client goes away."""
         self.pieces.append(bytes(data))
         self._left -= len(data)
         if self._left:
@@ -312,7 +312,7 @@ def serve_client(
     gone: Callable[[], None],
 ) -> None:
     """
-    Relay the connection of a client, whom a link is made for.
+    Relay the connection of a client, for which a link is made.
 
     Args:
         relay: What it is part of.

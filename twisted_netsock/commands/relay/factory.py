@@ -34,7 +34,7 @@ from .._common.service import end_stream
 from .access import Access
 from .accounting import Ledger, Session, TLSAccount
 from .client import EARLY_LIMIT, Client, Relay, serve_client
-from .limits import Gatekeeper, Limits
+from .limits import ConnectionLimits, Limits
 from .routes import Routes, as_routes
 from .splice import Pipes
 
@@ -158,7 +158,7 @@ class _Front(_Side, Client):
         if self._early_left <= 0:
             own.pauseProducing()
         elif isinstance(own, Transport):
-            # Twisted's own transports cannot be told how much to deliver: of theirs one read,
+            # Twisted's own transports have no limit for one delivery: of theirs one read,
             # 64 KiB, may come in excess. Not to read on would hide that the client goes away.
             own.read_at_most(self._early_left)
 
@@ -210,9 +210,9 @@ class RelayFactory(Factory):
 
     Attributes:
         routes: Where to.
-        access: Who may.
+        access: The access rules.
         ledger: The accounts of the connections.
-        gatekeeper: Counts them.
+        connection_limits: Counts them.
         sides: The connections of both kinds.
         pipes: What bulk passes through.
         takes_connections: All backends can do without a transport, and clients' connections
@@ -246,7 +246,7 @@ class RelayFactory(Factory):
         self.access = Access() if access is None else access
         limits = Limits() if limits is None else limits
         self.ledger = Ledger(reactor, limits)
-        self.gatekeeper = Gatekeeper(reactor, limits)
+        self.connection_limits = ConnectionLimits(reactor, limits)
         self.sides: set[Any] = set()
         self.pipes = Pipes()
         self.takes_connections = all(_is_bare(target.endpoint) for target in self.routes)
@@ -281,7 +281,7 @@ class RelayFactory(Factory):
 
     def abort(self) -> None:
         """End every connection at once, by a reset."""
-        self.ledger.blame_all("stopped")
+        self.ledger.attribute_all("stopped")
         for side in list(self.sides):
             side.abort()
 
@@ -306,10 +306,10 @@ class ForeignFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """Return the protocol of one client, or `None` if there are too many, or of it."""
-        gatekeeper = self._relay.gatekeeper
-        if (gatekeeper.full and not self.pauses) or not gatekeeper.admits(addr):
+        connection_limits = self._relay.connection_limits
+        if (connection_limits.full and not self.pauses) or not connection_limits.admits(addr):
             return None
-        gatekeeper.entered()
+        connection_limits.entered()
         front = _Front(self._relay)
-        front.on_gone = partial(gatekeeper.left, addr)
+        front.on_gone = partial(connection_limits.left, addr)
         return front

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from ...addresses import network_of
 
-__all__ = ["Gatekeeper", "Limits", "raise_descriptor_limit"]
+__all__ = ["ConnectionLimits", "Limits", "raise_descriptor_limit"]
 
 _DESCRIPTORS_APART: Final = 64
 """What a process needs beside its connections: files, logs, listeners, look-ups, pipes."""
@@ -26,7 +26,7 @@ _DESCRIPTORS_APART: Final = 64
 _MOST: Final = 100_000
 _DESCRIPTORS_EACH: Final = 2
 _REST_SECONDS: Final = 1.0
-_TELL_SECONDS: Final = 10.0
+_LOG_SECONDS: Final = 10.0
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -89,16 +89,16 @@ def raise_descriptor_limit(connections: int, *, only_check: bool = False) -> Non
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-class Gatekeeper:
+class ConnectionLimits:
     """
     Counts the connections of a relay, on all that it listens on, and pauses that at the limit.
 
     A `twisted_netsock._endpoints.listening_port.AdmissionLimit` for ports of ours; for others the
-    relay's factory tells what comes and goes.
+    relay's factory reports what comes and goes.
 
     Attributes:
         entered_now: Clients that are connected or on their way.
-        turned_away: How many had too many connections already.
+        turned_away: How many were refused by the per-client limit.
         rests: How often accepting has rested for lack of descriptors.
     """
 
@@ -106,11 +106,11 @@ class Gatekeeper:
         self._reactor = reactor
         self._most = limits.connections
         self._per_client = limits.per_client
-        self._doors: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        self._listeners: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._admitted: Counter[str] = Counter()
         self._resting: Any = None
         self._paused = False
-        self._last_told = float("-inf")
+        self._last_logged = float("-inf")
         self.entered_now = 0
         self.turned_away = 0
         self.rests = 0
@@ -130,15 +130,15 @@ class Gatekeeper:
         """Whether the listeners are paused, for any reason."""
         return self._paused
 
-    def add_door(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+    def add_listener(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Pause and resume one more listener from now on."""
-        self._doors.append((pause, resume))
+        self._listeners.append((pause, resume))
         if self._paused:
             pause()
 
-    def remove_doors(self) -> None:
+    def remove_listeners(self) -> None:
         """Forget the listeners: they have stopped."""
-        self._doors.clear()
+        self._listeners.clear()
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
@@ -180,8 +180,8 @@ class Gatekeeper:
             del self._admitted[group]
         self.turned_away += 1
         now = self._reactor.seconds()
-        if now - self._last_told >= _TELL_SECONDS:
-            self._last_told = now
+        if now - self._last_logged >= _LOG_SECONDS:
+            self._last_logged = now
             _log.warn(
                 "{client} has {count} connections already, so no more are taken from there "
                 "({total} refused so far)",
@@ -207,22 +207,22 @@ class Gatekeeper:
         if pausing is self._paused:
             return
         self._paused = pausing
-        for pause, resume in self._doors:
+        for pause, resume in self._listeners:
             (pause if pausing else resume)()
 
 
-class ClosingGate:
+class ClosingLimit:
     """
-    Stands between a `Gatekeeper` and a port that cannot be paused.
+    Stands between a `ConnectionLimits` and a port that cannot be paused.
 
     What is beyond the limit is closed there.
     """
 
-    def __init__(self, gatekeeper: Gatekeeper) -> None:
-        self._gatekeeper = gatekeeper
-        self.entered = gatekeeper.entered
-        self.left = gatekeeper.left
+    def __init__(self, connection_limits: ConnectionLimits) -> None:
+        self._connection_limits = connection_limits
+        self.entered = connection_limits.entered
+        self.left = connection_limits.left
 
     def admits(self, peer: Any) -> bool:
         """Return whether there is room for one more connection, and for one of *peer*."""
-        return not self._gatekeeper.overfull and self._gatekeeper.admits(peer)
+        return not self._connection_limits.overfull and self._connection_limits.admits(peer)

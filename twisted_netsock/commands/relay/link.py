@@ -109,7 +109,7 @@ class Link:
         self.count += count
         if pipe is not None:
             # None is no sure sign of the end: in front of a byte out of band there is none
-            # either. The next report tells, which finds what is there by receiving it.
+            # either. The next report decides: it finds what is there by receiving it.
             self.other.pass_pipe_on(pipe)
         elif count:
             self.other.pass_on(SCRATCH[:count])
@@ -123,7 +123,7 @@ class Link:
             # The next report finds what is still there, and copies it: also where the kernel
             # never gets past a byte out of band in this way.
             self._in_bulk = False
-            if pipes.blame(error):
+            if pipes.disabled_by(error):
                 return
         if not isinstance(error, BlockingIOError):
             self.lose(from_os_error(error))
@@ -183,7 +183,7 @@ class Link:
             self.other.resume()
 
     def _send_rest(self) -> bool:
-        """Send what waits; tell whether nothing does any more."""
+        """Send what waits; return whether nothing waits any more."""
         pipe = self._pipe
         if pipe is not None:
             pipe.drain(self._watch.fd)
@@ -285,7 +285,7 @@ class TLSLink(Link):
         super().__init__(relay, established, session)
         self._stalled = False
         self._call: Any = None
-        self._goodbye: Deferred[None] | None = None
+        self._shutdown: Deferred[None] | None = None
 
     def resume(self) -> None:
         """Read, unless the peer has finished."""
@@ -395,15 +395,15 @@ class TLSLink(Link):
 
     def abort(self) -> None:
         """End the connection at once, by a reset, and with it the other one."""
-        if self._goodbye is None:
+        if self._shutdown is None:
             super().abort()
         elif not self.lost:
             set_linger_reset(self._descriptor.sock)
-            self._goodbye.cancel()
+            self._shutdown.cancel()
 
     def lose(self, error: BaseException | None) -> None:
-        """Close the connection, in order with a goodbye, which its options limit."""
-        if self.lost or self._goodbye is not None:
+        """Close the connection, in order by TLS shutdown, whose time the options limit."""
+        if self.lost or self._shutdown is not None:
             return
         if self._call is not None:
             self._call.cancel()
@@ -412,8 +412,8 @@ class TLSLink(Link):
             super().lose(error)
             return
         reactor = self._relay.ledger.reactor
-        self._goodbye = tls_shutdown(reactor, self._watch, self._descriptor)
-        self._goodbye.addBoth(lambda _: Link.lose(self, None))
+        self._shutdown = tls_shutdown(reactor, self._watch, self._descriptor)
+        self._shutdown.addBoth(lambda _: Link.lose(self, None))
 
 
 def link_for(relay: Links, established: Established, session: Session | None = None) -> Link:

@@ -45,11 +45,11 @@ class Settings:
     Attributes:
         listen: Server endpoints.
         routes: Where to connect.
-        access: Who may.
+        access: The access rules.
         limits: How much.
         reload_every: Seconds between two looks for changed files, or `None`.
         workers: How many processes; 1 is this one alone.
-        status: Where to tell about it, or `None`.
+        status: Where to serve the status, or `None`.
         worker: Which worker this process is, or `None`.
     """
 
@@ -157,7 +157,7 @@ class RelayOptions(usage.Options):
             )
 
     def postOptions(self) -> None:
-        """Make everything, so that all mistakes are told before anything runs."""
+        """Make everything, so that all mistakes are reported before anything runs."""
         if self["listen"] or self["to"] or self["route"] or self["check"] or self["allow"]:
             self._settle()
         elif self["status"] is not None or self["workers"] != "1":
@@ -166,7 +166,7 @@ class RelayOptions(usage.Options):
             self._end_check()
         if self._errors:
             first, *others = self._errors
-            more = f" (--check tells {len(others)} more)" if others else ""
+            more = f" (--check lists {len(others)} more)" if others else ""
             raise usage.UsageError(first + more)
 
     def _end_check(self) -> None:
@@ -174,8 +174,8 @@ class RelayOptions(usage.Options):
             sys.stderr.write(f"Error: {error}\n")
         if not self._errors and self.settings is not None:
             sys.stdout.write(
-                f"In order: {len(self.settings.listen)} to listen on, "
-                f"{len(list(self.settings.routes))} to connect to.\n"
+                f"Configuration OK: {_count(len(self.settings.listen), 'listener')}, "
+                f"{_count(len(list(self.settings.routes)), 'backend')}.\n"
             )
         raise SystemExit(1 if self._errors else 0)
 
@@ -249,7 +249,7 @@ class RelayOptions(usage.Options):
     def _check_names(self, texts: list[str]) -> None:
         for text in texts:
             if not text.startswith("netsock-tls:"):
-                self._wrong("listen", text, "--route needs netsock-tls:, where clients tell names")
+                self._wrong("listen", text, "--route needs netsock-tls:, where clients send names")
 
     def _check_shared(self, texts: list[str], listen: list[Any]) -> None:
         for text, endpoint in zip(texts, listen, strict=True):
@@ -389,7 +389,7 @@ class RelayOptions(usage.Options):
 
 
 def _is_tls(text: str) -> bool:
-    """Tell whether an endpoint string is one of TLS."""
+    """Return whether an endpoint string is one of TLS."""
     return text.partition(":")[0] in _TLS_PREFIXES
 
 
@@ -407,7 +407,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_local(endpoint: Any) -> bool:
-    """Tell whether an endpoint is of loopback or a UNIX socket; whatever is unknown is not."""
+    """Return whether an endpoint is of loopback or a UNIX socket; whatever is unknown is not."""
     if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
         if endpoint.options.ai_family == socket.AF_UNIX:
             return True
@@ -431,7 +431,7 @@ def _local_sockets(
 
     Args:
         sockets: Takes over sockets that were bound before the process.
-        why: Is told in the error.
+        why: For the text of the error.
     """
 
     def checked() -> list[socket.socket]:
@@ -445,3 +445,7 @@ def _local_sockets(
         return found
 
     return checked
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

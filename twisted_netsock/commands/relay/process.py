@@ -1,8 +1,8 @@
 """
-The relay as a process: its services, signals, and what systemd is told (sd_notify(3)).
+The relay as a process: its services, signals, and notifications to systemd (sd_notify(3)).
 
 SIGHUP has files read again, SIGTERM drains, a second SIGTERM ends at once, and so
-does SIGINT. The reactor handles the last two: its exit status tells the signal.
+does SIGINT. The reactor handles the last two: its exit status has the signal.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class Notifier:
         self._complained = False
 
     def ready(self, status: str) -> None:
-        """Tell that connections are taken, be it for the first time or after a reload."""
+        """Report that connections are accepted, for the first time or after a reload."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Tell that files are read again; `ready` tells when that is done."""
+        """Report that files are read again; `ready` reports when that is done."""
         # Which one of several reloads it is, systemd learns from the time.
         moment = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={moment}")
 
     def stopping(self, status: str) -> None:
-        """Tell that the end has begun."""
+        """Report that the shutdown has begun."""
         self._send("STOPPING=1", f"STATUS={status}")
 
     def _send(self, *lines: str) -> None:
@@ -70,7 +70,7 @@ class Notifier:
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                _log.warn("the supervisor cannot be told anything: {error}", error=str(error))
+                _log.warn("cannot notify the supervisor: {error}", error=str(error))
 
 
 class Operation(MultiService):
@@ -93,7 +93,7 @@ class Operation(MultiService):
         self._reloading: Deferred[Any] | None = None
         self._again = False
         self._before: Any = None
-        self._herald: Notifier | Channel = Notifier()
+        self._notifier: Notifier | Channel = Notifier()
         self._main: Any = self._make_main(failed)
         self._main.setServiceParent(self)
         if settings.status is not None and settings.worker is None:
@@ -125,10 +125,10 @@ class Operation(MultiService):
         if connections is not None:
             raise_descriptor_limit(connections)
         if self._settings.worker is not None:
-            self._herald = Channel(self._main.snapshot, self._reload, self._orphaned)
+            self._notifier = Channel(self._main.snapshot, self._reload, self._orphaned)
             # mypy looks at the one of Windows.
             connect: Any = StandardIO
-            connect(self._herald, stdin=FROM_PARENT, stdout=TO_PARENT, reactor=self._reactor)
+            connect(self._notifier, stdin=FROM_PARENT, stdout=TO_PARENT, reactor=self._reactor)
         super().startService()
         self._reactor.callWhenRunning(self._take_signals)
 
@@ -150,10 +150,10 @@ class Operation(MultiService):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._before(number, frame)
 
-    # What is told
+    # Notifications
 
     @property
-    def _told(self) -> str:
+    def _status_text(self) -> str:
         count = len(self._settings.listen)
         return f"relaying from {count} endpoint{'' if count == 1 else 's'}"
 
@@ -165,11 +165,13 @@ class Operation(MultiService):
         if self._ending or not self._listening:
             # What is read again before there are connections makes none welcome.
             return
-        if isinstance(self._herald, Channel):
-            # The parent makes one of what its workers tell.
-            self._herald.ready(wrong)
+        if isinstance(self._notifier, Channel):
+            # The parent makes one status of what its workers report.
+            self._notifier.ready(wrong)
         else:
-            self._herald.ready(f"{self._told}; reload failed: {wrong}" if wrong else self._told)
+            self._notifier.ready(
+                f"{self._status_text}; reload failed: {wrong}" if wrong else self._status_text
+            )
 
     def _reload(self) -> None:
         if self._ending:
@@ -179,7 +181,7 @@ class Operation(MultiService):
             self._again = True
             return
         if self._listening:
-            self._herald.reloading()
+            self._notifier.reloading()
         _log.info("SIGHUP: reading certificates and keys again")
 
         def done(result: Any) -> None:
@@ -196,7 +198,7 @@ class Operation(MultiService):
     # The end
 
     def _drain(self) -> None:
-        self._herald.stopping("waiting for connections to finish")
+        self._notifier.stopping("waiting for connections to finish")
         draining: Deferred[Any] = maybeDeferred(self._main.drain)
         draining.addErrback(lambda f: _log.failure("draining failed", f))
         draining.addCallback(lambda _: self._stop())
@@ -206,7 +208,7 @@ class Operation(MultiService):
             self._reactor.stop()
 
     def _orphaned(self) -> None:
-        """End: nobody would ever tell this worker to."""
+        """Stop: no parent is left that could ask this worker to."""
         if not self._ending and self.running:
             self._ending = True
             _log.error("the parent is gone, so this worker ends")

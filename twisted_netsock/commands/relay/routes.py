@@ -71,10 +71,10 @@ class Routes:
 
     def __str__(self) -> str:
         """Name them in the log."""
-        told = [", ".join(target.name for target in self.default)] if self.default else []
+        parts = [", ".join(target.name for target in self.default)] if self.default else []
         for name, targets in self.by_name.items():
-            told.append(f"{name}: {', '.join(target.name for target in targets)}")
-        return "; ".join(told)
+            parts.append(f"{name}: {', '.join(target.name for target in targets)}")
+        return "; ".join(parts)
 
 
 def as_routes(to: Any, name: str | None = None) -> Routes:

@@ -23,7 +23,7 @@ from ..._tls.reload import FileWatch
 from .._common.service import ListeningService, written
 from .access import Access
 from .factory import ForeignFactory, RelayFactory
-from .limits import ClosingGate, Limits
+from .limits import ClosingLimit, Limits
 from .routes import Routes
 
 __all__ = ["RelayFactory", "RelayService"]
@@ -96,15 +96,15 @@ class RelayService(ListeningService):
 
     def on_port(self, port: IListeningPort, factory: Any) -> None:
         """Have the limits hold on one more port."""
-        gatekeeper = self._factory.gatekeeper
+        connection_limits = self._factory.connection_limits
         if isinstance(port, ListeningPort):
-            port.guard(gatekeeper, self._limits.handshakes)
-            gatekeeper.add_door(port.pause_accepting, port.resume_accepting)
+            port.guard(connection_limits, self._limits.handshakes)
+            connection_limits.add_listener(port.pause_accepting, port.resume_accepting)
         elif isinstance(port, PortOverEndpoint):
-            port.guard(ClosingGate(gatekeeper))
+            port.guard(ClosingLimit(connection_limits))
         elif hasattr(port, "stopReading") and hasattr(port, "startReading"):
             factory.pauses = True
-            gatekeeper.add_door(port.stopReading, port.startReading)
+            connection_limits.add_listener(port.stopReading, port.startReading)
         super().on_port(port, factory)
         if len(self._ports) == len(self._endpoints):
             self.state = "running"
@@ -112,7 +112,7 @@ class RelayService(ListeningService):
                 self._ready()
 
     def announce(self, host: Any) -> None:
-        """Tell the log where from and where to."""
+        """Log where connections come from and go to."""
         _log.info("relaying from {host} to {to}", host=written(host), to=str(self._factory.routes))
 
     # Reloading
@@ -178,7 +178,7 @@ class RelayService(ListeningService):
             else:
                 await maybeDeferred(port.stopListening)
         end = self._reactor.seconds() + self._limits.drain
-        busy = self._factory.gatekeeper
+        busy = self._factory.connection_limits
         while (busy.entered_now or not self._factory.idle) and self._reactor.seconds() < end:
             await deferLater(self._reactor, _DRAIN_LOOK_SECONDS)
         left = self._factory.connections
@@ -199,21 +199,21 @@ class RelayService(ListeningService):
         super()._stop_waiting()
 
     async def _stop(self) -> None:
-        self._factory.gatekeeper.remove_doors()
+        self._factory.connection_limits.remove_listeners()
         await super()._stop()
 
     # Telling
 
     def snapshot(self) -> dict[str, Any]:
         """Return how it is, as values of JSON; see `twisted_netsock.commands.relay.status`."""
-        gatekeeper = self._factory.gatekeeper
+        connection_limits = self._factory.connection_limits
         names = list(dict.fromkeys(target.name for target in self._factory.routes))
-        state = "paused" if self.state == "running" and gatekeeper.paused else self.state
-        told = self._factory.ledger.snapshot(names)
-        told["connections"] |= {
+        state = "paused" if self.state == "running" and connection_limits.paused else self.state
+        snapshot = self._factory.ledger.snapshot(names)
+        snapshot["connections"] |= {
             "limit": self._limits.connections or 0,
-            "entered": gatekeeper.entered_now,
-            "turned_away": gatekeeper.turned_away,
+            "entered": connection_limits.entered_now,
+            "turned_away": connection_limits.turned_away,
         }
         ours = [port for port in self._ports if isinstance(port, ListeningPort)]
         return {
@@ -221,6 +221,6 @@ class RelayService(ListeningService):
             "uptime": round(self._reactor.seconds() - self._began, 3),
             "listening": [written(port.getHost()) for port in self._ports],
             "failed_handshakes": sum(port.failed_incoming for port in ours),
-            "rests": gatekeeper.rests,
-            **told,
+            "rests": connection_limits.rests,
+            **snapshot,
         }

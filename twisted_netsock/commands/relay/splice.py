@@ -2,7 +2,7 @@
 Pipes through which bulk passes from socket to socket, and never through this process.
 
 The kernel moves pages instead of copying them (splice(2), Linux). A pipe is lent for
-one call and given back empty, so that all connections share one; who cannot get rid of
+one call and given back empty, so that all connections share one; a link that cannot get rid of
 what is in it keeps it until then.
 """
 
@@ -23,10 +23,10 @@ _AT_ONCE: Final = 512 * 1024
 """Bytes that are moved in one turn of a connection; more would move no faster."""
 
 _CAPACITY: Final = 1024 * 1024
-"""Bytes, and the most that the kernel gives to who is not root."""
+"""Bytes, and the most that the kernel gives without root."""
 
 _MOST: Final = 16
-"""Pipes at a time; whoever wants one more copies. Two descriptors and a capacity each."""
+"""Pipes at a time; a link that wants one more copies. Two descriptors and a capacity each."""
 
 _CANNOT: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 """What a kernel, or a sandbox, says that has no splice(2) for sockets."""
@@ -49,7 +49,7 @@ class Pipe:
         """
         self.pending = 0
         self._exit, self._entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Whoever has too many large pipes gets a small one.
+        # A user with too many large pipes gets a small one.
         with suppress(OSError):
             fcntl.fcntl(self._entry, fcntl.F_SETPIPE_SZ, _CAPACITY)
 
@@ -114,8 +114,8 @@ class Pipes:
         else:
             self._idle.append(pipe)
 
-    def blame(self, error: OSError) -> bool:
-        """Tell whether *error* means that there is no splicing here, and lend no more then."""
+    def disabled_by(self, error: OSError) -> bool:
+        """Return whether *error* means that there is no splicing here, and lend no more then."""
         if error.errno not in _CANNOT:
             return False
         self._most = 0

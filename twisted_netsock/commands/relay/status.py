@@ -1,5 +1,5 @@
 """
-What the relay tells about itself over HTTP, on loopback or a UNIX socket.
+The status of the relay over HTTP, on loopback or a UNIX socket.
 
 ``/healthz`` says whether it takes connections, ``/status.json`` how it is, and
 ``/metrics`` the same for Prometheus. None of it holds what a peer has said. Requests
@@ -74,7 +74,7 @@ class _Page(Resource):
             request.finish()
 
         def failed(failure: Failure) -> None:
-            _log.failure("the status cannot be told", failure)
+            _log.failure("the status cannot be made", failure)
             if not gone:
                 request.setResponseCode(500)
                 request.finish()
@@ -91,8 +91,8 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 def _health(values: Any) -> tuple[int, str, bytes]:
     serves = values["state"] in _SERVING
-    told = "ok" if serves else values["state"]
-    return (_OK if serves else _UNAVAILABLE), _TEXT, f"{told}\n".encode()
+    text = "ok" if serves else values["state"]
+    return (_OK if serves else _UNAVAILABLE), _TEXT, f"{text}\n".encode()
 
 
 def _json(values: Any) -> tuple[int, str, bytes]:
@@ -120,11 +120,11 @@ def metrics(values: Any) -> Iterator[Any]:
     """Yield the metrics of a snapshot, as prometheus-client has them."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    def gauge(name: str, told: str, value: float) -> Any:
-        return GaugeMetricFamily(f"netsock_relay_{name}", told, value=value)
+    def gauge(name: str, text: str, value: float) -> Any:
+        return GaugeMetricFamily(f"netsock_relay_{name}", text, value=value)
 
-    def counter(name: str, told: str, value: float) -> Any:
-        return CounterMetricFamily(f"netsock_relay_{name}", told, value=value)
+    def counter(name: str, text: str, value: float) -> Any:
+        return CounterMetricFamily(f"netsock_relay_{name}", text, value=value)
 
     # A parent whose workers have not answered yet has no sums.
     connections = values.get("connections", {})
@@ -236,7 +236,7 @@ class StatusService(Service):
         Args:
             reactor: Stopped if it is impossible to listen.
             endpoint: Where; that it is local is the caller's to see to.
-            snapshot: What to tell.
+            snapshot: Returns the values to show.
             failed: Called if it is impossible to listen, before the reactor stops.
         """
         self._reactor = reactor

@@ -61,7 +61,7 @@ class _Worker(ProcessProtocol):
         self._lines = Lines(self._on_message)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
-        """Take what the worker tells."""
+        """Handle a message of the worker."""
         self._lines.feed(data)
 
     def _on_message(self, message: dict[str, Any]) -> None:
@@ -76,19 +76,19 @@ class _Worker(ProcessProtocol):
             # It may have read its files before they changed.
             self.stale = False
             self.reload(self._supervisor.reloads)
-        # It may have begun with this one before it was told of the next.
+        # It may have begun with this one before it got the next.
         for number in [each for each in self._reloads if each <= message["reload"]]:
             self._reloads.pop(number).callback(message["ready"])
         self._supervisor.on_ready(self)
 
     def ask(self) -> Deferred[dict[str, Any]]:
-        """Ask for a snapshot; who asks before there is an answer gets the same one."""
+        """Ask for a snapshot; callers that ask before there is an answer share it."""
         answer: Deferred[dict[str, Any]] = Deferred(self._forget)
         self._askers.append(answer)
         if not self._asked:
             # One that hangs must not find thousands when it goes on.
             self._asked = True
-            self._tell({"ask": "status"})
+            self._send({"ask": "status"})
         return answer
 
     def _forget(self, answer: Deferred[dict[str, Any]]) -> None:
@@ -98,12 +98,12 @@ class _Worker(ProcessProtocol):
         """Have files read again, for the reload with this number; gives what went wrong."""
         answer: Deferred[str] = Deferred(lambda _: self._reloads.__delitem__(number))
         self._reloads[number] = answer
-        self._tell({"reload": number})
+        self._send({"reload": number})
         return answer.addTimeout(_RELOAD_SECONDS, self._supervisor.reactor).addErrback(
             lambda _: f"worker {self.number} does not answer"
         )
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         transport: Any = self.transport
         try:
             transport.writeToChild(FROM_PARENT, Lines.encode(message))
@@ -120,7 +120,7 @@ class _Worker(ProcessProtocol):
             pass
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802 - Twisted's name
-        """Let those who wait go on, and have the worker replaced."""
+        """Resume the callers that wait, and have the worker replaced."""
         waiting: list[Deferred[Any]] = [*self._askers, *self._reloads.values()]
         for each in waiting:
             each.cancel()
@@ -170,7 +170,7 @@ class Supervisor(Service):
         self._ports: dict[ServerEndpoint, int] = {}
         self._hosts: list[str] = []
         self._restarts = 0
-        self._told_ready = False
+        self._reported_ready = False
         self._starting: Deferred[None] | None = None
 
     # Starting
@@ -224,7 +224,7 @@ class Supervisor(Service):
 
     @property
     def _wants_workers(self) -> bool:
-        """Whether one that ends is replaced: nobody has told all of them to end."""
+        """Whether one that ends is replaced: not all of them were asked to stop."""
         return self.state in {"starting", "running"}
 
     async def _spawn(self, number: int) -> None:
@@ -271,10 +271,10 @@ class Supervisor(Service):
 
     def on_ready(self, worker: _Worker) -> None:
         """Note that a worker takes connections; for workers."""
-        if self._told_ready or self.state != "starting":
+        if self._reported_ready or self.state != "starting":
             return
         if sum(each.ready for each in self._workers.values()) == self._settings.workers:
-            self._told_ready = True
+            self._reported_ready = True
             self.state = "running"
             self._ready()
 
@@ -326,11 +326,11 @@ class Supervisor(Service):
         """
         self.reloads += 1
         for worker in self._workers.values():
-            # Who is not ready yet may be reading its files just now: it is told then.
+            # A worker that is not ready may be reading its files just now: it is asked afterwards.
             worker.stale = not worker.ready
         ready = [worker for worker in self._workers.values() if worker.ready]
         return gatherResults([worker.reload(self.reloads) for worker in ready]).addCallback(
-            lambda told: list(dict.fromkeys(each for each in told if each))
+            lambda errors: list(dict.fromkeys(each for each in errors if each))
         )
 
     async def snapshot(self) -> dict[str, Any]:
@@ -340,11 +340,11 @@ class Supervisor(Service):
             worker.ask().addTimeout(_ANSWER_SECONDS, self.reactor).addErrback(lambda _: None)
             for worker in ready
         ]
-        told = [each for each in await gatherResults(asked) if each is not None]
+        answers = [each for each in await gatherResults(asked) if each is not None]
         sums: dict[str, Any] = {}
-        for each in told:
+        for each in answers:
             sums = _added(sums, each)
-        states = {each["state"] for each in told}
+        states = {each["state"] for each in answers}
         state = "paused" if self.state == "running" and states == {"paused"} else self.state
         return {
             **sums,
@@ -354,7 +354,7 @@ class Supervisor(Service):
             "workers": {
                 "wanted": self._settings.workers,
                 "running": len(ready),
-                "answering": len(told),
+                "answering": len(answers),
                 "restarts": self._restarts,
             },
         }
@@ -400,7 +400,11 @@ class Supervisor(Service):
         while self._workers and self.reactor.seconds() < end:
             await deferLater(self.reactor, _LOOK_SECONDS)
         for worker in list(self._workers.values()):
-            _log.error("worker {number} does not end, and is killed", number=worker.number)
+            _log.error(
+                "worker {number} did not stop within {seconds:g} s; sending SIGKILL",
+                number=worker.number,
+                seconds=seconds,
+            )
             worker.signal("KILL")
         while self._workers:
             await deferLater(self.reactor, _LOOK_SECONDS)

@@ -1,7 +1,7 @@
 """
 What a worker process of the relay knows about itself, and how it talks to its parent.
 
-The parent tells by an environment variable which worker this is, and which
+An environment variable of the parent says which worker this is, and which
 descriptors it listens on. A pipe each way carries lines of JSON. When the
 parent's end of it is gone, so is the parent, and the worker drains and ends.
 """
@@ -57,12 +57,12 @@ class WorkerPlace:
 
     @classmethod
     def take(cls) -> Self | None:
-        """Take what the parent tells from the environment; `None`: there is no parent."""
+        """Return the channel that the environment names; `None`: there is no parent."""
         # It stays there: a command line may be parsed more than once.
-        told = os.environ.get(_VARIABLE)
-        if told is None:
+        text = os.environ.get(_VARIABLE)
+        if text is None:
             return None
-        number, *groups = told.split(":")
+        number, *groups = text.split(":")
         return cls(int(number), tuple(tuple(map(int, group.split(","))) for group in groups))
 
     def place(self, listen: tuple[ServerEndpoint, ...]) -> tuple[ServerEndpoint, ...]:
@@ -129,15 +129,15 @@ class Channel(Protocol):
             self._asked = message["reload"]
             self._reload()
             return
-        self._tell({"answer": message["ask"], "status": self._snapshot()})
+        self._send({"answer": message["ask"], "status": self._snapshot()})
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         if self.transport is not None:
             self.transport.write(Lines.encode(message))
 
     def ready(self, status: str) -> None:
-        """Tell that connections are taken, after a reload, too."""
-        self._tell({"ready": status, "reload": self._begun})
+        """Report that connections are accepted, also after a reload."""
+        self._send({"ready": status, "reload": self._begun})
 
     def reloading(self) -> None:
         """Note that what was asked for until now is being done."""
