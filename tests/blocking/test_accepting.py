@@ -48,10 +48,10 @@ class AlwaysTaken(deque):
 def test_who_comes_too_late_for_a_connection_that_was_left_over_accepts_as_if_there_were_none():
     with blocking.make_server_socket("127.0.0.1", 0) as server:
         accepting = waiting(server.accept, server)
-        server._strays = AlwaysTaken()
+        server._unowned = AlwaysTaken()
         with pytest.raises(SocketBusyError):
             server.accept()
-        server._strays = deque()
+        server._unowned = deque()
         with blocking.make_client_socket("127.0.0.1", server.getsockname().port):
             accepting.result().close()
 

@@ -227,7 +227,7 @@ class NoHalfClose(BrokenClient):
         (NeverStopped, "test_the_factory_starts_before_and_stops_after_the_connection",
          "never came to this: the factory is stopped"),
         (NoHalfClose, "test_each_direction_ends_by_itself",
-         "this end must hear that it has finished"),
+         "this end must be called when it has finished"),
         (Transposing, "test_what_is_written_arrives_both_ways_at_once", "what this end has sent"),
         (AbortsWithoutEnd, "test_abort_connection_may_be_called_any_number_of_times",
          "already aborted"),

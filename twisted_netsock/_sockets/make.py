@@ -59,7 +59,7 @@ def make_client_socket(
         service: A service's name or a port; `None` with ``AF_UNIX``.
         options: A plain `SocketOptions`; its defaults if `None`.
         reactor: The installed one if `None`.
-        proxy_header: What to tell with the PROXY header, where *options* have
+        proxy_header: The PROXY header to send, where *options* have
             `proxy_protocol`; the connection's own addresses if `None`.
 
     Returns:
@@ -69,7 +69,7 @@ def make_client_socket(
         TypeError: *options* is a record for TLS, or no record.
         ValueError: *node* or *service* is none; ``AI_PASSIVE`` is set;
             *non_blocking* is `False`; *proxy_protocol* is ``"any"``; or it cannot
-            tell *proxy_header*.
+            express *proxy_header*.
 
     Errors:
         HostNotFoundError: There is no such node or service.
@@ -123,7 +123,7 @@ def make_client_tls_socket(
         options: A `TLSSocketOptions`, or a plain record, whose connection then
             has the defaults of TLS.
         reactor: The installed one if `None`.
-        proxy_header: What to tell with the PROXY header, where *options* have
+        proxy_header: The PROXY header to send, where *options* have
             `proxy_protocol`; the connection's own addresses if `None`.
 
     Returns:

@@ -168,7 +168,7 @@ class InputPort:
 
         Args:
             limit: The most bytes to gather, or `None` for no limit: then it is
-                the peer who says how much memory this takes.
+                the peer that decides how much memory this takes.
 
         Returns:
             What there was, when the stream has ended.
@@ -283,7 +283,7 @@ class OutputPort:
             data: May be changed by its owner as soon as this returns.
 
         Returns:
-            `None`, as soon as less than 64 KiB are queued: who waits for it does
+            `None`, as soon as less than 64 KiB are queued: a writer that waits for it does
             not outrun the peer.
 
         Errors:
@@ -361,9 +361,9 @@ class OutputPort:
                 return count
             self._socket._sent_some()
             queue.sent(count)
-            self._tell()
+            self._release_writers()
             if self._socket._closed and not self._closing:
-                # By whom it told; what is left goes out with the closing.
+                # A callback closed the socket; what is left goes out with the closing.
                 return None
         want: Want | None = descriptor.try_flush()
         return want
@@ -376,7 +376,7 @@ class OutputPort:
         self._closing = True
         return self._send_queue()
 
-    def _tell(self) -> None:
+    def _release_writers(self) -> None:
         """Fire for those that waited for no less than this."""
         waiting, self._waiting = self._waiting, []
         for below, deferred in waiting:

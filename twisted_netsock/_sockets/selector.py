@@ -35,8 +35,8 @@ def wait_readable(*sockets: S, timeout: timedelta | None = None) -> Deferred[lis
     Wait until there is something to receive or to accept (``socket-read-select``).
 
     A socket is readable, too, at the end of its stream, and when it has failed
-    or is closed meanwhile: the next receive tells. On TLS decrypted data counts,
-    and not what only looks like it from outside.
+    or is closed meanwhile: the next receive raises or returns the end. On TLS decrypted
+    data counts, and not what only looks like it from outside.
 
     Args:
         sockets: At least one. Nobody else may receive from them meanwhile.
@@ -124,7 +124,7 @@ class _Wait(Generic[S]):
     def _finish(self) -> list[S]:
         """Wait no more, and return those that are ready by now."""
         waiting = self._stop()
-        # Those that have become ready since the one that was told.
+        # Those that have become ready since the first report.
         self._ready.update(socket for socket in waiting if self._is_ready(socket))
         return [socket for socket in self._sockets if socket in self._ready]
 
@@ -160,7 +160,7 @@ class SocketSelector:
     """
     Calls back when one of many sockets is readable (``make-socket-selector``).
 
-    ``len()`` tells how many are waited for.
+    ``len()`` is how many are waited for.
     """
 
     def __init__(self, timeout: timedelta | None = None, *, reactor: Any = None) -> None:
@@ -168,7 +168,7 @@ class SocketSelector:
         Wait for no socket yet.
 
         Args:
-            timeout: How long to wait for a socket that has no time-out of its own;
+            timeout: How long to wait for a socket that has no timeout of its own;
                 `None`: no limit.
             reactor: The installed one if `None`.
 
@@ -188,12 +188,12 @@ class SocketSelector:
         Args:
             socket: Stays its caller's. Nobody else may receive from it until
                 *on_read* is called. What is readable is as for `wait_readable`.
-            on_read: Called in a later turn of the reactor as
+            on_read: Called in a later reactor iteration as
                 ``on_read(socket, error, again)``. *error* is `None`, or a
                 `SocketReadTimeoutError` when the time is over, or what the
                 socket failed with: a `SocketClosedError` if it was closed here.
                 ``again(timeout=None)`` waits anew, as this call, and with its
-                time-out if it is given none; once the selector is closed it does
+                timeout if it is given none; once the selector is closed it does
                 nothing. May be a coroutine function.
                 What it raises is logged, and touches no other socket.
             timeout: How long to wait; no time at all is one look; the selector's

@@ -89,7 +89,7 @@ class FileSource:
             SocketError: The descriptor failed, or the file cannot be read.
         """
         if not self._begun:
-            # Not before: who is refused leaves a file alone that another may be sending.
+            # Not before: a refused call must not touch a file that another call may be sending.
             self._begun = True
             if self._number is None:
                 self.conclude()

@@ -65,7 +65,7 @@ def serve(
 
 
 class _Serving:
-    """One running `serve`. A connection counts until it is closed, its goodbye included."""
+    """One running `serve`. A connection counts until it is closed, TLS shutdown included."""
 
     def __init__(self, clock: Clock, handler: Callable[[Any], object], limit: int | None) -> None:
         self._handler = handler

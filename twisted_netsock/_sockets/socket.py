@@ -103,7 +103,7 @@ class Socket(SocketInfo, Attempts, Operating):
     _gone = False
     _aborted = False
     _ending: Deferred[None] | None = None
-    _farewells: list[Deferred[None]] | None = None
+    _shutdowns: list[Deferred[None]] | None = None
     _successor: Socket | None = None
     """The socket that has the connection now: by `start_tls`, which spent this one."""
     _input: InputPort | None = None
@@ -249,7 +249,7 @@ class Socket(SocketInfo, Attempts, Operating):
             What has arrived, as soon as there is something; ``b""`` once the
             peer has finished sending (a datagram may be empty, too). Mostly the
             Deferred has fired already if it is there; on a socket that had to
-            wait for its peer before, it may fire in the reactor's next turn.
+            wait for its peer before, it may fire in the reactor's next iteration.
 
         Errors:
             SocketReadTimeoutError: `read_timeout` passed without a byte.
@@ -293,7 +293,7 @@ class Socket(SocketInfo, Attempts, Operating):
 
         Args:
             buffer: Written from its start; bytes past the count stay untouched.
-                Stays its caller's, who leaves it alone until the Deferred fires.
+                Stays the caller's, and must not be changed until the Deferred fires.
             nbytes: The most bytes wanted; as many as *buffer* has room for if 0.
             flags: ``MSG_…`` flags, as for `recv`, and ``MSG_TRUNC``.
 
@@ -316,9 +316,9 @@ class Socket(SocketInfo, Attempts, Operating):
 
     def recvfrom(self, n: int, flags: int = 0) -> Deferred[tuple[bytes, SocketAddress]]:
         """
-        Receive one datagram of up to *n* bytes, and learn who sent it.
+        Receive one datagram of up to *n* bytes, and return its sender, too.
 
-        A longer one is cut; `recvmsg` tells so by ``MSG_TRUNC``.
+        A longer one is cut; `recvmsg` reports that by ``MSG_TRUNC``.
 
         Args:
             n: The most bytes wanted.
@@ -339,7 +339,7 @@ class Socket(SocketInfo, Attempts, Operating):
         self, buffer: Buffer, nbytes: int = 0, flags: int = 0
     ) -> Deferred[tuple[int, SocketAddress]]:
         """
-        Fill *buffer* with one datagram, and learn who sent it.
+        Fill *buffer* with one datagram, and return its sender, too.
 
         Args:
             buffer: As for `recv_into`.
@@ -457,7 +457,7 @@ class Socket(SocketInfo, Attempts, Operating):
         except SocketError as error:
             return self._failed(error)
         if self._closed:
-            # By whom the attempt itself called.
+            # A callback run by the attempt closed this socket.
             return self._refuse()
         if sent == len(view) and not self._descriptor.unflushed:
             self._in_a_row += sent // BYTES_OF_ONE
@@ -492,7 +492,7 @@ class Socket(SocketInfo, Attempts, Operating):
         Send a file, as `socket.socket.sendfile`: on a plain socket the kernel does it alone.
 
         Args:
-            file: Open for reading in binary mode; its owner's, who leaves it alone until
+            file: Open for reading in binary mode; its owner's, and not to be used until
                 the Deferred fires. Reading holds the reactor up, for as long as its disk
                 or its ``read`` takes. Its position ends up behind what was sent.
             offset: Where to begin, in bytes.
@@ -512,7 +512,7 @@ class Socket(SocketInfo, Attempts, Operating):
             SocketClosedError: As `sendall`.
 
         Cancelling:
-            As `sendall`; the position of *file* tells how much was sent.
+            As `sendall`; the position of *file* shows how much was sent.
         """
         source = FileSource(file, offset, count, self._descriptor)
 
@@ -562,7 +562,7 @@ class Socket(SocketInfo, Attempts, Operating):
             ancillary: Level, type and data of each; descriptors to pass
                 (``SCM_RIGHTS``) stay open here.
             flags: ``MSG_…`` flags.
-            address: Whom to send to, numeric; the peer if `None`.
+            address: The numeric address to send to; the peer if `None`.
 
         Returns:
             How many bytes the kernel has taken.
@@ -837,7 +837,7 @@ class Socket(SocketInfo, Attempts, Operating):
 
         Returns:
             `None`, when the descriptor is gone: already on plain sockets, on
-            TLS after the goodbye, within `close_timeout`. Never fails, and
+            TLS after TLS shutdown, within `close_timeout`. Never fails, and
             may be ignored.
 
         Cancelling:
@@ -848,10 +848,10 @@ class Socket(SocketInfo, Attempts, Operating):
             self._release(abort=False)
         if self._gone:
             return succeed(None)
-        farewells = self._farewells = self._farewells or []
-        farewell: Deferred[None] = Deferred(farewells.remove)
-        farewells.append(farewell)
-        return farewell
+        shutdowns = self._shutdowns = self._shutdowns or []
+        shutdown: Deferred[None] = Deferred(shutdowns.remove)
+        shutdowns.append(shutdown)
+        return shutdown
 
     def abort(self) -> None:
         """Close at once and reset the connection; may be called again, and after `close`."""
@@ -866,7 +866,7 @@ class Socket(SocketInfo, Attempts, Operating):
             self._ending.cancel()
 
     def _release(self, *, abort: bool) -> None:
-        """Let go of the descriptor, then tell whoever waited."""
+        """Let go of the descriptor, then fail what waited."""
         self._stop_helpers()
         if self._reader is None and self._writer is None:
             self._dispose(abort=abort)
@@ -879,7 +879,7 @@ class Socket(SocketInfo, Attempts, Operating):
             self._drop(operation)
         self._dispose(abort=abort)
         for operation in waiting:
-            # One who hears of it may have cancelled another.
+            # The callback of one may have cancelled another.
             if not operation.called:
                 operation.finish(Failure(SocketClosedError(self)))
 
@@ -925,9 +925,9 @@ class Socket(SocketInfo, Attempts, Operating):
 
     def _on_gone(self, _: object) -> None:
         self._gone = True
-        farewells, self._farewells = self._farewells, None
-        for farewell in farewells or ():
-            farewell.callback(None)
+        shutdowns, self._shutdowns = self._shutdowns, None
+        for shutdown in shutdowns or ():
+            shutdown.callback(None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -59,7 +59,7 @@ def start_tls(
     Returns:
         The socket that speaks TLS, when the handshake is done and the peer is
         verified, unless the options say ``handshake=False``. The caller's to
-        close. Time-outs that the options leave open are those of *socket*.
+        close. Timeouts that the options leave open are those of *socket*.
 
     Raises:
         TypeError: *socket* is no `Socket`, or speaks TLS; or *options* is no
@@ -172,7 +172,7 @@ async def _upgrade(
 
 
 def _send_rest(socket: Socket, sending: Operation[Any], seconds: float | None) -> Deferred[None]:
-    """Send what the output port holds, and tell those who wait for that."""
+    """Send what the output port holds, and fire the writes that wait for that."""
 
     def done(result: Failure | None) -> Failure | None:
         if not sending.called:

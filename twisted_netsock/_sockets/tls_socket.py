@@ -177,7 +177,7 @@ class TLSSocket(TLSSocketInfo, Socket):
         def finished(result: Failure | None) -> None:
             self._running = None
             if self._closed:
-                # Whoever waits is told so by the closing.
+                # The closing fails what waits.
                 return
             if self._reader is outer:
                 self._reader = self._writer = None

@@ -7,7 +7,7 @@ function there and waits for what it returns.
 
 What crochet leaves to be done here: a wait that ends early cancels the
 operation, whatever it still brings is disposed of, and nothing is logged; its
-time-out is no `TimeoutError`; it asks ``Event.isSet``, which warns; and a forked
+timeout is no `TimeoutError`; it asks ``Event.isSet``, which warns; and a forked
 child has no reactor.
 """
 
@@ -257,7 +257,7 @@ def _run_in_thread(reactor: Any) -> None:
     def work() -> None:
         try:
             reactor.run(installSignalHandlers=False)
-        except BaseException as error:  # noqa: BLE001 - who waits for the start hears of it
+        except BaseException as error:  # noqa: BLE001 - the thread that waits for the start raises it
             start.failure = error
         finally:
             start.running.set()
@@ -340,7 +340,7 @@ class Call(Generic[T]):
 
         Args:
             seconds: The time for it, or `None` for no limit; it is cancelled then.
-            timed_out: Makes the error of a time-out.
+            timed_out: Makes the error of a timeout.
             reactor: What the caller gave for a reactor: the one in use, or `None`.
 
         Raises:
@@ -389,7 +389,7 @@ class Call(Generic[T]):
 
     def _finished(self, result: Any) -> _Box:
         box = _Box(result)
-        # crochet holds who waits weakly, and would log what comes for one that is gone.
+        # crochet holds waiting threads weakly, and would log the result of one that is gone.
         box.answer = self._answer
         with self._lock:
             self._outcome = box

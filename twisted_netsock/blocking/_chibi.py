@@ -214,8 +214,8 @@ def send_non_blocking(
     The arguments are those of `twisted_netsock.chibi.send_non_blocking`.
 
     Returns:
-        How many bytes were sent; `None` after the time-out, when none were. On
-        TLS a time-out may leave up to 16 KiB that still go out.
+        How many bytes were sent; `None` after the timeout, when none were. On
+        TLS a timeout may leave up to 16 KiB that still go out.
 
     Raises:
         TypeError: *timeout* is of another type.
@@ -263,7 +263,7 @@ def receive_into_non_blocking(
 
     Returns:
         The number of bytes (of a stream 0 at the end); `None` after the
-        time-out, when nothing was consumed.
+        timeout, when nothing was consumed.
 
     Raises:
         TypeError: *buffer* cannot be written, or *timeout* is of another type.
@@ -303,14 +303,14 @@ def receive_non_blocking(
     addrinfo: Address | None = None,
 ) -> bytes | None:
     """
-    Receive, but give up after *timeout* seconds; ``b""`` is the end, `None` the time-out.
+    Receive, but give up after *timeout* seconds; ``b""`` is the end, `None` the timeout.
 
     The ``receive/non-blocking`` of ``(chibi net)``.
 
     The arguments are those of `twisted_netsock.chibi.receive_non_blocking`.
 
     Returns:
-        What has arrived; `None` after the time-out, when nothing was consumed.
+        What has arrived; `None` after the timeout, when nothing was consumed.
 
     Raises:
         TypeError: *timeout* is of another type.
@@ -359,7 +359,7 @@ def accept(socket: BlockingSocket) -> BlockingSocket:
     Take the next connection (``accept``).
 
     Returns:
-        Its socket, which is the caller's to close; its peer is told by
+        Its socket, which is the caller's to close; its peer is known by
         `get_peer_name`.
 
     Raises:

@@ -65,7 +65,7 @@ _sockets: weakref.WeakSet[BlockingOperating] = weakref.WeakSet()
 
 
 class User(Protocol):
-    """Who uses a direction of a socket, and can be told to look at it again."""
+    """The user of a direction of a socket, which can be woken to look at it again."""
 
     def wake(self) -> None:
         """Have it look again, from any thread."""
@@ -280,11 +280,11 @@ class BlockingOperating:
                 self._refuse(other, DIRECT)
 
     def _can_receive(self) -> bool:
-        """Tell whether a receive would give something, now that poll(2) reports the descriptor."""
+        """Return whether a receive would give something: poll(2) reports the descriptor."""
         return True
 
     def _has_input(self) -> bool:
-        """Tell whether something can be read that poll(2) does not see."""
+        """Return whether something can be read that poll(2) does not see."""
         return False
 
     def _leave(self, user: User, *, reading: bool = True, writing: bool = True) -> None:

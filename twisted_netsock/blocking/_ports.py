@@ -65,17 +65,17 @@ class RawPort(io.RawIOBase):
         return -1 if self.closed else self._number
 
     def readable(self) -> bool:
-        """Tell whether it can be read."""
+        """Return whether it can be read."""
         self._check_closed()
         return self._reads
 
     def writable(self) -> bool:
-        """Tell whether it can be written."""
+        """Return whether it can be written."""
         self._check_closed()
         return self._writes
 
     def seekable(self) -> bool:
-        """Tell that it is a stream."""
+        """Return whether it is a stream."""
         self._check_closed()
         return False
 
@@ -183,7 +183,7 @@ def open_output_port(socket: _Stream) -> io.BufferedWriter:
 
 
 def has_failed(port: io.BufferedWriter) -> bool:
-    """Tell whether what an output port was given last could not be sent."""
+    """Return whether what an output port was given last could not be sent."""
     raw = port.raw
     return isinstance(raw, RawPort) and raw.failed
 

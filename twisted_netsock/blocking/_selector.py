@@ -74,7 +74,7 @@ def wait_readable(*sockets: S, timeout: timedelta | None = None) -> list[S]:
     Wait until one of *sockets* can be read (``socket-read-select``).
 
     One that has failed, whose peer has finished, or that is closed meanwhile, can
-    be read, too: a receive tells at once. On TLS decrypted data counts, and not
+    be read, too: a receive shows at once. On TLS decrypted data counts, and not
     what only looks like it from outside.
 
     Args:
@@ -82,7 +82,7 @@ def wait_readable(*sockets: S, timeout: timedelta | None = None) -> list[S]:
         timeout: How long, or `None` for no limit; 0 looks once.
 
     Returns:
-        Those that can be read, in the order given; none after the time-out.
+        Those that can be read, in the order given; none after the timeout.
 
     Raises:
         TypeError: One is no `BlockingSocket`, or *timeout* no timedelta.
@@ -103,7 +103,7 @@ def wait_writable(*sockets: S, timeout: timedelta | None = None) -> list[S]:
         timeout: How long, or `None` for no limit; 0 looks once.
 
     Returns:
-        Those that can be written, in the order given; none after the time-out.
+        Those that can be written, in the order given; none after the timeout.
 
     Raises:
         TypeError, ValueError, SocketClosedError, SocketConnectionLostError: As
@@ -239,9 +239,9 @@ class SocketSelector:
             on_read: Called with the socket, an error, and a function, in a thread
                 of the selector's; it may block. The error is `None` when there
                 is something to read; a `SocketReadTimeoutError` after the
-                time-out; a `SocketClosedError` when the socket was closed here; a
+                timeout; a `SocketClosedError` when the socket was closed here; a
                 `SocketConnectionLostError` when the reactor was shut down. The
-                function waits anew, as long as before or with a time-out that it is
+                function waits anew, as long as before or with a timeout that it is
                 given; once the selector is closed it does nothing.
                 What *on_read* raises, `SystemExit` included, is logged.
             timeout: How long to wait; the selector's if `None`; 0 looks once.

@@ -110,7 +110,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
     """A send that timed out may have taken bytes, which TLS keeps."""
     _input: io.BufferedReader | None = None
     _output: io.BufferedWriter | None = None
-    _twin: Socket | None = None
+    _counterpart: Socket | None = None
     """A listening socket on the reactor, which accepts for this one."""
 
     def __init__(
@@ -132,7 +132,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """The collector found it, and nothing may wait any more."""
         self._cut = False
         """Not all was sent that should have been: the peer must notice."""
-        self._strays: deque[Taken] = deque()
+        self._unowned: deque[Taken] = deque()
         self._successor: BlockingSocket | None = None
         """The socket that has the connection now: by `start_tls`, which spent this one."""
         super().__init__(descriptor, options or SocketOptions())
@@ -193,7 +193,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             self._check_open()
             if self._reader is not None or self._writer is not None or self._files:
                 raise SocketBusyError(self)
-            if self._twin is not None:
+            if self._counterpart is not None:
                 raise SocketError(self, strerror="A socket that accepts cannot be given away")
             if self._input is not None and held_by(self._input):
                 raise SocketPortError(
@@ -262,12 +262,12 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         return self._read(attempt)
 
     def _receive(self, attempt: Attempt[T]) -> T:
-        """Run a receive whose count does not tell whether there is more."""
+        """Run a receive whose count does not show whether there is more."""
         self._drained = False
         return self._read(attempt)
 
     def _is_drained(self, count: int, wanted: int) -> bool:
-        """Tell whether a receive of *count* bytes has left nothing in the kernel, probably."""
+        """Return whether a receive of *count* bytes has left nothing in the kernel, probably."""
         return 0 < count < wanted
 
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
@@ -310,9 +310,9 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
 
     def recvfrom(self, n: int, flags: int = 0) -> tuple[bytes, SocketAddress]:
         """
-        Receive one datagram of up to *n* bytes, and learn who sent it.
+        Receive one datagram of up to *n* bytes, and return its sender, too.
 
-        A longer one is cut; `recvmsg` tells so by ``MSG_TRUNC``.
+        A longer one is cut; `recvmsg` reports that by ``MSG_TRUNC``.
 
         The arguments are those of `Socket.recvfrom`.
 
@@ -329,7 +329,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         self, buffer: Buffer, nbytes: int = 0, flags: int = 0
     ) -> tuple[int, SocketAddress]:
         """
-        Fill *buffer* with one datagram, and learn who sent it.
+        Fill *buffer* with one datagram, and return its sender, too.
 
         The arguments are those of `Socket.recvfrom_into`.
 
@@ -444,7 +444,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         Raises:
             SocketError: The file cannot be read. A part may have been sent.
             SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
-            SocketClosedError: As `sendall`; the position of *file* tells how much was sent.
+            SocketClosedError: As `sendall`; the position of *file* shows how much was sent.
         """
         source = FileSource(file, offset, count, self._descriptor, self._others_turn)
         deadline = Deadline(self._write_seconds)
@@ -546,8 +546,8 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         The buffered reader of this stream; always the same object.
 
         Closing or dropping it leaves the socket open. A read that fails, by
-        time-out or Ctrl-C too, loses what it had gathered, and the port is unusable
-        from then on (`SocketPortError`); who wants to go on uses `recv`.
+        timeout or Ctrl-C too, loses what it had gathered, and the port is unusable
+        from then on (`SocketPortError`); a program that wants to go on uses `recv`.
         """
         with self._lock:
             if self._input is None:
@@ -620,7 +620,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         if binary:
             return buffered
         text = io.TextIOWrapper(buffered, encoding, errors, newline)
-        # As the standard library does, for those who look.
+        # As the standard library does, for programs that look.
         text.mode = mode  # type: ignore[misc]
         return text
 
@@ -649,20 +649,20 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         if not self._closed:
             # Looking before would not do: another thread may take the last one meanwhile.
             with contextlib.suppress(IndexError):
-                return self._strays.popleft()
+                return self._unowned.popleft()
         return self._bridge(
-            self._accept_there, seconds=self._accept_seconds, discard=self._keep_stray
+            self._accept_there, seconds=self._accept_seconds, discard=self._keep_unowned
         )
 
-    def _keep_stray(self, taken: Taken) -> None:
+    def _keep_unowned(self, taken: Taken) -> None:
         if self._closed:
             taken.close()
         else:
-            self._strays.append(taken)
+            self._unowned.append(taken)
 
     def _accept_there(self, reactor: Any) -> Deferred[Taken]:
         """Accept a connection, in the reactor's thread."""
-        accepting = self._twin_on(reactor).accept()
+        accepting = self._counterpart_on(reactor).accept()
         if not self._waits and not accepting.called:
             accepting.addErrback(lambda _: None)
             accepting.cancel()
@@ -670,22 +670,22 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         return accepting.addCallback(take)
 
     def _has_input(self) -> bool:
-        if self._twin is not None and self._twin._has_ready:
+        if self._counterpart is not None and self._counterpart._has_ready:
             return True
-        return bool(self._strays) or (self._input is not None and held_by(self._input) > 0)
+        return bool(self._unowned) or (self._input is not None and held_by(self._input) > 0)
 
     @property
     def failed_handshakes(self) -> int:
         """How many connections failed before `accept`, by their PROXY header or handshake."""
-        return 0 if self._twin is None else self._twin.failed_handshakes
+        return 0 if self._counterpart is None else self._counterpart.failed_handshakes
 
-    def _twin_on(self, reactor: Any) -> Socket:
+    def _counterpart_on(self, reactor: Any) -> Socket:
         """Return the listening socket on the reactor, in its thread."""
-        if self._twin is None:
-            self._twin = self._make_twin(reactor)
-        return self._twin
+        if self._counterpart is None:
+            self._counterpart = self._make_counterpart(reactor)
+        return self._counterpart
 
-    def _make_twin(self, reactor: Any) -> Socket:
+    def _make_counterpart(self, reactor: Any) -> Socket:
         return Socket(
             reactor,
             poller_for(reactor).watch(self._number),
@@ -741,7 +741,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         What `output_port` holds is sent first, within `write_timeout` or else 5
         seconds. The descriptor is gone on return, with three exceptions: while
         an object of `makefile` is open, while another thread is just leaving,
-        and while TLS says goodbye, which goes on behind this call within
+        and during TLS shutdown, which goes on after this call within
         `close_timeout`. May be called again.
 
         Raises:
@@ -825,17 +825,17 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
     def _dispose(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._strays.popleft().close()
-        twin = self._twin
-        if twin is None:
+                self._unowned.popleft().close()
+        counterpart = self._counterpart
+        if counterpart is None:
             super()._dispose()
             return
         try:
             if self._dropped or threadable.isInIOThread():
-                there = in_reactor(lambda _: twin.close())
+                there = in_reactor(lambda _: counterpart.close())
             else:
                 # A signal handler may have interrupted what the reactor waits for.
-                run(lambda _: twin.close(), seconds=_LONGEST_CLOSING)
+                run(lambda _: counterpart.close(), seconds=_LONGEST_CLOSING)
                 there = True
         except TimeoutError:
             there = True
@@ -843,7 +843,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             there = False
         if not there:
             # The reactor has ended, and nothing goes on there.
-            twin._closed = True
+            counterpart._closed = True
             super()._dispose()
 
     def _file_opened(self) -> None:
@@ -879,10 +879,10 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         self._dispose()
 
     def _after_fork(self) -> None:
-        twin, self._twin = self._twin, None
-        if twin is not None:
+        counterpart, self._counterpart = self._counterpart, None
+        if counterpart is not None:
             # It is the parent's; the child makes another if it accepts.
-            twin._closed = True
+            counterpart._closed = True
         super()._after_fork()
 
     # Timeouts

@@ -75,7 +75,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         super().__init__(descriptor, node=node, service=service, options=options)
         self._factory = factory
         self._reload_seconds = reload_seconds
-        self._farewell: Deferred[None] | None = None
+        self._shutdown: Deferred[None] | None = None
         self._engine = threading.RLock()
         self._inside = 0
         """The thread that is in the middle of OpenSSL's connection; it has *_engine*."""
@@ -165,9 +165,9 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
 
     # Accepting
 
-    def _make_twin(self, reactor: Any) -> Socket:
+    def _make_counterpart(self, reactor: Any) -> Socket:
         assert isinstance(self._options, TLSSocketOptions)
-        twin = TLSSocket(
+        counterpart = TLSSocket(
             reactor,
             poller_for(reactor).watch(self._number),
             self._descriptor,
@@ -175,8 +175,8 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
             factory=self._factory,
         )
         if self._reload_seconds is not None:
-            twin._watch_files(self._reload_seconds)
-        return twin
+            counterpart._watch_files(self._reload_seconds)
+        return counterpart
 
     def reload(self) -> None:
         """
@@ -198,9 +198,9 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         run(self._reload_there)
 
     def _reload_there(self, reactor: Any) -> Deferred[None]:
-        twin = self._twin_on(reactor)
-        assert isinstance(twin, TLSSocket)
-        return twin.reload()
+        counterpart = self._counterpart_on(reactor)
+        assert isinstance(counterpart, TLSSocket)
+        return counterpart.reload()
 
     def _can_receive(self) -> bool:
         descriptor = self._descriptor
@@ -250,7 +250,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
             return
         super().shutdown(how)
         if how != _socket.SHUT_WR:
-            # Nothing in the kernel wakes who receives, as it would a plain socket's.
+            # Nothing in the kernel wakes a receive, as it would a plain socket's.
             self._drained = False
             if self._reader is not None:
                 self._reader.wake()
@@ -272,42 +272,42 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         if (
             isinstance(descriptor, TLSDescriptor)
             and not (self._aborted or self._dropped or self._cut)
-            and self._begin_goodbye(descriptor)
+            and self._begin_shutdown(descriptor)
         ):
             return
         super()._dispose()
 
-    def _begin_goodbye(self, descriptor: TLSDescriptor) -> bool:
-        """Say goodbye, and tell whether the reactor goes on with it."""
+    def _begin_shutdown(self, descriptor: TLSDescriptor) -> bool:
+        """Send close_notify, and return whether the reactor goes on with TLS shutdown."""
         try:
             waiting = self._alone(descriptor.try_tls_shutdown) is not None
         except SocketError:
             return False
-        return waiting and in_reactor(self._say_goodbye)
+        return waiting and in_reactor(self._finish_shutdown)
 
-    def _say_goodbye(self, reactor: Any) -> None:
-        """Wait for the peer's half of the goodbye, in the reactor's thread."""
+    def _finish_shutdown(self, reactor: Any) -> None:
+        """Wait for the peer's close_notify, in the reactor's thread."""
         try:
             watch = poller_for(reactor).watch(self._number)
         except SocketError:
             self._descriptor.close()
             return
-        self._farewell = tls_shutdown(reactor, watch, self._tls())
+        self._shutdown = tls_shutdown(reactor, watch, self._tls())
         if self._aborted:
-            self._cut_goodbye()
+            self._cut_shutdown()
 
     def abort(self) -> None:
         """Close at once and reset the connection; may be called again, and after `close`."""
         saying = self._gone and not self._aborted
         super().abort()
         if saying:
-            in_reactor(lambda _: self._cut_goodbye())
+            in_reactor(lambda _: self._cut_shutdown())
 
-    def _cut_goodbye(self) -> None:
+    def _cut_shutdown(self) -> None:
         assert threadable.isInIOThread()
-        if self._farewell is not None and not self._farewell.called:
+        if self._shutdown is not None and not self._shutdown.called:
             set_linger_reset(self._descriptor.sock)
-            self._farewell.cancel()
+            self._shutdown.cancel()
 
     def _after_fork(self) -> None:
         if isinstance(self._descriptor, TLSDescriptor):

@@ -1,7 +1,7 @@
 """
 Waiting in a thread: poll(2) on a descriptor and on what wakes the thread.
 
-Each thread that waits has one `Waiter`. Whoever wants it to look up (a socket
+Each thread that waits has one `Waiter`. What wants it to look again (a socket
 that is closed, the reactor that stops) calls `Waiter.wake`, from any thread.
 """
 
@@ -171,7 +171,7 @@ class MultiWaiter(Waiter):
         self._many = select.poll()
         self._many.register(self._reading, READ)
         self.registered: dict[int, object] = {}
-        """Who wants to know about each descriptor."""
+        """What is called for each descriptor."""
         with _state.lock:
             _state.waiters.add(self)
 
@@ -181,7 +181,7 @@ class MultiWaiter(Waiter):
         self._many.register(fd, READ)
 
     def unregister(self, fd: int, owner: object) -> None:
-        """Report *fd* no more, if it is *owner* who wanted it."""
+        """Report *fd* no more, if it is *owner* that wanted it."""
         if self.registered.get(fd) is owner:
             del self.registered[fd]
             self._many.unregister(fd)

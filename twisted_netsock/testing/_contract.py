@@ -167,7 +167,7 @@ class Recorder(Protocol):
 
     @property
     def lost(self) -> bool:
-        """Whether it was told of the end."""
+        """Whether its connection was lost."""
         return "lost" in self.events
 
 
@@ -179,7 +179,7 @@ class Greeter(Recorder):
 
 @implementer(IHalfCloseableProtocol)
 class HalfRecorder(Recorder):
-    """Is told of each half."""
+    """Notes the end of each half."""
 
     def readConnectionLost(self) -> None:
         """Keep that the peer has finished."""
@@ -210,7 +210,7 @@ class RecordingFactory(Factory):
         self.life.append("stop")
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        """Build what it was told to."""
+        """Build what it was made for."""
         self.addresses.append(addr)
         protocol = self._make()
         if protocol is not None:

@@ -40,7 +40,7 @@ def _mistake() -> Recorder:
 
 
 def _is_over(factory: RecordingFactory) -> bool:
-    """Tell whether the factory was stopped as often as it was started."""
+    """Return whether the factory was stopped as often as it was started."""
     return factory.life.count("start") == factory.life.count("stop")
 
 
@@ -76,7 +76,7 @@ class ClientEndpointContract(EndpointContract):
                 protocol is clients.built[0],
                 f"connect must fire with the protocol that was built, not {protocol!r}",
             )
-            equal(clients.built[0].events, ["made"], "what it was told by then")
+            equal(clients.built[0].events, ["made"], "what had been called by then")
 
     async def test_the_factory_is_told_where_it_is_connected(self) -> None:
         """By the argument of ``buildProtocol``."""
@@ -128,9 +128,7 @@ class ClientEndpointContract(EndpointContract):
 
     async def _gone(self, servers: RecordingFactory, clients: RecordingFactory) -> None:
         """Wait until nothing is left of a connection that no protocol was built for."""
-        await self._until(
-            lambda: servers.built and servers.all_lost, "the server's end hears of the loss"
-        )
+        await self._until(lambda: servers.built and servers.all_lost, "the server's end is lost")
         await self._until(lambda: clients.life == ["start", "stop"], "the factory is stopped")
 
     async def test_a_refused_connection_is_a_connect_error(self) -> None:
@@ -196,7 +194,7 @@ class ServerEndpointContract(EndpointContract):
         check(verifyObject(IStreamServerEndpoint, endpoint), "it must provide the interface")
 
     async def test_listen_fires_with_a_port(self) -> None:
-        """It tells its address."""
+        """It has its address."""
         async with self._listening(RecordingFactory()) as port:
             check(verifyObject(IListeningPort, port), "the port must provide IListeningPort")
             check(IAddress.providedBy(port.getHost()), "getHost must return an address")

@@ -47,7 +47,7 @@ class _Resolution:
 @implementer(IHostnameResolver)
 class ScriptedResolver:
     """
-    A name resolver that answers from a table, as slowly as it is told.
+    A name resolver that answers from a table, after a delay that it is given.
 
     Attributes:
         asked: The names that were looked up, in order.
@@ -120,7 +120,7 @@ def connected_pair(*, reactor: Any = None) -> tuple[Socket, Socket]:
 
 
 def _descriptors() -> dict[int, str]:
-    """Return the open descriptors of the process and what they are, where that can be told."""
+    """Return the open descriptors of the process and what they are, where /proc has them."""
     found = {}
     try:
         numbers = os.listdir("/proc/self/fd")

@@ -114,7 +114,7 @@ class ListenerContract(Contract):
                 await self._fails(listener.accept(), SocketClosedError, "an accept after close")
 
     async def test_async_for_accepts_until_the_listener_is_closed(self) -> None:
-        """And ends quietly then, whoever closes it."""
+        """And ends quietly then, whichever side closes it."""
         async with self._listener() as (listener, made):
             accepted: list[Any] = []
 

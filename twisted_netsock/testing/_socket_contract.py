@@ -603,7 +603,7 @@ class SocketContract(Contract):
             await self._receives(peer, b"an answer")
 
     async def test_the_ends_know_each_other(self) -> None:
-        """Where addresses tell two ends apart."""
+        """Where two ends have different addresses."""
         async with self._sockets() as (ours, peer):
             equal(ours.getsockname().family, ours.family, "the family of its address")
             if ours.family in (_socket.AF_INET, _socket.AF_INET6):

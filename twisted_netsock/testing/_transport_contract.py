@@ -40,19 +40,19 @@ class _Ends(NamedTuple):
 
 @implementer(IPushProducer)
 class _Producer:
-    """Counts what it is told."""
+    """Notes its calls."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def pauseProducing(self) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resumeProducing(self) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
 
     def stopProducing(self) -> None:
-        self.told.append("stop")
+        self.calls.append("stop")
 
 
 class EndpointContract(Contract):
@@ -110,7 +110,7 @@ class EndpointContract(Contract):
             factory.abort()
         await self._until(
             lambda: all(factory.all_lost for factory in factories),
-            "every protocol hears of its end",
+            "every protocol loses its connection",
         )
 
     @asynccontextmanager
@@ -166,7 +166,7 @@ class EndpointContract(Contract):
             equal(bytes(ends.peer.received), Greeter.greeting, "the greeting")
 
     async def test_lose_connection_sends_everything_first(self) -> None:
-        """And both ends hear of an end in order."""
+        """And both ends lose it in order."""
         async with self._connected() as ends:
             ends.ours.wire.write(_BULK)
             ends.ours.wire.loseConnection()
@@ -175,7 +175,7 @@ class EndpointContract(Contract):
             for name, end in (("this", ends.ours), ("the other", ends.peer)):
                 check(
                     isinstance(end.reason, ConnectionDone),
-                    f"{name} end must be told ConnectionDone, not {end.reason!r}",
+                    f"{name} end must be lost with ConnectionDone, not {end.reason!r}",
                 )
 
     async def test_an_end_by_the_peer_is_connection_done(self) -> None:
@@ -189,7 +189,7 @@ class EndpointContract(Contract):
                 isinstance(ends.ours.reason, ConnectionDone),
                 f"the reason must be ConnectionDone, not {ends.ours.reason!r}",
             )
-            equal(ends.ours.events, ["made", "data", "lost"], "what the protocol was told")
+            equal(ends.ours.events, ["made", "data", "lost"], "what the protocol was called with")
 
     async def test_abort_connection_may_be_called_any_number_of_times(self) -> None:
         """Also after the connection is lost."""
@@ -204,7 +204,7 @@ class EndpointContract(Contract):
             for _ in range(3):
                 ends.ours.wire.abortConnection()
             await self._turns(3)
-            equal(ends.ours.events, ["made", "lost"], "what the protocol was told")
+            equal(ends.ours.events, ["made", "lost"], "what the protocol was called with")
 
     async def test_calls_after_the_loss_do_nothing(self) -> None:
         """A protocol need not ask first."""
@@ -236,7 +236,7 @@ class EndpointContract(Contract):
             producer = _Producer()
             ends.ours.wire.registerProducer(producer, True)
             written = 0
-            while "pause" not in producer.told:
+            while "pause" not in producer.calls:
                 check(
                     written < _MOST_BUFFERED,
                     f"{written} bytes were written to a peer that reads nothing, "
@@ -248,7 +248,7 @@ class EndpointContract(Contract):
             ends.peer.wire.resumeProducing()
             await self._receives(ends.peer, written)
             equal(len(ends.peer.received), written, "how much arrived")
-            await self._until(lambda: producer.told[-1] == "resume", "the producer is resumed")
+            await self._until(lambda: producer.calls[-1] == "resume", "the producer is resumed")
             ends.ours.wire.unregisterProducer()
 
     async def test_each_direction_ends_by_itself(self) -> None:
@@ -257,15 +257,15 @@ class EndpointContract(Contract):
         async with self._connected(HalfRecorder, HalfRecorder) as ends:
             ends.ours.wire.write(b"the last words")
             ends.ours.wire.loseWriteConnection()
-            await self._until(lambda: "read lost" in ends.peer.events, "the peer hears of the end")
+            await self._until(lambda: "read lost" in ends.peer.events, "the peer reads the end")
             equal(bytes(ends.peer.received), b"the last words", "what came before the end")
-            check("write lost" in ends.ours.events, "this end must hear that it has finished")
+            check("write lost" in ends.ours.events, "this end must be called when it has finished")
             ends.peer.wire.write(b"an answer")
             await self._receives(ends.ours, 9)
             equal(bytes(ends.ours.received), b"an answer", "what came the other way")
             check(not ends.ours.lost and not ends.peer.lost, "the connection must go on")
             ends.peer.wire.loseWriteConnection()
-            await self._until(lambda: "read lost" in ends.ours.events, "this end hears of it")
+            await self._until(lambda: "read lost" in ends.ours.events, "this end reads the end")
 
     async def test_without_half_close_the_peer_s_end_is_the_end(self) -> None:
         """With a protocol that does not provide ``IHalfCloseableProtocol``."""
@@ -281,7 +281,7 @@ class EndpointContract(Contract):
             )
 
     async def test_both_ends_agree_about_their_addresses(self) -> None:
-        """Where addresses tell two ends apart."""
+        """Where two ends have different addresses."""
         async with self._connected() as ends:
             host, peer = ends.ours.wire.getHost(), ends.ours.wire.getPeer()
             for address in (host, peer):
