@@ -50,7 +50,7 @@ _LEAST_WAIT: Final = 0.2
 _ROUND_TRIPS: Final = 2
 """What it has at least, and beside that how many times as long as the handshake took."""
 
-_GOODBYE: Final = timedelta(milliseconds=200)
+_CLOSE_TIMEOUT: Final = timedelta(milliseconds=200)
 
 _NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -262,7 +262,7 @@ class _Visit:
             certificate_verifier=self._record,
             handshake=False,
             handshake_timeout=None,
-            close_timeout=_GOODBYE,
+            close_timeout=_CLOSE_TIMEOUT,
         )
         tls = self._sock = await start_tls(self._sock, options, self._request.target.host)
         try:
