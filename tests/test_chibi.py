@@ -139,7 +139,7 @@ class TestNames:
     def test_what_open_net_io_gives_has_three_fields(self) -> None:
         assert chibi.NetIO._fields == ("socket", "input_port", "output_port")
 
-    def test_the_first_line_about_receive_non_blocking_tells_end_and_time_out_apart(self) -> None:
+    def test_the_first_line_about_receive_non_blocking_tells_end_and_timeout_apart(self) -> None:
         first = inspect.getdoc(chibi.receive_non_blocking).partition("\n")[0]
         for told in ("give up after *timeout* seconds", '``b""`` is the end', "`None`"):
             assert told in first

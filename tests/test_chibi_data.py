@@ -140,7 +140,7 @@ class TestTransfer:
             await soon(chibi.send(one, b"taken", 0, other.getsockname()))
             assert await soon(chibi.receive(other, 10, 0, any_family)) == b"taken"
 
-    async def test_an_empty_datagram_is_told_from_a_time_out(self) -> None:
+    async def test_an_empty_datagram_is_told_from_a_timeout(self) -> None:
         clock = ClockedReactor()
         async with udp_pair(reactor=clock) as (one, other):
             for _ in range(3):
@@ -176,7 +176,7 @@ class TestTimeOuts:
                 assert await read_exactly(other, 15) == b"sent afterwards"
             assert buffer == b"." * 10
 
-    async def test_a_real_time_out_passes_on_the_real_reactor(self, streams: Streams) -> None:
+    async def test_a_real_timeout_passes_on_the_real_reactor(self, streams: Streams) -> None:
         async with streams.pair() as (one, other):
             assert await soon(chibi.receive_non_blocking(other, 10, 0.01)) is None
             waiting = chibi.receive_non_blocking(other, 10, timedelta(seconds=20))
@@ -219,7 +219,7 @@ class TestTimeOuts:
             assert await soon(chibi.send_non_blocking(one, b"sent", 3)) == 4
             assert await read_exactly(other, 4) == b"sent"
 
-    async def test_a_send_waits_for_room_until_the_time_out(self, streams: Streams) -> None:
+    async def test_a_send_waits_for_room_until_the_timeout(self, streams: Streams) -> None:
         clock = ClockedReactor()
         async with streams.pair(reactor=clock) as (one, other):
             shrink_buffers(one)
@@ -266,7 +266,7 @@ class TestTimeOuts:
             assert await soon(other.recv(100)) == b""
 
     @pytest.mark.parametrize("seconds", [0, 5])
-    async def test_an_error_is_no_time_out(self, seconds: int) -> None:
+    async def test_an_error_is_no_timeout(self, seconds: int) -> None:
         one, other = connected_pair()
         async with one, other:
             receiving = other.recv(1)
@@ -285,7 +285,7 @@ class TestTimeOuts:
                 with pytest.raises(SocketClosedError):
                     await soon(call)
 
-    async def test_closing_or_cancelling_is_no_time_out(self, streams: Streams) -> None:
+    async def test_closing_or_cancelling_is_no_timeout(self, streams: Streams) -> None:
         async with streams.pair() as (one, other):
             waiting = chibi.receive_non_blocking(other, 10, 20)
             waiting.cancel()
@@ -297,7 +297,7 @@ class TestTimeOuts:
             other.close()
             assert failure_of(waiting) is SocketClosedError
 
-    async def test_the_sockets_own_time_out_stays_an_error(self) -> None:
+    async def test_the_sockets_own_timeout_stays_an_error(self) -> None:
         clock = ClockedReactor()
         one, other = connected_pair(reactor=clock)
         async with one, other:

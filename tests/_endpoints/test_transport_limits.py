@@ -123,7 +123,7 @@ async def test_a_client_has_a_read_timeout_of_its_own(kind, clocked):
         await pair.server.loses()
 
 
-async def test_no_timer_runs_without_a_time_out(kind, clocked):
+async def test_no_timer_runs_without_a_timeout(kind, clocked):
     async with connected(kind, on=clocked) as pair:
         pair.client.transport.write(BULK)
         assert await pair.server.receives(len(BULK)) == BULK

@@ -139,7 +139,7 @@ async def test_an_error_passes_through_as_it_is(clock, watch, pair):
     assert is_idle(watch)
 
 
-async def test_a_time_out_fails_with_the_error_that_was_asked_for(clock, watch, pair):
+async def test_a_timeout_fails_with_the_error_that_was_asked_for(clock, watch, pair):
     attempt = Attempt(WANT_READ)
     running = drive(clock, watch, attempt, timeout=5.0, timed_out=SocketReadTimeoutError)
     clock.advance(4.9)
@@ -153,7 +153,7 @@ async def test_a_time_out_fails_with_the_error_that_was_asked_for(clock, watch, 
     assert attempt.count == 1
 
 
-async def test_the_time_out_is_one_for_all_attempts(clock, watch, pair):
+async def test_the_timeout_is_one_for_all_attempts(clock, watch, pair):
     received = []
 
     def attempt():
@@ -175,7 +175,7 @@ async def test_the_time_out_is_one_for_all_attempts(clock, watch, pair):
 
 
 @pytest.mark.parametrize("left", [0.0, -1.0])
-async def test_no_time_left_is_a_time_out_in_the_next_turn(clock, watch, left):
+async def test_no_time_left_is_a_timeout_in_the_next_turn(clock, watch, left):
     running = drive(
         clock, watch, Attempt(WANT_READ), timeout=left, timed_out=SocketReadTimeoutError
     )

@@ -233,7 +233,7 @@ async def test_different_failures_are_reported_together(start):
     assert why is not SocketConnectionRefusedError
 
 
-async def test_the_kernel_giving_up_is_a_time_out(start):
+async def test_the_kernel_giving_up_is_a_timeout(start):
     """Takes the second that the kernel waits before it looks at the limit."""
     options = SocketOptions(socket_options=(IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100))
     with (

@@ -145,7 +145,7 @@ async def test_connection_timeout_is_one_for_all_stages(stuck, stage):
 @pytest.mark.parametrize(
     ("connection_timeout", "handshake_timeout"), [(None, 3), (10, 3), (3, 10), (3, None)]
 )
-async def test_the_earlier_of_two_time_outs_ends_the_handshake(
+async def test_the_earlier_of_two_timeouts_ends_the_handshake(
     stuck, connection_timeout, handshake_timeout
 ):
     def limit(seconds):
@@ -165,7 +165,7 @@ async def test_the_earlier_of_two_time_outs_ends_the_handshake(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_without_a_time_out_nothing_is_given_up(stuck, stage):
+async def test_without_a_timeout_nothing_is_given_up(stuck, stage):
     place = stuck(stage)
     more = {"handshake_timeout": None} if stage == "handshake" else {}
     connecting = place.begin(**more)
@@ -178,7 +178,7 @@ async def test_without_a_time_out_nothing_is_given_up(stuck, stage):
         await connecting
 
 
-async def test_a_time_out_tells_what_the_attempts_before_gave():
+async def test_a_timeout_tells_what_the_attempts_before_gave():
     with one_port("127.0.0.2", "127.0.0.3") as (_, mute), full(mute):
         reactor = reactor_for("127.0.0.2", "127.0.0.3")
         before = open_sockets()
@@ -208,7 +208,7 @@ async def test_no_timer_is_left_when_the_connection_stands():
         established.close()
 
 
-async def test_a_failure_is_not_taken_for_a_time_out():
+async def test_a_failure_is_not_taken_for_a_timeout():
     reactor = reactor_for()
     options = SocketOptions(connection_timeout=timedelta(seconds=10))
     with pytest.raises(HostNotFoundError):

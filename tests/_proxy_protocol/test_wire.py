@@ -136,7 +136,7 @@ async def test_a_reset_is_a_lost_connection():
             await receiving
 
 
-async def test_a_time_out_tells_its_stage(ends):
+async def test_a_timeout_tells_its_stage(ends):
     clock = Clock()
     receiving = receive_header(clock, ends.watch, ends.ours, "any", 3)
     clock.advance(3)

@@ -85,7 +85,7 @@ class TestFromSocket:
             assert await soon(receiving) == b"late"
         assert not is_open(number)
 
-    async def test_an_adopted_socket_knows_no_node_service_or_time_out(self, native: Pair) -> None:
+    async def test_an_adopted_socket_knows_no_node_service_or_timeout(self, native: Pair) -> None:
         async with Socket.from_socket(native[0]) as adopted:
             assert (adopted.node, adopted.service) == (None, None)
             assert (adopted.read_timeout, adopted.write_timeout) == (None, None)

@@ -108,7 +108,7 @@ class TestDatagrams:
                 await waiting
             assert await soon(other.recv(10)) == b"kept"
 
-    async def test_the_read_time_out_holds_for_datagrams(self, open_bound: Open) -> None:
+    async def test_the_read_timeout_holds_for_datagrams(self, open_bound: Open) -> None:
         clock = ClockedReactor()
         sock = open_bound(reactor=clock)
         sock.read_timeout = timedelta(seconds=3)

@@ -178,7 +178,7 @@ class TestOptions:
             async with await world.serve("127.0.0.1", port, reuse_port=True) as second:
                 assert second.getsockname() == first.getsockname()
 
-    async def test_time_outs_come_from_the_record(self, world: World) -> None:
+    async def test_timeouts_come_from_the_record(self, world: World) -> None:
         limit = timedelta(seconds=9)
         async with await world.serve("127.0.0.1", 0, read_timeout=limit) as server:
             port = server.getsockname().port

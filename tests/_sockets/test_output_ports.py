@@ -207,7 +207,7 @@ class TestFailing:
                 with pytest.raises(SocketClosedError, match="shut down for writing"):
                     await soon(one.output_port.write(b"x"))
 
-    async def test_the_write_time_out_holds_for_what_is_queued(self, streams: Streams) -> None:
+    async def test_the_write_timeout_holds_for_what_is_queued(self, streams: Streams) -> None:
         clock = ClockedReactor()
         fields = {"reactor": clock, "write_timeout": timedelta(seconds=10)}
         async with streams.pair(**fields) as (one, _):
@@ -221,9 +221,7 @@ class TestFailing:
             with pytest.raises(SocketWriteTimeoutError):
                 await soon(one.output_port.write(b"later"))
 
-    async def test_what_arrives_does_not_put_off_the_write_time_out(
-        self, streams: Streams
-    ) -> None:
+    async def test_what_arrives_does_not_put_off_the_write_timeout(self, streams: Streams) -> None:
         """A peer that goes on sending and takes nothing does not hold a write for ever."""
         clock = ClockedReactor()
         fields = {"reactor": clock, "write_timeout": timedelta(seconds=10)}
@@ -239,7 +237,7 @@ class TestFailing:
             reading.cancel()
             assert failure_of(reading) is CancelledError
 
-    async def test_what_is_sent_does_not_put_off_the_read_time_out(self, streams: Streams) -> None:
+    async def test_what_is_sent_does_not_put_off_the_read_timeout(self, streams: Streams) -> None:
         clock = ClockedReactor()
         fields = {"reactor": clock, "read_timeout": timedelta(seconds=10)}
         async with streams.pair(**fields) as (one, other):
@@ -289,7 +287,7 @@ class TestClosingTheSocket:
             assert await soon(closing) is None
             other.abort()
 
-    async def test_an_abort_ends_a_goodbye_after_the_last_bytes(
+    async def test_an_abort_ends_a_tls_shutdown_after_the_last_bytes(
         self, authority: CertificateAuthority
     ) -> None:
         async with TLSStreams(authority).pair() as (one, other):

@@ -208,7 +208,7 @@ class TestKeeping:
     """What was received and not read is lost to nobody."""
 
     @pytest.mark.parametrize("call", ["read_exactly", "readline", "read_all"])
-    async def test_a_time_out_keeps_what_was_read(self, streams: Streams, call: str) -> None:
+    async def test_a_timeout_keeps_what_was_read(self, streams: Streams, call: str) -> None:
         clock = ClockedReactor()
         fields = {"reactor": clock, "read_timeout": timedelta(seconds=10)}
         async with streams.pair(**fields) as (one, other):

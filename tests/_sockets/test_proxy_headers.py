@@ -129,7 +129,7 @@ async def test_the_record_may_choose_the_maker(makers):
             assert server.proxy_header.unique_id == b"7"
 
 
-async def test_time_outs_of_the_listener_hold_for_what_it_accepts(makers):
+async def test_timeouts_of_the_listener_hold_for_what_it_accepts(makers):
     async with (
         await makers.listen(read_timeout=timedelta(seconds=7)) as listener,
         met(listener, makers.connect(listener)) as (_, server),

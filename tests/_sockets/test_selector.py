@@ -111,7 +111,7 @@ async def test_again_waits_anew(selector, pairs):
 
 
 @pytest.mark.parametrize("whose", ["selector", "registration"])
-async def test_time_outs_are_the_registration_s_own_or_the_selector_s(whose, calls, pairs):
+async def test_timeouts_are_the_registration_s_own_or_the_selector_s(whose, calls, pairs):
     (one, _), (two, _) = pairs(2)
     short, long = timedelta(milliseconds=10), timedelta(hours=1)
     selector = SocketSelector(short if whose == "selector" else long)
@@ -123,7 +123,7 @@ async def test_time_outs_are_the_registration_s_own_or_the_selector_s(whose, cal
     selector.close()
 
 
-async def test_again_has_the_time_out_of_the_registration_or_another(pairs, calls):
+async def test_again_has_the_timeout_of_the_registration_or_another(pairs, calls):
     clock = ClockedReactor()
     ((one, _),) = pairs(1, reactor=clock)
     selector = SocketSelector(reactor=clock)

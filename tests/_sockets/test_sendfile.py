@@ -190,7 +190,7 @@ async def test_a_send_that_waits_ends_with_the_socket(streams: Any, path: Path) 
             assert failure_of(one.sendfile(file)) is SocketClosedError
 
 
-async def test_the_time_out_holds_while_nothing_is_taken(streams: Any, path: Path) -> None:
+async def test_the_timeout_holds_while_nothing_is_taken(streams: Any, path: Path) -> None:
     with path.open("rb") as file:
         async with streams.pair(write_timeout=timedelta(milliseconds=50)) as (one, _):
             sending = one.sendfile(file)

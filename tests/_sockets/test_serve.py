@@ -145,7 +145,7 @@ async def test_no_more_than_the_limit_are_served_at_a_time(streams):
         assert most == 2
 
 
-async def test_a_connection_counts_until_its_goodbye_is_said(authority):
+async def test_a_connection_counts_until_its_tls_shutdown_is_done(authority):
     """One whose peer never answers the goodbye holds its place as long as it is open."""
     began = []
     streams = TLSStreams(authority)
@@ -293,7 +293,7 @@ async def test_cancelling_while_it_is_full_ends_it_too():
     listener.close()
 
 
-async def test_cancelling_during_a_goodbye_leaves_it_to_its_time_limit(streams):
+async def test_cancelling_during_a_tls_shutdown_leaves_it_to_its_time_limit(streams):
     listener = await streams.listen()
     served = listener.serve(lambda connection: connection.sendall(b"that is all"))
     client = await soon(streams.connect(listener))

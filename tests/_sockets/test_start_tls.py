@@ -132,7 +132,7 @@ async def test_the_new_socket_keeps_node_and_service_and_has_the_new_options(cli
         assert there.options is server
 
 
-async def test_time_outs_that_the_options_leave_open_stay_as_they_were(client, server):
+async def test_timeouts_that_the_options_leave_open_stay_as_they_were(client, server):
     minute, hour = timedelta(minutes=1), timedelta(hours=1)
     async with pair(read_timeout=minute, write_timeout=minute) as (one, other):
         upgrading = start_tls(one, client.replace(read_timeout=hour)), start_tls(other, server)

@@ -163,7 +163,7 @@ class TestRecords:
             assert failure_of(sending) is CancelledError
 
 
-class TestGoodbye:
+class TestTLSShutdown:
     async def test_all_that_was_sent_arrives_though_the_peers_last_bytes_were_never_read(
         self, tls: TLSStreams
     ) -> None:
@@ -198,7 +198,7 @@ class TestGoodbye:
             other.close()
             await soon(closing)
 
-    async def test_the_close_time_out_bounds_a_peer_that_ignores_it(self, tls: TLSStreams) -> None:
+    async def test_the_close_timeout_bounds_a_peer_that_ignores_it(self, tls: TLSStreams) -> None:
         clock = ClockedReactor()
         patience = timedelta(seconds=3)
         async with tls.pair(client={"reactor": clock, "close_timeout": patience}) as (one, other):

@@ -153,7 +153,7 @@ def test_abort_resets_the_connection():
 
 
 @threaded
-def test_abort_resets_the_connection_before_its_goodbye_has_begun_on_the_reactor(authority):
+def test_abort_resets_the_connection_before_its_tls_shutdown_has_begun_on_the_reactor(authority):
     with tls_pair(authority) as (one, other):
         held = threading.Event()
         in_reactor(lambda _: held.wait(10))

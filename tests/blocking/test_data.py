@@ -113,7 +113,7 @@ def test_a_send_times_out_when_nothing_more_is_taken(pair):
 
 
 @threaded
-def test_time_outs_are_those_of_the_record():
+def test_timeouts_are_those_of_the_record():
     options = SocketOptions(read_timeout=SHORT, write_timeout=timedelta(hours=1))
     with blocking.make_server_socket("127.0.0.1", 0, options) as server:
         accepting = Background(server.accept)

@@ -467,7 +467,7 @@ def test_a_process_ends_after_the_reactor_has_used_threads():
     """) == ["in a thread"]
 
 
-def test_a_tls_goodbye_is_sent_though_the_process_ends():
+def test_a_close_notify_is_sent_though_the_process_ends():
     assert output_of("""
         from twisted_netsock.testing import CertificateAuthority
         authority = CertificateAuthority()

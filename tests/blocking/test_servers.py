@@ -120,7 +120,7 @@ def test_a_bad_proxy_header_is_counted_and_never_accepted():
 
 
 @threaded
-def test_start_tls_takes_context_factories_and_keeps_time_outs(authority):
+def test_start_tls_takes_context_factories_and_keeps_timeouts(authority):
     client = client_context_factory(authority.client_options(), "localhost")
     server = server_context_factory(authority.server_options("localhost"))
     with plain_pair() as (one, other):

@@ -203,7 +203,7 @@ async def test_an_end_that_wants_is_sent_later(want):
         await until(lambda: ended(client))
 
 
-async def test_when_both_directions_have_ended_there_is_a_goodbye():
+async def test_when_both_directions_have_ended_there_is_a_tls_shutdown():
     with joined() as (relay, first, second, client, server):
         client.shutdown(socket.SHUT_WR)
         await until(lambda: ended(server))
@@ -214,7 +214,7 @@ async def test_when_both_directions_have_ended_there_is_a_goodbye():
         assert second.lost
 
 
-async def test_a_goodbye_that_takes_its_time_ends_with_an_abort():
+async def test_a_tls_shutdown_that_takes_its_time_ends_with_an_abort():
     with joined() as (relay, first, second, client, server):
         first._descriptor.goodbye = WANT_READ
         client.shutdown(socket.SHUT_WR)
