@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import io
 import threading
 import warnings
 from typing import Any
@@ -42,7 +43,7 @@ class Unusual(BaseException):
 def exit_by_argparse() -> None:
     """Raise `SystemExit` as a program does that parses what a peer has sent."""
     parser = argparse.ArgumentParser()
-    with contextlib.redirect_stderr(None):
+    with contextlib.redirect_stderr(io.StringIO()):
         parser.parse_args(["--unknown"])
 
 
