@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import resource
 import signal
 import traceback
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def _install_reactor(name: str) -> None:
 
 
 _install_reactor(os.environ.get("NETSOCK_REACTOR", "epoll"))
+
+# The relay's tests hold 800 descriptors at a time in one process, and many systems allow 1,024
+# unless a process asks for more.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if _soft < 4096 <= _hard:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, _hard))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells have what runs in the background ignore it, and children would inherit that.
