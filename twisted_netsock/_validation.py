@@ -15,9 +15,11 @@ import ssl
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
-from typing import Any
+from typing import Any, TypeVar
 
 from ._hostnames import is_host_name
+
+Member = TypeVar("Member", AddressFamily, SocketKind)
 
 FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
 PROXY_PROTOCOLS = ("v1", "v2", "any")
@@ -35,7 +37,6 @@ _ALPN_LIMIT = 256
 _HOST_AND_PORT = 2
 _ENCODED = re.compile(r"M[A-P][A-Za-z0-9+/_-]{40,}={0,2}|30[0-9A-Fa-f]{60,}")
 """Base64 or hexadecimal digits of DER, all of which begins with the byte 0x30."""
-_LEVEL_NAME_VALUE = 3
 
 
 def redacted(value: object) -> str:
@@ -72,20 +73,17 @@ def _integer(value: object, name: str, expected: str) -> int:
     return value
 
 
-def non_negative(value: object, name: str) -> int:
-    """Take a C int of at least 0."""
-    number = _integer(value, name, "an integer of 0 or more")
-    if not 0 <= number < 2**31:
-        raise ValueError(f"{name}={number} must be an integer from 0 to 2147483647")
+def non_negative(value: object, name: str, least: int = 0) -> int:
+    """Take a C int of at least 0, or *least*."""
+    number = _integer(value, name, f"an integer of {least} or more")
+    if not least <= number < 2**31:
+        raise ValueError(f"{name}={number} must be an integer from {least} to {2**31 - 1}")
     return int(number)
 
 
 def positive(value: object, name: str) -> int:
     """Take a C int of at least 1."""
-    number = _integer(value, name, "an integer of 1 or more")
-    if not 1 <= number < 2**31:
-        raise ValueError(f"{name}={number} must be an integer from 1 to 2147483647")
-    return int(number)
+    return non_negative(value, name, 1)
 
 
 def byte_count(value: object, name: str) -> None:
@@ -96,30 +94,35 @@ def byte_count(value: object, name: str) -> None:
         raise ValueError(f"{name}={value} must not be negative")
 
 
+def _one_of(members: tuple[Member, ...], value: object, name: str, expected: str) -> Member:
+    number = _integer(value, name, expected)
+    for member in members:
+        if member == number:
+            return member
+    allowed = ", ".join(known.name for known in members)
+    raise ValueError(f"{name}={value!r} must be one of {allowed}")
+
+
 def family(value: object, name: str) -> AddressFamily:
     """Take one of the four families that this package knows."""
-    number = _integer(value, name, "an address family (AF_INET, …)")
-    if number not in FAMILIES:
-        allowed = ", ".join(known.name for known in FAMILIES)
-        raise ValueError(f"{name}={value!r} must be one of {allowed}")
-    return AddressFamily(number)
+    return _one_of(FAMILIES, value, name, "an address family (AF_INET, …)")
 
 
 def socket_kind(value: object, name: str) -> SocketKind:
     """Take one of the three types of socket that this package knows."""
-    number = _integer(value, name, "a type of socket (SOCK_STREAM, …)")
-    if number not in _KINDS:
-        allowed = ", ".join(known.name for known in _KINDS)
-        raise ValueError(f"{name}={value!r} must be one of {allowed}")
-    return SocketKind(number)
+    return _one_of(_KINDS, value, name, "a type of socket (SOCK_STREAM, …)")
 
 
 def duration(value: object, name: str) -> timedelta:
     """Take a `timedelta` of more than nothing and at most a year."""
     if not isinstance(value, timedelta):
         raise _wrong_type(value, name, "a datetime.timedelta, such as timedelta(seconds=10)")
+    return _in_a_year(value, f"{name}={value!r}")
+
+
+def _in_a_year(value: timedelta, given: str) -> timedelta:
     if not timedelta(0) < value <= _LONGEST:
-        raise ValueError(f"{name}={value!r} must be more than 0 and at most {_LONGEST.days} days")
+        raise ValueError(f"{given} must be more than 0 and at most {_LONGEST.days} days")
     return value
 
 
@@ -150,11 +153,7 @@ def duration_text(name: str, text: str) -> timedelta:
         value = timedelta(**{_UNITS[matched[2]]: float(matched[1])})
     except OverflowError:
         value = timedelta.max
-    if not timedelta(0) < value <= _LONGEST:
-        raise ValueError(
-            f"{name}={shortened(text)} must be more than 0 and at most {_LONGEST.days} days"
-        )
-    return value
+    return _in_a_year(value, f"{name}={shortened(text)}")
 
 
 def wait(value: object, name: str) -> timedelta | None:
@@ -218,13 +217,14 @@ def socket_options(value: object, name: str) -> tuple[tuple[int, int, int | byte
     if items and isinstance(items[0], int):
         items = (items,)
     for item in items:
-        if not isinstance(item, tuple | list) or len(item) != _LEVEL_NAME_VALUE:
-            raise _wrong_type(item, name, expected)
-        level, option, setting = item
-        if not (_is_c_int(level) and _is_c_int(option)):
-            raise _wrong_type(item, name, expected)
-        if not isinstance(setting, bytes) and not _is_c_int(setting):
-            raise _wrong_type(item, name, expected)
+        match item:
+            case (level, option, setting) if (
+                _is_c_int(level)
+                and _is_c_int(option)
+                and (isinstance(setting, bytes) or _is_c_int(setting))
+            ):
+                continue
+        raise _wrong_type(item, name, expected)
     return tuple((level, option, setting) for level, option, setting in items)
 
 
@@ -253,41 +253,28 @@ def _path(value: str | os.PathLike[str], name: str) -> str:
     return path
 
 
-def _content(value: bytes | bytearray | memoryview, name: str) -> bytes:
-    if not value:
-        raise ValueError(f"{name} must not be empty")
-    return bytes(value)
-
-
 def _is_cryptography_object(value: object) -> bool:
     return any(base.__module__.startswith("cryptography.") for base in type(value).__mro__)
+
+
+def _source(value: object, name: str, mark: str, expected: str) -> Any:
+    """Take a path, content, or an object of ``cryptography`` that has the attribute *mark*."""
+    if isinstance(value, str | os.PathLike):
+        return _path(value, name)
+    if isinstance(value, bytes | bytearray | memoryview):
+        if not value:
+            raise ValueError(f"{name} must not be empty")
+        return bytes(value)
+    if _is_cryptography_object(value) and hasattr(value, mark):
+        return value
+    raise TypeError(f"{name} must be {expected} of cryptography, not {_kind(value)}")
 
 
 def key_source(value: object, name: str) -> Any:
     """Take a path, content, a ``cryptography`` private key or `None`."""
     if value is None:
         return None
-    if isinstance(value, str | os.PathLike):
-        return _path(value, name)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _content(value, name)
-    if _is_cryptography_object(value) and hasattr(value, "private_bytes"):
-        return value
-    raise TypeError(
-        f"{name} must be a path, bytes or a private key of cryptography, not {_kind(value)}"
-    )
-
-
-def _certificate_source(value: object, name: str) -> Any:
-    if isinstance(value, str | os.PathLike):
-        return _path(value, name)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _content(value, name)
-    if _is_cryptography_object(value) and hasattr(value, "not_valid_after_utc"):
-        return value
-    raise TypeError(
-        f"{name} must be paths, bytes or certificates of cryptography, not {_kind(value)}"
-    )
+    return _source(value, name, "private_bytes", "a path, bytes or a private key")
 
 
 def certificate_sources(value: object, name: str) -> tuple[Any, ...] | None:
@@ -304,7 +291,8 @@ def certificate_sources(value: object, name: str) -> tuple[Any, ...] | None:
         sources = (value,)
     if not sources:
         raise ValueError(f"{name} must not be an empty list; None is the default")
-    return tuple(_certificate_source(source, name) for source in sources)
+    mark, expected = "not_valid_after_utc", "paths, bytes or certificates"
+    return tuple(_source(source, name, mark, expected) for source in sources)
 
 
 def password(value: object, name: str) -> bytes | None:

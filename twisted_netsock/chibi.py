@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from ._io.descriptor import PlainDescriptor
 from ._io.poller import poller_for
 from ._net.open_socket import apply_options, open_socket, until_shutdown
-from ._net.resolver import look_up_system
+from ._net.resolver import Hints, look_up_system
 from ._net.unix_paths import free_path
 from ._public import public_in
 from ._sockets.info import SocketInfo
@@ -211,15 +211,8 @@ def get_address_info(
     if not isinstance(hints, AddressInfo):
         raise TypeError(f"addrinfo must be an AddressInfo, not {addrinfo!r}")
     reactor = current_reactor(reactor)
-    looking = look_up_system(
-        reactor,
-        host,
-        service,
-        family=hints.family,
-        kind=hints.socket_type,
-        protocol=hints.protocol,
-        flags=hints.flags,
-    )
+    wanted = Hints(hints.family, hints.socket_type, hints.protocol, hints.flags)
+    looking = look_up_system(reactor, host, service, wanted)
     return until_shutdown(reactor, looking, host, service).addCallback(_first)
 
 

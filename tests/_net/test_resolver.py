@@ -25,7 +25,7 @@ from twisted.internet.testing import MemoryReactor
 from tests.support.clocks import the_reactor
 from twisted_netsock import HostNotFoundError
 from twisted_netsock._hostnames import numeric_service
-from twisted_netsock._net.resolver import look_up, look_up_system
+from twisted_netsock._net.resolver import Hints, look_up, look_up_system
 from twisted_netsock.testing import ScriptedResolver
 
 BOTH = pytest.mark.parametrize("find", [look_up, look_up_system])
@@ -72,12 +72,12 @@ def test_a_numeric_node_and_service_are_answered_at_once(find, node, service, ex
 
 @BOTH
 def test_the_kind_of_socket_is_the_one_asked_for(find):
-    (info,) = result_of(find(MemoryReactor(), "127.0.0.1", 53, kind=SOCK_DGRAM))
+    (info,) = result_of(find(MemoryReactor(), "127.0.0.1", 53, Hints(kind=SOCK_DGRAM)))
     assert (info.socket_type, info.protocol) == (SOCK_DGRAM, socket.IPPROTO_UDP)
 
 
 def test_kind_0_gives_every_kind_of_socket():
-    infos = result_of(look_up_system(MemoryReactor(), "127.0.0.1", 80, kind=0))
+    infos = result_of(look_up_system(MemoryReactor(), "127.0.0.1", 80, Hints(kind=0)))
     assert {SOCK_STREAM, SOCK_DGRAM} <= {info.socket_type for info in infos}
 
 
@@ -92,7 +92,7 @@ def test_kind_0_gives_every_kind_of_socket():
     ],
 )
 def test_no_node_is_any_address_with_ai_passive_else_loopback(find, flags, family, hosts):
-    infos = result_of(find(MemoryReactor(), None, 80, family=family, flags=flags))
+    infos = result_of(find(MemoryReactor(), None, 80, Hints(family, flags=flags)))
     assert {info.address.host for info in infos} == hosts
     assert {info.flags for info in infos} == {flags}
 
@@ -101,7 +101,7 @@ def test_no_node_is_any_address_with_ai_passive_else_loopback(find, flags, famil
 @pytest.mark.parametrize(("node", "service"), [("::1", 80), ("::1", "80"), ("::1", None)])
 async def test_a_numeric_node_of_another_family_is_not_found(find, node, service):
     with pytest.raises(HostNotFoundError) as caught:
-        await find(the_reactor(), node, service, family=AF_INET)
+        await find(the_reactor(), node, service, Hints(AF_INET))
     assert (caught.value.node, caught.value.service) == (node, service)
     assert caught.value.errno < 0
 
@@ -181,7 +181,7 @@ async def test_a_service_is_looked_up(find):
 
 @BOTH
 async def test_the_canonical_name_comes_with_ai_canonname_only(find):
-    (named, *_) = await find(the_reactor(), "localhost", 80, flags=AI_CANONNAME)
+    (named, *_) = await find(the_reactor(), "localhost", 80, Hints(flags=AI_CANONNAME))
     (unnamed, *_) = await find(the_reactor(), "localhost", 80)
     assert (named.canonname, unnamed.canonname) == ("localhost", "")
 
@@ -199,7 +199,7 @@ async def test_what_is_not_found_is_reported_with_node_service_and_code(
     find, node, service, flags, code
 ):
     with pytest.raises(HostNotFoundError) as caught:
-        await find(the_reactor(), node, service, flags=flags)
+        await find(the_reactor(), node, service, Hints(flags=flags))
     error = caught.value
     assert (error.node, error.service, error.errno) == (node, service, code)
     assert isinstance(error, socket.gaierror)
@@ -230,7 +230,7 @@ async def test_a_resolver_that_the_application_installed_is_asked():
 )
 async def test_it_is_asked_for_the_family_alone(family, hosts):
     reactor = reactor_with(ScriptedResolver({"name.invalid": ["127.0.0.7", "::1"]}))
-    infos = await look_up(reactor, "name.invalid", "80", family=family)
+    infos = await look_up(reactor, "name.invalid", "80", Hints(family))
     assert [info.address.host for info in infos] == hosts
     assert [info.address.port for info in infos] == [80] * len(hosts)
 
@@ -238,7 +238,7 @@ async def test_it_is_asked_for_the_family_alone(family, hosts):
 @pytest.mark.parametrize("kind", [SOCK_STREAM, SOCK_DGRAM, 0])
 async def test_its_addresses_are_of_the_kind_that_was_asked_for(kind):
     reactor = reactor_with(ScriptedResolver({"name.invalid": ["127.0.0.7"]}))
-    looked_up = look_up(reactor, "name.invalid", 53, kind=kind)
+    looked_up = look_up(reactor, "name.invalid", 53, Hints(kind=kind))
     (info,) = await looked_up.addTimeout(2, the_reactor())
     assert info.socket_type == kind
 
@@ -264,7 +264,7 @@ async def test_a_name_that_it_does_not_know_is_not_found(service):
 async def test_it_is_never_asked_about_numbers_and_services(node, service, flags):
     scripted = ScriptedResolver({}, delay=None)
     try:
-        await look_up(reactor_with(scripted), node, service, flags=flags)
+        await look_up(reactor_with(scripted), node, service, Hints(flags=flags))
     except HostNotFoundError:
         assert flags == AI_NUMERICHOST
     assert scripted.asked == []

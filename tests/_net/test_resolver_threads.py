@@ -13,7 +13,7 @@ from tests.support.clocks import the_reactor, until
 from tests.support.loopback import run_script
 from twisted_netsock import HostNotFoundError
 from twisted_netsock._net import resolver
-from twisted_netsock._net.resolver import look_up_system
+from twisted_netsock._net.resolver import Hints, look_up_system
 
 
 class ScriptedLibrary:
@@ -81,7 +81,7 @@ async def test_each_address_comes_once_and_in_the_order_of_the_system(library):
 async def test_an_address_that_came_twice_keeps_its_canonical_name(library):
     # getaddrinfo gives the name with its first result only.
     library(lambda _: found("127.0.0.9", canonname="canonical.invalid") + found("127.0.0.9"))
-    (info,) = await look_up_system(the_reactor(), "name.invalid", 80, flags=AI_CANONNAME)
+    (info,) = await look_up_system(the_reactor(), "name.invalid", 80, Hints(flags=AI_CANONNAME))
     assert info.canonname == "canonical.invalid"
 
 

@@ -16,7 +16,7 @@ import select
 import socket as _socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack
 
 from .._validation import byte_count
 from ..addresses import NativeAddress, SocketAddress
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Descriptor", "PlainDescriptor", "from_os_error"]
 
+Ts = TypeVarTuple("Ts")
 
 _NO_SENDER: Final = SocketAddress.of(_socket.AF_UNSPEC, None)
 """The sender of the end of a datagram socket, which is no datagram."""
@@ -339,12 +340,7 @@ class PlainDescriptor:
 
     def try_sendto(self, view: Buffer, flags: int, address: NativeAddress) -> int | Want:
         """Send *view* as one datagram."""
-        try:
-            return self.sock.sendto(view, flags, address)
-        except BlockingIOError:
-            return WANT_WRITE
-        except OSError as error:
-            raise self._send_error(error) from None
+        return self._try_sending(self.sock.sendto, view, flags, address)
 
     def try_sendmsg(
         self,
@@ -354,19 +350,18 @@ class PlainDescriptor:
         address: NativeAddress | None,
     ) -> int | Want:
         """Send *buffers*, joined, with ancillary data."""
-        try:
-            return self.sock.sendmsg(buffers, ancillary, flags, address)
-        except BlockingIOError:
-            return WANT_WRITE
-        except OSError as error:
-            raise self._send_error(error) from None
+        return self._try_sending(self.sock.sendmsg, buffers, ancillary, flags, address)
 
     def try_sendfile(self, file: int, offset: int, n: int) -> int | Want:
         """Send up to *n* bytes of the regular *file* from *offset* on; 0 is its end."""
         if isinstance(self.sock, InheritedSocket):
             raise opened_before_fork()
+        return self._try_sending(os.sendfile, self.sock.fileno(), file, offset, n)
+
+    def _try_sending(self, send: Callable[[Unpack[Ts]], int], *args: *Ts) -> int | Want:
+        """Return what *send* does."""
         try:
-            return os.sendfile(self.sock.fileno(), file, offset, n)
+            return send(*args)
         except BlockingIOError:
             return WANT_WRITE
         except OSError as error:

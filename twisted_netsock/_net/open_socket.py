@@ -16,7 +16,7 @@ from .._hostnames import host_to_look_up, numeric_service
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError, SocketError
 from ..options import SocketOptions
-from .resolver import look_up, look_up_numeric
+from .resolver import Hints, look_up, look_up_numeric
 
 __all__ = [
     "apply_options",
@@ -135,15 +135,7 @@ def look_up_place(
     flags: int = 0,
 ) -> Deferred[list[AddressInfo]]:
     """Look *node* and *service* up as *options* say, with *flags* beside theirs; see `look_up`."""
-    looking = look_up(
-        reactor,
-        node,
-        service,
-        family=options.ai_family,
-        kind=options.ai_socktype,
-        protocol=options.ai_protocol,
-        flags=options.ai_flags | flags,
-    )
+    looking = look_up(reactor, node, service, _hints(options, flags))
     return until_shutdown(reactor, looking, node, service)
 
 
@@ -186,11 +178,10 @@ def look_up_known_place(
     node: str | None, service: str | int | None, options: SocketOptions
 ) -> Sequence[AddressInfo] | None:
     """Do as `look_up_place`, at once, or return `None`; see `look_up_numeric`."""
-    return look_up_numeric(
-        node,
-        service,
-        family=options.ai_family,
-        kind=options.ai_socktype,
-        protocol=options.ai_protocol,
-        flags=options.ai_flags,
+    return look_up_numeric(node, service, _hints(options))
+
+
+def _hints(options: SocketOptions, flags: int = 0) -> Hints:
+    return Hints(
+        options.ai_family, options.ai_socktype, options.ai_protocol, options.ai_flags | flags
     )

@@ -23,9 +23,8 @@ from socket import (
     AddressFamily,
     SocketKind,
 )
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import (
@@ -43,7 +42,7 @@ from .._hostnames import host_to_look_up, is_ip_address, numeric_service
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError
 
-__all__ = ["look_up", "look_up_numeric", "look_up_system"]
+__all__ = ["Hints", "look_up", "look_up_numeric", "look_up_system"]
 
 _MAX_THREADS = 32
 """At a time: getaddrinfo(3) waits for its resolver, 5 s and more where a server is silent."""
@@ -149,9 +148,59 @@ def _forget_threads() -> None:
 os.register_at_fork(after_in_child=_forget_threads)
 
 
-def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
-    """Turn the results of `socket.getaddrinfo` into values, each address once."""
-    infos: dict[tuple[Any, ...], AddressInfo] = {}
+class Hints(NamedTuple):
+    """
+    What is looked for, as `socket.getaddrinfo` takes it.
+
+    Attributes:
+        family: ``AF_UNSPEC`` for IPv4 and IPv6.
+        kind: The type of socket, or 0 for any.
+        protocol: A protocol number, or 0 for any.
+        flags: ``AI_…`` flags.
+    """
+
+    family: int = AF_UNSPEC
+    kind: int = SOCK_STREAM
+    protocol: int = 0
+    flags: int = 0
+
+
+_STREAM: Final = Hints()
+
+
+def _ask_system(
+    node: str | None,
+    service: str | int | None,
+    hints: Hints,
+    name: str | None,
+    port: str | int | None,
+    flags: int = 0,
+) -> list[AddressInfo]:
+    """
+    Call `socket.getaddrinfo`, which may block, for *name* and *port*, with *flags* more.
+
+    Each address is returned once; errors name *node* and *service*.
+    """
+    if hints.kind == SOCK_RAW and port in (0, "0"):
+        # glibc refuses any service of raw sockets, 0 too, with EAI_SERVICE.
+        port = None
+    # glibc does not know Multipath TCP; addresses and ports are those of TCP.
+    is_multipath = hints.protocol == _IPPROTO_MPTCP
+    asked = _socket.IPPROTO_TCP if is_multipath else hints.protocol
+    try:
+        results = _socket.getaddrinfo(
+            name, port, hints.family, hints.kind, asked, hints.flags | flags
+        )
+    except _socket.gaierror as error:
+        raise HostNotFoundError(
+            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
+        ) from None
+    except (OSError, UnicodeError) as error:
+        # The name is too long for the codec, or the resolver is out of descriptors.
+        raise HostNotFoundError(
+            node, service, errno=_socket.EAI_FAIL, strerror=str(error)
+        ) from None
+    infos: dict[object, AddressInfo] = {}
     for family, kind, protocol, canonname, address in results:
         key = (family, kind, protocol, address)
         # getaddrinfo(3) sets the canonical name in the first result only.
@@ -159,59 +208,22 @@ def _infos(results: Sequence[tuple[Any, ...]], flags: int) -> list[AddressInfo]:
             infos[key] = AddressInfo(
                 AddressFamily(family),
                 SocketKind(kind),
-                protocol,
+                _IPPROTO_MPTCP if is_multipath else protocol,
                 SocketAddress(address),
                 canonname,
-                flags,
+                hints.flags,
             )
+    if not infos:
+        raise HostNotFoundError(node, service)
     return list(infos.values())
-
-
-def _getaddrinfo(
-    node: str | None,
-    service: str | int | None,
-    family: int,
-    kind: int,
-    protocol: int,
-    flags: int,
-) -> list[tuple[Any, ...]]:
-    """Call `socket.getaddrinfo`, which knows no Multipath TCP, and no services of raw sockets."""
-    if kind == SOCK_RAW and service in (0, "0"):
-        # glibc refuses any service here, 0 too, with EAI_SERVICE.
-        service = None
-    # glibc does not know the protocol; addresses and ports are those of TCP.
-    asked = _socket.IPPROTO_TCP if protocol == _IPPROTO_MPTCP else protocol
-    results = _socket.getaddrinfo(node, service, family, kind, asked, flags)
-    if asked == protocol:
-        return list(results)
-    return [(*result[:2], protocol, *result[3:]) for result in results]
 
 
 @lru_cache(maxsize=_NUMERIC_KEPT)
 def _numeric_infos(
-    node: str | None,
-    port: int,
-    service: str | int | None,
-    family: int,
-    kind: int,
-    protocol: int,
-    flags: int,
+    node: str | None, port: int | None, service: str | int | None, hints: Hints
 ) -> tuple[AddressInfo, ...]:
     """Look up a numeric node, or `None`, which asks no server."""
-    try:
-        results = _getaddrinfo(
-            node,
-            None if service is None else port,
-            family,
-            kind,
-            protocol,
-            flags | _socket.AI_NUMERICHOST,
-        )
-    except _socket.gaierror as error:
-        raise HostNotFoundError(
-            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
-        ) from None
-    return tuple(_infos(results, flags))
+    return tuple(_ask_system(node, service, hints, node, port, _socket.AI_NUMERICHOST))
 
 
 def _wire_name(node: str | None) -> str | None:
@@ -223,40 +235,8 @@ def _wire_name(node: str | None) -> str | None:
     return host_to_look_up(node)
 
 
-def _ask_system(
-    node: str | None,
-    name: str | None,
-    service: str | int | None,
-    family: int,
-    kind: int,
-    protocol: int,
-    flags: int,
-) -> list[AddressInfo]:
-    """Call `socket.getaddrinfo`, which may block, for *name*; errors name *node*."""
-    try:
-        found = _infos(_getaddrinfo(name, service, family, kind, protocol, flags), flags)
-    except _socket.gaierror as error:
-        raise HostNotFoundError(
-            node, service, errno=error.errno or _socket.EAI_FAIL, strerror=error.strerror
-        ) from None
-    except (OSError, UnicodeError) as error:
-        # The name is too long for the codec, or the resolver is out of descriptors.
-        raise HostNotFoundError(
-            node, service, errno=_socket.EAI_FAIL, strerror=str(error)
-        ) from None
-    if not found:
-        raise HostNotFoundError(node, service)
-    return found
-
-
 def look_up_numeric(
-    node: str | None,
-    service: str | int | None,
-    *,
-    family: int = AF_UNSPEC,
-    kind: int = SOCK_STREAM,
-    protocol: int = 0,
-    flags: int = 0,
+    node: str | None, service: str | int | None, hints: Hints = _STREAM
 ) -> Sequence[AddressInfo] | None:
     """
     Look up a numeric *node*, or `None`, and a port at once: no server is asked.
@@ -274,20 +254,16 @@ def look_up_numeric(
     if port is None:
         return None
     # Not cached: the names of interfaces change, and which families are configured.
-    changes = flags & _ADDRCONFIG or (node is not None and "%" in node)
+    changes = hints.flags & _ADDRCONFIG or (node is not None and "%" in node)
     ask = _numeric_infos.__wrapped__ if changes else _numeric_infos
-    return ask(node, port, service, family, kind, protocol, flags)
+    return ask(node, None if service is None else port, service, hints)
 
 
 def look_up_system(
     reactor: IReactorFromThreads,
     node: str | None,
     service: str | int | None,
-    *,
-    family: int = AF_UNSPEC,
-    kind: int = SOCK_STREAM,
-    protocol: int = 0,
-    flags: int = 0,
+    hints: Hints = _STREAM,
 ) -> Deferred[list[AddressInfo]]:
     """
     Look *node* and *service* up with the system's `socket.getaddrinfo`.
@@ -296,10 +272,7 @@ def look_up_system(
         reactor: Where the result is delivered.
         node: A name, a numeric address, or `None` (with ``AI_PASSIVE``: any).
         service: A name, a port, or `None`.
-        family: ``AF_UNSPEC`` for IPv4 and IPv6.
-        kind: The type of socket, or 0 for any.
-        protocol: A protocol number, or 0 for any.
-        flags: ``AI_…`` flags.
+        hints: What is looked for.
 
     Returns:
         The results in the system's order, at least one, each once. Fired
@@ -318,17 +291,13 @@ def look_up_system(
     name = _wire_name(node)
     numeric_service(service)
     try:
-        known = look_up_numeric(
-            name, service, family=family, kind=kind, protocol=protocol, flags=flags
-        )
+        known = look_up_numeric(name, service, hints)
     except HostNotFoundError:
         return fail(Failure())
     if known is not None:
         return succeed(list(known))
     try:
-        return _in_thread(
-            reactor, lambda: _ask_system(node, name, service, family, kind, protocol, flags)
-        )
+        return _in_thread(reactor, lambda: _ask_system(node, service, hints, name, service))
     except RuntimeError as error:
         # The system has no thread left, for now.
         again = HostNotFoundError(node, service, errno=_socket.EAI_AGAIN, strerror=str(error))
@@ -396,14 +365,7 @@ def _is_default(resolver: object) -> bool:
 
 
 def look_up(
-    reactor: Any,
-    node: str | None,
-    service: str | int | None,
-    *,
-    family: int = AF_UNSPEC,
-    kind: int = SOCK_STREAM,
-    protocol: int = 0,
-    flags: int = 0,
+    reactor: Any, node: str | None, service: str | int | None, hints: Hints = _STREAM
 ) -> Deferred[list[AddressInfo]]:
     """
     Look up where to connect to: as `look_up_system`, or by the application's resolver.
@@ -420,32 +382,25 @@ def look_up(
         or name is None
         or is_ip_address(name)
         or port is None
-        or flags & _socket.AI_NUMERICHOST
+        or hints.flags & _socket.AI_NUMERICHOST
     ):
-        return look_up_system(
-            reactor, node, service, family=family, kind=kind, protocol=protocol, flags=flags
-        )
-    hint = AddressInfo(AddressFamily(family), SocketKind(kind) if kind else 0, protocol)
-    not_found = HostNotFoundError(node, service)
-    return _look_up_installed(resolver, name, port, hint, not_found)
+        return look_up_system(reactor, node, service, hints)
+    return _look_up_installed(resolver, name, port, hints, HostNotFoundError(node, service))
 
 
 def _look_up_installed(
-    resolver: IHostnameResolver,
-    name: str,
-    port: int,
-    hint: AddressInfo,
-    not_found: HostNotFoundError,
+    resolver: IHostnameResolver, name: str, port: int, hints: Hints, not_found: HostNotFoundError
 ) -> Deferred[list[AddressInfo]]:
     """Ask the application's resolver for the addresses of *name*."""
 
     def done(found: list[IAddress]) -> None:
         if result.called:
             return
+        kind = SocketKind(hints.kind) if hints.kind else 0
         infos = [
-            attrs.evolve(hint, family=address.family, address=address)
-            for address in map(_from_twisted(port), found)
-            if address is not None
+            AddressInfo(address.family, kind, hints.protocol, address)
+            for each in found
+            if (address := _from_twisted(each, port)) is not None
         ]
         if infos:
             result.callback(infos)
@@ -464,21 +419,17 @@ def _look_up_installed(
                 pass
 
     both: list[type[IAddress]] = [IPv4Address, IPv6Address]
-    types = {AF_INET: both[:1], AF_INET6: both[1:]}.get(hint.family, both)
+    types = {AF_INET: both[:1], AF_INET6: both[1:]}.get(AddressFamily(hints.family), both)
     receiver = _Receiver(done)
     result: Deferred[list[AddressInfo]] = Deferred(cancel)
     resolver.resolveHostName(receiver, name, port, types, "TCP")
     return result
 
 
-def _from_twisted(port: int) -> Callable[[IAddress], SocketAddress | None]:
-    """Return what makes a socket address at *port* of what a resolver found."""
-
-    def convert(address: IAddress) -> SocketAddress | None:
-        if isinstance(address, IPv4Address):
-            return SocketAddress((address.host, port))
-        if isinstance(address, IPv6Address):
-            return SocketAddress((address.host, port, 0, address.scopeID or 0))
-        return None
-
-    return convert
+def _from_twisted(address: IAddress, port: int) -> SocketAddress | None:
+    """Return *port* at what a resolver found as an address, or `None` if it is no host's."""
+    if isinstance(address, IPv4Address):
+        return SocketAddress((address.host, port))
+    if isinstance(address, IPv6Address):
+        return SocketAddress((address.host, port, 0, address.scopeID or 0))
+    return None

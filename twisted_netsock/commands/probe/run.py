@@ -20,7 +20,7 @@ from twisted.internet.defer import (
     TimeoutError as DeferredTimeoutError,
 )
 
-from ..._net.resolver import look_up
+from ..._net.resolver import Hints, look_up
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket
 from ..._sockets.start_tls import start_tls
@@ -145,7 +145,7 @@ async def probe(reactor: Any, request: Request) -> Report:
     limit = request.timeout.total_seconds()
     host, service = request.target
     began = reactor.seconds()
-    looking = look_up(reactor, host, service, family=request.family)
+    looking = look_up(reactor, host, service, Hints(request.family))
     try:
         infos = await looking.addTimeout(limit, reactor)
     except DeferredTimeoutError:
