@@ -53,10 +53,10 @@ def _run(arguments: list[str]) -> int:
     except usage.UsageError as error:
         say(str(error))
         return Outcome.USAGE
-    from twisted.internet import reactor
+    from ._io.reactor import current_reactor
 
     if isinstance(options.subOptions, OneShotOptions):
-        return run_alone(reactor, options.subOptions)
+        return run_alone(current_reactor(None), options.subOptions)
     return _twist(options, arguments)
 
 

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from ._io.descriptor import PlainDescriptor
 from ._io.poller import poller_for
+from ._io.reactor import current_reactor
 from ._net.open_socket import apply_options, open_socket, until_shutdown
 from ._net.resolver import Hints, look_up_system
 from ._net.unix_paths import free_path
@@ -32,7 +33,7 @@ from ._public import public_in
 from ._sockets.info import SocketInfo
 from ._sockets.make import make_client_socket
 from ._sockets.ports import InputPort, OutputPort
-from ._sockets.socket import Socket, current_reactor
+from ._sockets.socket import Socket
 from .addresses import (
     Address,
     AddressInfo,
@@ -180,7 +181,7 @@ def get_address_info(
     service: str | int | None,
     addrinfo: AddressInfo | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> Deferred[AddressInfo]:
     """
     Look *host* and *service* up (``get-address-info``).
@@ -223,7 +224,7 @@ def _first(infos: list[AddressInfo]) -> AddressInfo:
 
 
 def make_listener_socket(
-    addrinfo: AddressInfo | SocketAddress, max_connections: int = 128, *, reactor: Any = None
+    addrinfo: AddressInfo | SocketAddress, max_connections: int = 128, *, reactor: object = None
 ) -> Socket:
     """
     Make a socket that listens on *addrinfo* (``make-listener-socket``).
@@ -381,7 +382,7 @@ def connect(socket: Socket, address: Address) -> Deferred[None]:
     return socket.connect(address)
 
 
-def socket(family: int, socket_type: int, protocol: int = 0, *, reactor: Any = None) -> Socket:
+def socket(family: int, socket_type: int, protocol: int = 0, *, reactor: object = None) -> Socket:
     """
     Make a socket (``socket``).
 
@@ -416,7 +417,7 @@ def open_socket_pair(
     socket_type: int = _socket.SOCK_STREAM,
     protocol: int = 0,
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> tuple[Socket, Socket]:
     """
     Make two sockets that are connected with each other (``open-socket-pair``).
@@ -727,7 +728,7 @@ class NetIO(NamedTuple):
     output_port: OutputPort
 
 
-def open_net_io(host: str, service: str | int, *, reactor: Any = None) -> Deferred[NetIO]:
+def open_net_io(host: str, service: str | int, *, reactor: object = None) -> Deferred[NetIO]:
     """
     Connect to *host* over TCP, for reading and writing (``open-net-io``).
 
@@ -756,7 +757,7 @@ def with_net_io(
     service: str | int,
     proc: Callable[[InputPort, OutputPort], Coroutine[Deferred[Any], Any, T]],
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> Deferred[T]: ...
 
 
@@ -766,7 +767,7 @@ def with_net_io(
     service: str | int,
     proc: Callable[[InputPort, OutputPort], Deferred[T]],
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> Deferred[T]: ...
 
 
@@ -776,7 +777,7 @@ def with_net_io(
     service: str | int,
     proc: Callable[[InputPort, OutputPort], T],
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> Deferred[T]: ...
 
 
@@ -785,7 +786,7 @@ def with_net_io(
     service: str | int,
     proc: Callable[[InputPort, OutputPort], T | Awaitable[T]],
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> Deferred[T]:
     """
     Connect to *host*, call *proc*, and close the connection (``with-net-io``).

@@ -8,7 +8,7 @@ endpoints of this package.
 from __future__ import annotations
 
 import socket as _socket
-from typing import Any, Final
+from typing import Final
 
 from twisted.web.client import URI
 from twisted.web.error import SchemeNotSupported
@@ -34,7 +34,7 @@ _TLS_SCHEMES: Final = frozenset({b"https", b"wss"})
 class _AgentEndpointFactory:
     """Makes an endpoint for each URI, plain or TLS by its scheme."""
 
-    def __init__(self, reactor: Any, plain: SocketOptions, tls: TLSSocketOptions) -> None:
+    def __init__(self, reactor: object, plain: SocketOptions, tls: TLSSocketOptions) -> None:
         self._reactor = reactor
         self._plain = plain
         self._tls = tls
@@ -69,7 +69,7 @@ class _AgentEndpointFactory:
 
 
 def agent_endpoint_factory(
-    reactor: Any, options: SocketOptions | None = None
+    reactor: object, options: SocketOptions | None = None
 ) -> IAgentEndpointFactory:
     """
     Make what gives a `twisted.web.client.Agent` its connections.

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from .._hostnames import numeric_service
 from .._io.poller import poller_for
+from .._io.reactor import Reactor, current_reactor
 from .._net.connect import connect
 from .._net.happy_eyeballs import Established
 from .._net.open_socket import check_target
@@ -59,7 +60,7 @@ class ClientEndpoint:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         node: str,
         service: str | int | None,
         options: SocketOptions,
@@ -258,7 +259,7 @@ def _with_peer(established: Established) -> Established:
 
 
 def client_endpoint(
-    reactor: Any,
+    reactor: object,
     node: str,
     service: str | int | None,
     options: SocketOptions | None = None,
@@ -300,8 +301,8 @@ def client_endpoint(
     require_client_flags(record)
     if endpoint is not None:
         check_inner_client(endpoint, node, service, record)
-        return ClientEndpoint(reactor, node, None, record, endpoint)
+        return ClientEndpoint(current_reactor(reactor), node, None, record, endpoint)
     check_target(node, service, record)
     require_stream(record, "endpoints are")
     poller_for(reactor)
-    return ClientEndpoint(reactor, node, service, record)
+    return ClientEndpoint(current_reactor(reactor), node, service, record)

@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .._io.reactor import Reactor
 from .._text import FailureLog
 from .._tls.client import ClientContextFactory
 from .._tls.reload import FileWatch, Reloader
@@ -234,7 +235,7 @@ def _in_our_terms(error: Failure) -> Failure:
 
 
 def connect_over(
-    reactor: Any,
+    reactor: Reactor,
     endpoint: IStreamClientEndpoint,
     protocol_factory: IProtocolFactory,
     options: TLSSocketOptions,
@@ -417,7 +418,7 @@ def _shown(address: IAddress) -> str:
 
 
 def listen_over(
-    reactor: Any,
+    reactor: Reactor,
     endpoint: IStreamServerEndpoint,
     protocol_factory: IProtocolFactory,
     options: TLSSocketOptions,

@@ -16,6 +16,7 @@ from zope.interface import Attribute, Interface, implementer
 
 from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.poller import Watch, contain, poller_for
+from .._io.reactor import Reactor
 from .._net.accept import Acceptor
 from .._net.happy_eyeballs import Established
 from .._net.incoming import IncomingConnection, IncomingConnections, server_handshake
@@ -38,7 +39,7 @@ _log = Logger()
 
 
 def make_transport(
-    reactor: Any,
+    reactor: Reactor,
     established: Established,
     options: SocketOptions,
     peer: IAddress,
@@ -127,7 +128,7 @@ class ListeningPort:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         sockets: list[_socket.socket],
         factory: Any,
         options: SocketOptions,

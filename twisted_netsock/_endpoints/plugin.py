@@ -7,7 +7,7 @@ work is in `twisted_netsock._endpoints.strings`, imported when a string is ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import (
     IStreamClientEndpointStringParserWithReactor,
@@ -40,7 +40,7 @@ class EndpointParser:
 
     # Positional alone, or the key "reactor=" of a string would be taken for it.
     def parseStreamClient(  # type: ignore[override]
-        self, reactor: Any, /, *args: str, **kwargs: str
+        self, reactor: object, /, *args: str, **kwargs: str
     ) -> ClientEndpoint:
         """Return the client endpoint that a string describes."""
         from .strings import parse_client
@@ -48,7 +48,7 @@ class EndpointParser:
         return parse_client(reactor, self._tls, args, kwargs)
 
     def parseStreamServer(  # type: ignore[override]
-        self, reactor: Any, /, *args: str, **kwargs: str
+        self, reactor: object, /, *args: str, **kwargs: str
     ) -> ServerEndpoint:
         """Return the server endpoint that a string describes."""
         from .strings import parse_server

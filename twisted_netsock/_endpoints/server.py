@@ -21,6 +21,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from .._io.poller import poller_for
+from .._io.reactor import Reactor, current_reactor
 from .._net.listen import listen
 from .._net.open_socket import apply_options, check_listening
 from .._public import public_in
@@ -52,7 +53,7 @@ class ServerEndpoint:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         node: str | None,
         service: str | int | None,
         options: SocketOptions | tuple[ServerTLSSocketOptions, ...],
@@ -250,7 +251,7 @@ class ServerEndpoint:
 
 
 def server_endpoint(
-    reactor: Any,
+    reactor: object,
     node: str | None,
     service: str | int | None,
     options: SocketOptions | Iterable[ServerTLSSocketOptions] | None = None,
@@ -300,8 +301,8 @@ def server_endpoint(
         raise ValueError(f"reload_every={reload_every!r} needs TLS: a plain server has no files")
     if endpoint is not None:
         check_inner_server(endpoint, node, service, first)
-        return ServerEndpoint(reactor, None, None, records, interval, endpoint)
+        return ServerEndpoint(current_reactor(reactor), None, None, records, interval, endpoint)
     check_listening(node, service, first)
     require_stream(first, "endpoints are")
     poller_for(reactor)
-    return ServerEndpoint(reactor, node, service, records, interval)
+    return ServerEndpoint(current_reactor(reactor), node, service, records, interval)

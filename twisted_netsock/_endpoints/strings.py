@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from twisted.internet.endpoints import clientFromString, serverFromString
 
@@ -171,7 +171,7 @@ def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
 
 
 def parse_client(
-    reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
+    reactor: object, tls: bool, args: Sequence[str], kwargs: dict[str, str]
 ) -> ClientEndpoint:
     """
     Make a client endpoint of the parts of a string.
@@ -199,7 +199,7 @@ def parse_client(
 
 
 def parse_server(
-    reactor: Any, tls: bool, args: Sequence[str], kwargs: dict[str, str]
+    reactor: object, tls: bool, args: Sequence[str], kwargs: dict[str, str]
 ) -> ServerEndpoint:
     """
     Make a server endpoint of the parts of a string.

@@ -38,6 +38,7 @@ from ..errors import (
 from .descriptor import byte_view
 from .fairness import BYTES, DELIVERY, REPORTS
 from .poller import WANT_READ, WANT_WRITE, Slots, Want
+from .reactor import Reactor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,7 +70,7 @@ class TransportDescriptor(Protocol):
     buffered = False
     """What is received here counts as seen by the poller: `watch` reports it."""
 
-    def __init__(self, reactor: Any, close_seconds: float) -> None:
+    def __init__(self, reactor: Reactor, close_seconds: float) -> None:
         """
         Adapt the transport that this is connected to.
 
@@ -379,7 +380,7 @@ class TransportWatch(Slots):
 
     __slots__ = ("_call", "_descriptor", "_reactor")
 
-    def __init__(self, reactor: Any, descriptor: TransportDescriptor) -> None:
+    def __init__(self, reactor: Reactor, descriptor: TransportDescriptor) -> None:
         super().__init__(-1)
         self._reactor = reactor
         self._descriptor = descriptor

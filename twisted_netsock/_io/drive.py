@@ -9,13 +9,14 @@ transports keep their own two directions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from .poller import Slots, Want
+from .reactor import Reactor
 
 __all__ = ["drive"]
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 def drive(
-    reactor: Any,
+    reactor: Reactor,
     watch: Slots,
     attempt: Callable[[], T | Want],
     *,
@@ -69,7 +70,7 @@ class _Drive(Generic[T]):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         watch: Slots,
         attempt: Callable[[], T | Want],
         timed_out: Callable[[], Exception] | None,

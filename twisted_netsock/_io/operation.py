@@ -29,6 +29,7 @@ from .descriptor import Descriptor, from_os_error
 from .fairness import BYTES_OF_ONE, OPERATIONS
 from .fast_await import Done, Resumable
 from .poller import WANT_READ, WANT_WRITE, Want, Watch, has_event
+from .reactor import Reactor
 
 __all__ = ["Operating", "Operation", "Receiving"]
 
@@ -112,7 +113,7 @@ class Operating:
     _left_waiting: tuple[Operation[Any] | None, ...] = ()
 
     def __init__(
-        self, reactor: Any, watch: Watch, descriptor: Descriptor, options: SocketOptions
+        self, reactor: Reactor, watch: Watch, descriptor: Descriptor, options: SocketOptions
     ) -> None:
         self._reactor = reactor
         self._watch = watch

@@ -33,6 +33,7 @@ from zope.interface import implementer
 
 from ..errors import SocketConnectionLostError, SocketError, opened_before_fork
 from .fairness import CONNECTS, EVENTS
+from .reactor import Reactor, current_reactor
 
 __all__ = ["WANT_READ", "WANT_WRITE", "Poller", "Want", "Watch", "has_event", "poller_for"]
 
@@ -236,7 +237,7 @@ class Poller:
     Use `poller_for` to get one, and `watch` to have a descriptor watched.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         # The reactor holds its poller (as a reader, and by the shutdown trigger), and
         # the table of pollers must not hold the reactor.
         self._reactor_ref = weakref.ref(reactor)
@@ -368,7 +369,7 @@ def _call(method: Callable[..., object], *args: object) -> None:
 class EpollPoller(Poller):
     """All watches in one epoll object, which is in the reactor while it holds any."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         super().__init__(reactor)
         self._epoll = select.epoll()
 
@@ -625,7 +626,7 @@ class ReactorPoller(Poller):
         )
 
 
-def _is_in_memory(reactor: Any) -> bool:
+def _is_in_memory(reactor: object) -> bool:
     """Return whether this is Twisted's reactor for tests, which notes readers and does nothing."""
     testing = sys.modules.get("twisted.internet.testing")
     return testing is not None and isinstance(reactor, testing.MemoryReactor)
@@ -634,7 +635,7 @@ def _is_in_memory(reactor: Any) -> bool:
 _pollers: weakref.WeakKeyDictionary[Any, Poller] = weakref.WeakKeyDictionary()
 
 
-def poller_for(reactor: Any) -> Poller:
+def poller_for(reactor: object) -> Poller:
     """
     Return the poller of *reactor*, which is made at the first call.
 
@@ -650,7 +651,7 @@ def poller_for(reactor: Any) -> Poller:
                 "in tests use a real reactor with twisted_netsock.testing.connected_pair"
             )
         kind = EpollPoller if hasattr(select, "epoll") else ReactorPoller
-        poller = _pollers[reactor] = kind(reactor)
+        poller = _pollers[reactor] = kind(current_reactor(reactor))
     return poller
 
 

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from .._io.descriptor import from_os_error, inherit
 from .._io.fairness import ACCEPTS
 from .._io.poller import Watch, contain
+from .._io.reactor import Reactor
 from ..addresses import SocketAddress
 from ..errors import SocketError
 
@@ -65,7 +66,7 @@ class Acceptor:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         watch: Watch,
         sock: _socket.socket,
         deliver: Callable[[_socket.socket, SocketAddress], None],

@@ -18,6 +18,7 @@ from .._io.drive import drive
 from .._io.fairness import ADDRESSES
 from .._io.fast_await import Done
 from .._io.poller import Want, Watch, poller_for
+from .._io.reactor import Reactor
 from ..addresses import AddressInfo, SocketAddress, as_socket_address
 from ..errors import (
     SocketBindError,
@@ -78,7 +79,7 @@ class HappyEyeballs:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         infos: Sequence[AddressInfo],
         options: SocketOptions,
         *,

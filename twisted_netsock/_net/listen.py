@@ -14,10 +14,11 @@ from socket import (
     SOL_SOCKET,
     AddressFamily,
 )
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import Deferred
 
+from .._io.reactor import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import SocketBindError, SocketError
 from ..options import SocketOptions
@@ -34,7 +35,7 @@ anew, so one that fails says little about the next.
 
 
 def listen(
-    reactor: Any,
+    reactor: Reactor,
     node: str | None,
     service: str | int | None,
     options: SocketOptions,
@@ -67,7 +68,7 @@ def listen(
 
 
 async def _listen(
-    reactor: Any,
+    reactor: Reactor,
     node: str | None,
     service: str | int | None,
     options: SocketOptions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as _socket
 from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOL_SOCKET
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
 from .._hostnames import host_to_look_up, numeric_service
+from .._io.reactor import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError, SocketError
 from ..options import SocketOptions
@@ -128,7 +129,7 @@ def _check_node(node: str | None, service: str | int | None, options: SocketOpti
 
 
 def look_up_place(
-    reactor: Any,
+    reactor: Reactor,
     node: str | None,
     service: str | int | None,
     options: SocketOptions,
@@ -140,7 +141,7 @@ def look_up_place(
 
 
 def until_shutdown(
-    reactor: Any,
+    reactor: Reactor,
     looking: Deferred[list[AddressInfo]],
     node: str | None,
     service: str | int | None,

@@ -23,7 +23,7 @@ from socket import (
     AddressFamily,
     SocketKind,
 )
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -39,6 +39,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._hostnames import host_to_look_up, is_ip_address, numeric_service
+from .._io.reactor import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError
 
@@ -365,7 +366,7 @@ def _is_default(resolver: object) -> bool:
 
 
 def look_up(
-    reactor: Any, node: str | None, service: str | int | None, hints: Hints = _STREAM
+    reactor: Reactor, node: str | None, service: str | int | None, hints: Hints = _STREAM
 ) -> Deferred[list[AddressInfo]]:
     """
     Look up where to connect to: as `look_up_system`, or by the application's resolver.

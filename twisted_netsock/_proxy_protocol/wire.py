@@ -8,13 +8,14 @@ same segment, stays with the kernel, where OpenSSL reads it.
 from __future__ import annotations
 
 import socket as _socket
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import Deferred
 
 from .._io.descriptor import PlainDescriptor, from_os_error
 from .._io.drive import drive
 from .._io.poller import WANT_READ, Want, Watch
+from .._io.reactor import Reactor
 from ..addresses import SocketAddress
 from ..errors import (
     ProxyHeaderError,
@@ -69,7 +70,7 @@ def _cut_off(size: int) -> Exception:
 
 
 def receive_header(
-    reactor: Any, watch: Watch, sock: _socket.socket, version: str, timeout: float | None
+    reactor: Reactor, watch: Watch, sock: _socket.socket, version: str, timeout: float | None
 ) -> Deferred[ProxyHeader]:
     """
     Take a PROXY header off *sock*, and nothing behind it.
@@ -133,7 +134,7 @@ def _own_header(sock: _socket.socket) -> ProxyHeader:
 
 
 def send_header(
-    reactor: Any,
+    reactor: Reactor,
     watch: Watch,
     sock: _socket.socket,
     version: str,

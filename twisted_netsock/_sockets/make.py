@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from .._io.descriptor import PlainDescriptor
 from .._io.poller import poller_for
+from .._io.reactor import current_reactor
 from .._net.connect import connect
 from .._net.listen import listen
 from .._net.open_socket import check_listening, check_target
@@ -28,7 +29,7 @@ from ..options import (
     require_record,
     require_stream,
 )
-from .socket import Socket, current_reactor
+from .socket import Socket
 from .tls_socket import TLSSocket
 
 __all__ = [
@@ -48,7 +49,7 @@ def make_client_socket(
     service: str | int | None,
     options: SocketOptions | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
     proxy_header: ProxyHeader | None = None,
 ) -> Deferred[Socket]:
     """
@@ -110,7 +111,7 @@ def make_client_tls_socket(
     service: str | int | None,
     options: SocketOptions | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
     proxy_header: ProxyHeader | None = None,
 ) -> Deferred[TLSSocket]:
     """
@@ -168,7 +169,7 @@ def make_server_socket(
     service: str | int | None,
     options: SocketOptions | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> Deferred[Socket]:
     """
     Listen on *node* and *service* (``make-server-socket``).
@@ -221,7 +222,7 @@ def make_server_tls_socket(
     service: str | int | None,
     options: ServerTLSSocketOptions | Iterable[ServerTLSSocketOptions],
     *,
-    reactor: Any = None,
+    reactor: object = None,
     reload_every: timedelta | None = None,
 ) -> Deferred[TLSSocket]:
     """
@@ -283,7 +284,7 @@ def socket_options_to_client_socket(
     node: str,
     service: str | int | None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
     proxy_header: ProxyHeader | None = None,
 ) -> Deferred[Socket]:
     """

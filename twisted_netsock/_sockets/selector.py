@@ -16,9 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .. import _validation as check
+from .._io.reactor import current_reactor
 from .._public import public_in
 from ..errors import SocketBusyError, SocketClosedError, SocketError
-from .socket import Socket, current_reactor
+from .socket import Socket
 
 __all__ = ["Again", "OnRead", "SocketSelector", "wait_readable", "wait_writable"]
 
@@ -163,7 +164,7 @@ class SocketSelector:
     ``len()`` is how many are waited for.
     """
 
-    def __init__(self, timeout: timedelta | None = None, *, reactor: Any = None) -> None:
+    def __init__(self, timeout: timedelta | None = None, *, reactor: object = None) -> None:
         """
         Wait for no socket yet.
 

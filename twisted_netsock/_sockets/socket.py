@@ -35,6 +35,7 @@ from .._io.fairness import BYTES, BYTES_OF_ONE
 from .._io.fast_await import Done
 from .._io.operation import Operating, Operation, Receiving
 from .._io.poller import WANT_READ, WANT_WRITE, Want, Watch, poller_for
+from .._io.reactor import Reactor, current_reactor
 from .._net.accept import Acceptor
 from .._net.incoming import IncomingConnection, IncomingConnections
 from .._public import public_in
@@ -64,15 +65,6 @@ T = TypeVar("T")
 
 _SKIPPED: Final = 8
 """Receives that wait without an attempt, after one that had to wait."""
-
-
-def current_reactor(reactor: Any) -> Any:
-    """Return *reactor*, or the one that is installed if it is `None`."""
-    if reactor is None:
-        from twisted.internet import reactor as installed
-
-        return installed
-    return reactor
 
 
 def _until_delivered() -> Want:
@@ -114,7 +106,7 @@ class Socket(SocketInfo, Attempts, Operating):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         watch: Watch,
         descriptor: Descriptor,
         *,
@@ -128,7 +120,7 @@ class Socket(SocketInfo, Attempts, Operating):
         self.service = service
 
     @classmethod
-    def from_socket(cls, sock: _socket.socket | int, *, reactor: Any = None) -> Self:
+    def from_socket(cls, sock: _socket.socket | int, *, reactor: object = None) -> Self:
         """
         Adopt a socket of the standard library, or a descriptor.
 

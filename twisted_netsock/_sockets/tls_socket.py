@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket as _socket
-from typing import Any, Self
+from typing import Self
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from .._io.descriptor import Descriptor
 from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, Watch
+from .._io.reactor import Reactor
 from .._net.incoming import IncomingConnections, server_handshake
 from .._public import public_in
 from .._tls.descriptor import TLSDescriptor
@@ -48,7 +49,7 @@ class TLSSocket(TLSSocketInfo, Socket):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         watch: Watch,
         descriptor: Descriptor,
         *,
@@ -75,7 +76,7 @@ class TLSSocket(TLSSocketInfo, Socket):
         cls,
         sock: _socket.socket | int,  # noqa: ARG003 - the signature is the base's
         *,
-        reactor: Any = None,  # noqa: ARG003
+        reactor: object = None,  # noqa: ARG003
     ) -> Self:
         """
         Refuse: a descriptor alone does not speak TLS.

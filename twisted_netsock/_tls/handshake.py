@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.defer import Deferred
 
 from .._io.drive import drive
 from .._io.poller import Slots
+from .._io.reactor import Reactor
 from ..errors import SocketConnectionTimeoutError
 from .descriptor import TLSDescriptor
 
@@ -15,7 +14,7 @@ __all__ = ["handshake", "tls_shutdown"]
 
 
 def handshake(
-    reactor: Any, watch: Slots, descriptor: TLSDescriptor, timeout: float | None
+    reactor: Reactor, watch: Slots, descriptor: TLSDescriptor, timeout: float | None
 ) -> Deferred[None]:
     """
     Perform the handshake on *descriptor*.
@@ -48,7 +47,7 @@ def handshake(
     )
 
 
-def tls_shutdown(reactor: Any, watch: Slots, descriptor: TLSDescriptor) -> Deferred[None]:
+def tls_shutdown(reactor: Reactor, watch: Slots, descriptor: TLSDescriptor) -> Deferred[None]:
     """
     Exchange close_notify with the peer, and close *descriptor*.
 

@@ -32,6 +32,7 @@ from twisted.internet.main import installReactor as installReactorObject
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from .._io.reactor import Reactor
 from . import _waiting
 from ._waiting import check_thread, reactor_stopped
 
@@ -58,7 +59,7 @@ class _Event(threading.Event):
 class _Answer(crochet.EventualResult):  # type: ignore[misc]
     """One result that a thread waits for; it needs nothing that is crochet's own."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self._outcome: Deferred[Any] = Deferred()
         super().__init__(self._outcome, reactor)
         # A crochet that calls it otherwise does not ask it by the name that warns.
@@ -80,7 +81,7 @@ class _Answer(crochet.EventualResult):  # type: ignore[misc]
 class _Link:
     """A running reactor, and the calls that wait for something there."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
         self.stopped = False
         self._answers: set[_Answer] = set()
@@ -129,7 +130,7 @@ class _Start:
 _start = _Start()
 
 
-def setup(*, reactor: Any = None) -> None:
+def setup(*, reactor: object = None) -> None:
     """
     Choose the reactor, before anything else of this module is used.
 
@@ -165,12 +166,12 @@ def _check_name(name: str) -> None:
         raise RuntimeError(f"reactor={name!r}: {installed!r} is installed already")
 
 
-def _name_of(reactor: Any) -> str:
+def _name_of(reactor: object) -> str:
     """Return the name by which a reactor of this kind is chosen."""
     return type(reactor).__module__.rpartition(".")[2].removesuffix("reactor")
 
 
-def _check_reactor(reactor: Any) -> None:
+def _check_reactor(reactor: object) -> None:
     running = IReactorCore.providedBy(reactor) and reactor.running
     if not IReactorFDSet.providedBy(reactor):
         raise TypeError(f"reactor={reactor!r} must be a reactor's name or one that has sockets")
@@ -250,13 +251,15 @@ def _install(name: str | None) -> Any:
     return sys.modules["twisted.internet.reactor"]
 
 
-def _run_in_thread(reactor: Any) -> None:
+def _run_in_thread(reactor: Reactor) -> None:
     """Run *reactor* in a daemon thread, and return when it runs."""
     start = _start
 
     def work() -> None:
+        # All of Twisted's have the argument, and the interface does not.
+        run: Callable[..., None] = reactor.run
         try:
-            reactor.run(installSignalHandlers=False)
+            run(installSignalHandlers=False)
         except BaseException as error:  # noqa: BLE001 - the thread that waits for the start raises it
             start.failure = error
         finally:
@@ -266,7 +269,9 @@ def _run_in_thread(reactor: Any) -> None:
         # Else an earlier call began this, and was interrupted.
         reactor.callWhenRunning(start.running.set)
         # Idle ones that are no daemons would keep the interpreter from ending.
-        reactor.getThreadPool().threadFactory = partial(threading.Thread, daemon=True)
+        reactor.getThreadPool().threadFactory = partial(  # type: ignore[assignment]
+            threading.Thread, daemon=True
+        )
         start.thread = threading.Thread(target=work, name="netsock-reactor", daemon=True)
         try:
             start.thread.start()
@@ -301,7 +306,7 @@ class Call(Generic[T]):
 
     def __init__(
         self,
-        function: Callable[[Any], Deferred[T]],
+        function: Callable[[Reactor], Deferred[T]],
         *,
         discard: Callable[[T], object] | None = None,
         released: Callable[[], object] | None = None,
@@ -333,7 +338,7 @@ class Call(Generic[T]):
         self,
         seconds: float | None = None,
         timed_out: Callable[[], BaseException] = TimeoutError,
-        reactor: Any = None,
+        reactor: object = None,
     ) -> T:
         """
         Run it, and return what it gives.
@@ -367,7 +372,7 @@ class Call(Generic[T]):
         assert error is not None
         raise error.with_traceback(None) from error.__cause__
 
-    def _run(self, seconds: float | None, reactor: Any) -> _Box:
+    def _run(self, seconds: float | None, reactor: object) -> _Box:
         check_thread()
         link = self._link = link_for(reactor)
         answer = self._answer = _Answer(link.reactor)
@@ -453,7 +458,7 @@ class _Box:
         self.answer: _Answer | None = None
 
 
-def link_for(reactor: Any) -> _Link:
+def link_for(reactor: object) -> _Link:
     """
     Return the link to the reactor in use, which a caller may have named.
 
@@ -470,7 +475,7 @@ def link_for(reactor: Any) -> _Link:
     return link
 
 
-def use(reactor: Any) -> None:
+def use(reactor: object) -> None:
     """
     Refuse a *reactor* that is not the one in use, or take it into use; `None` needs none.
 
@@ -483,17 +488,17 @@ def use(reactor: Any) -> None:
 
 
 def run(
-    function: Callable[[Any], Deferred[T]],
+    function: Callable[[Reactor], Deferred[T]],
     *,
     discard: Callable[[T], object] | None = None,
-    reactor: Any = None,
+    reactor: object = None,
     seconds: float | None = None,
 ) -> T:
     """Call *function* with the reactor, in its thread, and return what it gives, in time."""
     return Call(function, discard=discard).result(seconds, reactor=reactor)
 
 
-def in_reactor(function: Callable[[Any], object]) -> bool:
+def in_reactor(function: Callable[[Reactor], object]) -> bool:
     """
     Have *function* called with the reactor, in its thread, and do not wait.
 

@@ -6,7 +6,7 @@ import io
 import socket as _socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .. import chibi
 from .._public import public_in
@@ -67,7 +67,7 @@ def get_address_info(
     service: str | int | None,
     addrinfo: AddressInfo | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> AddressInfo:
     """
     Look *host* and *service* up (``get-address-info``).
@@ -88,7 +88,7 @@ def get_address_info(
     )
 
 
-def open_net_io(host: str, service: str | int, *, reactor: Any = None) -> NetIO:
+def open_net_io(host: str, service: str | int, *, reactor: object = None) -> NetIO:
     """
     Connect to *host* over TCP, for reading and writing (``open-net-io``).
 
@@ -109,7 +109,7 @@ def with_net_io(
     service: str | int,
     proc: Callable[[io.BufferedReader, io.BufferedWriter], T],
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> T:
     """
     Connect to *host*, call *proc*, and close the connection (``with-net-io``).
@@ -133,7 +133,7 @@ def with_net_io(
 
 
 def make_listener_socket(
-    addrinfo: AddressInfo | SocketAddress, max_connections: int = 128, *, reactor: Any = None
+    addrinfo: AddressInfo | SocketAddress, max_connections: int = 128, *, reactor: object = None
 ) -> BlockingSocket:
     """
     Make a socket that listens on *addrinfo* (``make-listener-socket``).
@@ -381,7 +381,7 @@ def connect(socket: BlockingSocket, address: Address) -> None:
 
 
 def socket(
-    family: int, socket_type: int, protocol: int = 0, *, reactor: Any = None
+    family: int, socket_type: int, protocol: int = 0, *, reactor: object = None
 ) -> BlockingSocket:
     """
     Make a socket (``socket``).
@@ -405,7 +405,7 @@ def open_socket_pair(
     socket_type: int = _socket.SOCK_STREAM,
     protocol: int = 0,
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> tuple[BlockingSocket, BlockingSocket]:
     """
     Make two sockets that are connected with each other (``open-socket-pair``).

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from .._io.descriptor import Descriptor
+from .._io.reactor import Reactor
 from .._proxy_protocol.header import ProxyHeader
 from .._sockets import make as makers
 from .._sockets.socket import Socket
@@ -50,7 +51,7 @@ def _for_reactor(options: T) -> T:
     return options
 
 
-def _made(make: Callable[[Any], Deferred[AnySocket]], reactor: Any) -> Taken:
+def _made(make: Callable[[Reactor], Deferred[AnySocket]], reactor: object) -> Taken:
     """Have a socket made on the reactor, and take it over."""
     return run(lambda there: make(there).addCallback(take), discard=Taken.close, reactor=reactor)
 
@@ -60,7 +61,7 @@ def make_client_socket(
     service: str | int | None,
     options: SocketOptions | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
     proxy_header: ProxyHeader | None = None,
 ) -> BlockingSocket:
     """
@@ -95,7 +96,7 @@ def make_client_tls_socket(
     service: str | int | None,
     options: SocketOptions | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
     proxy_header: ProxyHeader | None = None,
 ) -> BlockingTLSSocket:
     """
@@ -130,7 +131,7 @@ def make_server_socket(
     service: str | int | None,
     options: SocketOptions | None = None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
 ) -> BlockingSocket:
     """
     Listen on *node* and *service* (``make-server-socket``).
@@ -160,7 +161,7 @@ def make_server_tls_socket(
     service: str | int | None,
     options: ServerTLSSocketOptions | Iterable[ServerTLSSocketOptions],
     *,
-    reactor: Any = None,
+    reactor: object = None,
     reload_every: timedelta | None = None,
 ) -> BlockingTLSSocket:
     """
@@ -202,7 +203,7 @@ def socket_options_to_client_socket(
     node: str,
     service: str | int | None,
     *,
-    reactor: Any = None,
+    reactor: object = None,
     proxy_header: ProxyHeader | None = None,
 ) -> BlockingSocket:
     """
@@ -305,7 +306,7 @@ class _Beginning:
         self._factory = factory
         self._succeeded = False
 
-    def shake(self, reactor: Any) -> Deferred[TLSDescriptor]:
+    def shake(self, reactor: Reactor) -> Deferred[TLSDescriptor]:
         """Shake hands, if the options say so, in the reactor's thread."""
         tls = TLSDescriptor(self._plain.sock, self._factory, (), self._service)
         if not self._factory.options.handshake:

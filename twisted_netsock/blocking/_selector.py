@@ -199,7 +199,7 @@ class SocketSelector:
     up to 128 that call.
     """
 
-    def __init__(self, timeout: timedelta | None = None, *, reactor: Any = None) -> None:
+    def __init__(self, timeout: timedelta | None = None, *, reactor: object = None) -> None:
         """
         Make a selector; its threads start with the first socket.
 

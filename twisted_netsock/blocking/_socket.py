@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from .. import _validation as check
 from .._io.descriptor import Connect, Descriptor, adopt, byte_view, set_linger_reset, writable_view
 from .._io.poller import Want, poller_for
+from .._io.reactor import Reactor
 from .._proxy_protocol.header import ProxyHeader
 from .._public import public_in
 from .._sockets.attempts import FLUSH_LIMIT, Attempt, Attempts
@@ -138,7 +139,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         super().__init__(descriptor, options or SocketOptions())
 
     @classmethod
-    def from_socket(cls, sock: _socket.socket | int, *, reactor: Any = None) -> Self:
+    def from_socket(cls, sock: _socket.socket | int, *, reactor: object = None) -> Self:
         """
         Adopt a socket of the standard library, or a descriptor.
 
@@ -660,7 +661,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         else:
             self._unowned.append(taken)
 
-    def _accept_there(self, reactor: Any) -> Deferred[Taken]:
+    def _accept_there(self, reactor: Reactor) -> Deferred[Taken]:
         """Accept a connection, in the reactor's thread."""
         accepting = self._counterpart_on(reactor).accept()
         if not self._waits and not accepting.called:
@@ -679,13 +680,13 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """How many connections failed before `accept`, by their PROXY header or handshake."""
         return 0 if self._counterpart is None else self._counterpart.failed_handshakes
 
-    def _counterpart_on(self, reactor: Any) -> Socket:
+    def _counterpart_on(self, reactor: Reactor) -> Socket:
         """Return the listening socket on the reactor, in its thread."""
         if self._counterpart is None:
             self._counterpart = self._make_counterpart(reactor)
         return self._counterpart
 
-    def _make_counterpart(self, reactor: Any) -> Socket:
+    def _make_counterpart(self, reactor: Reactor) -> Socket:
         return Socket(
             reactor,
             poller_for(reactor).watch(self._number),

@@ -14,6 +14,7 @@ from twisted.python import threadable
 
 from .._io.descriptor import Descriptor, set_linger_reset
 from .._io.poller import Want, poller_for
+from .._io.reactor import Reactor
 from .._public import public_in
 from .._sockets.attempts import Attempt, send_through
 from .._sockets.socket import Socket
@@ -33,7 +34,9 @@ __all__ = ["BlockingTLSSocket", "shake_hands"]
 T = TypeVar("T")
 
 
-def shake_hands(reactor: Any, descriptor: TLSDescriptor, seconds: float | None) -> Deferred[None]:
+def shake_hands(
+    reactor: Reactor, descriptor: TLSDescriptor, seconds: float | None
+) -> Deferred[None]:
     """Shake hands on *descriptor*, within *seconds*, in the reactor's thread."""
     watch = poller_for(reactor).watch(descriptor.sock.fileno())
 
@@ -87,7 +90,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         cls,
         sock: _socket.socket | int,  # noqa: ARG003 - the signature is the base's
         *,
-        reactor: Any = None,
+        reactor: object = None,
     ) -> Self:
         """
         Refuse: a descriptor alone does not speak TLS.
@@ -165,7 +168,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
 
     # Accepting
 
-    def _make_counterpart(self, reactor: Any) -> Socket:
+    def _make_counterpart(self, reactor: Reactor) -> Socket:
         assert isinstance(self._options, TLSSocketOptions)
         counterpart = TLSSocket(
             reactor,
@@ -197,7 +200,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
             )
         run(self._reload_there)
 
-    def _reload_there(self, reactor: Any) -> Deferred[None]:
+    def _reload_there(self, reactor: Reactor) -> Deferred[None]:
         counterpart = self._counterpart_on(reactor)
         assert isinstance(counterpart, TLSSocket)
         return counterpart.reload()
@@ -285,7 +288,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
             return False
         return waiting and in_reactor(self._finish_shutdown)
 
-    def _finish_shutdown(self, reactor: Any) -> None:
+    def _finish_shutdown(self, reactor: Reactor) -> None:
         """Wait for the peer's close_notify, in the reactor's thread."""
         try:
             watch = poller_for(reactor).watch(self._number)

@@ -20,6 +20,7 @@ from typing import Any, Final
 from twisted.python import threadable
 
 from .._io.poller import WANT_READ, Want
+from .._io.reactor import Reactor
 from ..errors import SocketConnectionLostError, SocketError
 
 __all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "stop_all"]
@@ -201,7 +202,7 @@ class _State:
         self.threads = threading.local()
         self.waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
         self.stopped = False
-        self.reactor: Any = None
+        self.reactor: object = None
 
 
 _state = _State()
@@ -247,11 +248,11 @@ def check_thread() -> None:
 
 
 def _reactor_runs() -> bool:
-    reactor: Any = _state.reactor or sys.modules.get("twisted.internet.reactor")
-    return reactor is not None and bool(reactor.running)
+    reactor = _state.reactor or sys.modules.get("twisted.internet.reactor")
+    return bool(getattr(reactor, "running", False))
 
 
-def use_reactor(reactor: Any) -> None:
+def use_reactor(reactor: Reactor) -> None:
     """Remember whose thread must not block."""
     _state.reactor = reactor
 

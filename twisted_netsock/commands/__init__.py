@@ -64,8 +64,9 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """Return the service of the chosen subcommand."""
-    from twisted.internet import reactor
+    from .._io.reactor import current_reactor
 
+    reactor = current_reactor(None)
     if options.subCommand in {"connect", "probe"}:
         from ._common.one_shot import OneShot, exit_process_with
 

@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from .._endpoints.client import client_endpoint
 from .._endpoints.transport import TLSTransport, Transport
+from .._io.reactor import Reactor
 from ..errors import SocketConnectionTimeoutError
 from ..options import SocketOptions
 from ._common.one_shot import OneShotOptions, say
@@ -57,7 +58,7 @@ class _Session(Protocol):
         ended: Fires with how it ended, when all that came is written.
     """
 
-    def __init__(self, reactor: Any, options: ConnectOptions) -> None:
+    def __init__(self, reactor: Reactor, options: ConnectOptions) -> None:
         self._reactor = reactor
         self._options = options
         self._input = Input(reactor, _STDIN, self._on_input, self._on_input_failed)
@@ -295,7 +296,7 @@ class ConnectOptions(OneShotOptions):
         self.limits_itself = True
         self.endpoint = self._make_endpoint(reactor)
 
-    def _make_endpoint(self, reactor: Any) -> Any:
+    def _make_endpoint(self, reactor: object) -> Any:
         text: str = self["target"]
         if self["tls"]:
             target = parse_target(text, None)
@@ -315,7 +316,7 @@ class ConnectOptions(OneShotOptions):
         self.limits_itself = False
         return made
 
-    async def run(self, reactor: Any) -> Outcome:
+    async def run(self, reactor: Reactor) -> Outcome:
         """Connect, and go on until the connection has ended."""
         factory = Factory.forProtocol(lambda: _Session(reactor, self))
         factory.noisy = False

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._endpoints.transport import IViewProtocol
+from .._io.reactor import Reactor
 from .._validation import duration_text
 from ._common.service import ListeningService, end_stream, endpoint_option, fail_at_exit
 
@@ -36,7 +37,7 @@ _NO_LIMIT: Final = "none"
 class _Echo(Protocol, TimeoutMixin):
     """Sends back what it is sent, and no faster than that is read."""
 
-    def __init__(self, echoes: set[_Echo], seconds: float | None, reactor: Any) -> None:
+    def __init__(self, echoes: set[_Echo], seconds: float | None, reactor: Reactor) -> None:
         self._echoes = echoes
         self._seconds = seconds
         self._reactor = reactor
@@ -88,7 +89,7 @@ class EchoFactory(Factory):
 
     noisy = False
 
-    def __init__(self, reactor: Any, idle_timeout: timedelta | None = None) -> None:
+    def __init__(self, reactor: Reactor, idle_timeout: timedelta | None = None) -> None:
         """
         Serve on *reactor*.
 
@@ -170,7 +171,7 @@ def _idle_timeout(text: str) -> timedelta | None:
         raise usage.UsageError(f"{error}; or {_NO_LIMIT}") from None
 
 
-def make_echo(options: Any, reactor: Any) -> IService:
+def make_echo(options: Any, reactor: Reactor) -> IService:
     """Return the service of what the user asked for."""
     service: IService = ListeningService(
         reactor,

@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .._sockets.socket import current_reactor
+from .._io.reactor import current_reactor
 
 __all__ = ["Contract"]
 

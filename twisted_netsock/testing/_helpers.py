@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IHostnameResolver,
     IHostResolution,
     IResolutionReceiver,
 )
 from zope.interface import implementer
 
+from .._io.reactor import current_reactor
 from .._public import public_in
-from .._sockets.socket import Socket, current_reactor
+from .._sockets.socket import Socket
 
 __all__ = [
     "ScriptedResolver",
@@ -57,7 +58,7 @@ class ScriptedResolver:
         self,
         answers: Mapping[str, Sequence[str]],
         *,
-        reactor: Any = None,
+        reactor: object = None,
         delay: float | None = 0.0,
     ) -> None:
         """
@@ -104,7 +105,7 @@ class ScriptedResolver:
         return self._reactor.installNameResolver(self)
 
 
-def connected_pair(*, reactor: Any = None) -> tuple[Socket, Socket]:
+def connected_pair(*, reactor: object = None) -> tuple[Socket, Socket]:
     """
     Return two sockets that are connected with each other, over TCP on loopback.
 
@@ -140,7 +141,7 @@ def _is_leak(what: str) -> bool:
     return not what.startswith("anon_inode:[event") and "/dev/" not in what
 
 
-def _active(calls: Sequence[DelayedCall]) -> list[DelayedCall]:
+def _active(calls: Sequence[IDelayedCall]) -> list[IDelayedCall]:
     return [call for call in calls if call.active()]
 
 
@@ -153,9 +154,7 @@ def clean_reactor() -> Iterator[None]:
     before. Use it by name, or for all tests with an autouse fixture that asks
     for it.
     """
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
+    reactor = current_reactor(None)
     before = _descriptors()
     readers = set(reactor.getReaders())
     writers = set(reactor.getWriters())
@@ -163,7 +162,7 @@ def clean_reactor() -> Iterator[None]:
     yield
     gc.collect()
     reactor.iterate(0)
-    left = {
+    left: dict[str, list[object]] = {
         "readers": [each for each in reactor.getReaders() if each not in readers],
         "writers": [each for each in reactor.getWriters() if each not in writers],
         "delayed calls": [

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from ..._io.reactor import Reactor
 from .outcomes import Outcome
 from .text import encoded, printable
 
@@ -59,7 +60,7 @@ class OneShotOptions(usage.Options):
         if top.get("logFile") is sys.stdout:
             top["logFile"] = sys.stderr
 
-    async def run(self, reactor: Any) -> Outcome:
+    async def run(self, reactor: Reactor) -> Outcome:
         """Do it, and return how it ended; cancelling leaves nothing behind."""
         raise NotImplementedError
 
@@ -68,7 +69,7 @@ class OneShot(Service):
     """Runs a command when the reactor runs, and stops the reactor when it has ended."""
 
     def __init__(
-        self, reactor: Any, options: OneShotOptions, ended: Callable[[Outcome], None]
+        self, reactor: Reactor, options: OneShotOptions, ended: Callable[[Outcome], None]
     ) -> None:
         """Run *options* on *reactor*, and call *ended* with what came of it."""
         self._reactor = reactor
@@ -126,7 +127,7 @@ def _exit(outcome: Outcome) -> None:
 _SIGNALS = {signal.SIGINT: Outcome.INTERRUPTED, signal.SIGTERM: Outcome.TERMINATED}
 
 
-def run_alone(reactor: Any, options: OneShotOptions) -> Outcome:
+def run_alone(reactor: Reactor, options: OneShotOptions) -> Outcome:
     """
     Run a command on a reactor of its own, and return its exit status.
 
@@ -150,5 +151,7 @@ def run_alone(reactor: Any, options: OneShotOptions) -> Outcome:
     reactor.addSystemEventTrigger("before", "shutdown", lambda: stopping.append(True))
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     service.startService()
-    reactor.run(installSignalHandlers=False)
+    # All of Twisted's have the argument, and the interface does not.
+    run: Callable[..., None] = reactor.run
+    run(installSignalHandlers=False)
     return outcomes[0] if outcomes else Outcome.FAILED

@@ -21,6 +21,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..._endpoints.transport import Transport
+from ..._io.reactor import Reactor
 from ..._text import printable
 from ...addresses import SocketAddress, to_twisted_address
 
@@ -47,7 +48,7 @@ class ListeningService(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoints: Iterable[IStreamServerEndpoint],
         factory: ConnectionsFactory,
         *,
@@ -163,7 +164,7 @@ def end_stream(transport: Any) -> None:
         transport.loseWriteConnection()
 
 
-def endpoint_option(make: Any, reactor: Any, option: str, text: str) -> Any:
+def endpoint_option(make: Any, reactor: object, option: str, text: str) -> Any:
     """
     Make an endpoint of what the user wrote behind an option.
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from twisted.python import usage
 
+from ..._io.reactor import Reactor
 from .._common.one_shot import OneShotOptions, say
 from .._common.outcomes import Outcome
 from .._common.stdio import Output
@@ -75,7 +76,7 @@ class ProbeOptions(OneShotOptions):
             else parse_time("expect-expiry", expiry, days=True),
         )
 
-    async def run(self, reactor: Any) -> Outcome:
+    async def run(self, reactor: Reactor) -> Outcome:
         """Probe, and print what was found."""
         report = await probe(reactor, self.request)
         if self["json"]:

@@ -20,6 +20,7 @@ from twisted.internet.defer import (
     TimeoutError as DeferredTimeoutError,
 )
 
+from ..._io.reactor import Reactor
 from ..._net.resolver import Hints, look_up
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket
@@ -134,7 +135,7 @@ class Report:
         return next((each for each in _WORST_FIRST if each in found), Outcome.OK)
 
 
-async def probe(reactor: Any, request: Request) -> Report:
+async def probe(reactor: Reactor, request: Request) -> Report:
     """
     Look the host of *request* up, and probe all its addresses, side by side.
 
@@ -172,7 +173,7 @@ async def probe(reactor: Any, request: Request) -> Report:
     return report
 
 
-async def _probe_address(reactor: Any, request: Request, info: AddressInfo) -> AddressReport:
+async def _probe_address(reactor: Reactor, request: Request, info: AddressInfo) -> AddressReport:
     assert info.address is not None
     report = AddressReport(info.address)
     visit = _Visit(reactor, request, report)
@@ -212,7 +213,7 @@ def _judge(report: AddressReport, request: Request) -> Outcome:
 class _Visit:
     """One connection to one address."""
 
-    def __init__(self, reactor: Any, request: Request, report: AddressReport) -> None:
+    def __init__(self, reactor: Reactor, request: Request, report: AddressReport) -> None:
         self._reactor = reactor
         self._request = request
         self._report = report

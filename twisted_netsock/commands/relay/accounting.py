@@ -17,6 +17,7 @@ from cryptography import x509
 from twisted.logger import Logger
 
 from ..._endpoints.transport import TLSTransport
+from ..._io.reactor import Reactor
 from ..._tls.descriptor import TLSDescriptor
 from .._common.service import written
 from .._common.text import printable
@@ -252,7 +253,7 @@ class Ledger:
         failed: How often each target could not be connected.
     """
 
-    def __init__(self, reactor: Any, limits: Limits) -> None:
+    def __init__(self, reactor: Reactor, limits: Limits) -> None:
         self.reactor = reactor
         self.limits = limits
         self.look_every: float | None = None

@@ -18,6 +18,7 @@ from twisted.web.server import Request, Site
 
 from ..._endpoints.client import client_endpoint
 from ..._endpoints.server import server_endpoint
+from ..._io.reactor import Reactor
 from ..._tls.throwaway_ca import CertificateAuthority, IssuedCertificate
 from ...options import ServerTLSSocketOptions
 from .service import RelayService
@@ -42,7 +43,7 @@ class _Greeting(Resource):
 class _Demonstration(Service):
     """Starts the web server, then the relay in front of it, then says what to type."""
 
-    def __init__(self, reactor: Any, out: TextIO) -> None:
+    def __init__(self, reactor: Reactor, out: TextIO) -> None:
         self._reactor = reactor
         self._out = out
         self._relay: RelayService | None = None
@@ -112,6 +113,6 @@ def _instructions(issued: IssuedCertificate, port: int) -> str:
     )
 
 
-def make_demonstration(reactor: Any, out: TextIO) -> IService:
+def make_demonstration(reactor: Reactor, out: TextIO) -> IService:
     """Return the demonstration's service, which says on *out* what to type to try it."""
     return _Demonstration(reactor, out)

@@ -27,6 +27,7 @@ from zope.interface import implementer
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.listening_port import IConnectionFactory
 from ..._endpoints.transport import IViewProtocol, Transport
+from ..._io.reactor import current_reactor
 from ..._net.happy_eyeballs import Established
 from ..._proxy_protocol.header import ProxyHeader
 from ...addresses import SocketAddress
@@ -226,7 +227,7 @@ class RelayFactory(Factory):
         backend: IStreamClientEndpoint | Routes,
         name: str | None = None,
         *,
-        reactor: Any = None,
+        reactor: object = None,
         access: Access | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -240,13 +241,11 @@ class RelayFactory(Factory):
             access: Rules for certificates; none if `None`.
             limits: No limits if `None`.
         """
-        if reactor is None:
-            from twisted.internet import reactor
         self.routes = as_routes(backend, name)
         self.access = Access() if access is None else access
         limits = Limits() if limits is None else limits
-        self.ledger = Ledger(reactor, limits)
-        self.connection_limits = ConnectionLimits(reactor, limits)
+        self.ledger = Ledger(current_reactor(reactor), limits)
+        self.connection_limits = ConnectionLimits(current_reactor(reactor), limits)
         self.sides: set[Any] = set()
         self.pipes = Pipes()
         self.takes_connections = all(_is_bare(target.endpoint) for target in self.routes)

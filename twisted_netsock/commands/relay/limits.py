@@ -16,6 +16,7 @@ from typing import Any, Final
 import attrs
 from twisted.logger import Logger
 
+from ..._io.reactor import Reactor
 from ...addresses import network_of
 
 __all__ = ["ConnectionLimits", "Limits", "raise_descriptor_limit"]
@@ -102,7 +103,7 @@ class ConnectionLimits:
         rests: How often accepting has rested for lack of descriptors.
     """
 
-    def __init__(self, reactor: Any, limits: Limits) -> None:
+    def __init__(self, reactor: Reactor, limits: Limits) -> None:
         self._reactor = reactor
         self._most = limits.connections
         self._per_client = limits.per_client

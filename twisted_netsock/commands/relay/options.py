@@ -218,7 +218,7 @@ class RelayOptions(usage.Options):
 
     # Endpoints
 
-    def _endpoint(self, make: Any, reactor: Any, option: str, text: str) -> Any:
+    def _endpoint(self, make: Any, reactor: object, option: str, text: str) -> Any:
         """Make an endpoint of what the user wrote, or say what is wrong with it."""
         try:
             return make(reactor, text)
@@ -226,11 +226,11 @@ class RelayOptions(usage.Options):
             self._wrong(option, text, str(error) or type(error).__name__)
             return None
 
-    def _targets(self, reactor: Any, option: str, texts: Iterable[str]) -> list[Target]:
+    def _targets(self, reactor: object, option: str, texts: Iterable[str]) -> list[Target]:
         made = [(text, self._endpoint(clientFromString, reactor, option, text)) for text in texts]
         return [Target(endpoint, text) for text, endpoint in made if endpoint is not None]
 
-    def _routes(self, reactor: Any) -> dict[str, tuple[Target, ...]]:
+    def _routes(self, reactor: object) -> dict[str, tuple[Target, ...]]:
         routes: dict[str, tuple[Target, ...]] = {}
         for text in self["route"]:
             name, found, endpoint = text.partition("=")
@@ -288,7 +288,7 @@ class RelayOptions(usage.Options):
                     self._wrong(option, target.name, f"{_EXPOSED}, netsock-tls: avoids it")
         return guarded
 
-    def _status(self, reactor: Any) -> Any:
+    def _status(self, reactor: object) -> Any:
         text = self["status"]
         if text is None:
             return None

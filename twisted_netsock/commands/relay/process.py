@@ -21,6 +21,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..._io.reactor import Reactor
 from .._common.service import fail_at_exit
 from .limits import raise_descriptor_limit
 from .options import Settings
@@ -76,7 +77,7 @@ class Notifier:
 class Operation(MultiService):
     """Runs a relay: alone, as a worker, or as the parent of workers."""
 
-    def __init__(self, reactor: Any, settings: Settings, failed: Callable[[], None]) -> None:
+    def __init__(self, reactor: Reactor, settings: Settings, failed: Callable[[], None]) -> None:
         """
         Run a relay.
 
@@ -220,7 +221,7 @@ class Operation(MultiService):
         return super().stopService()
 
 
-def make_relay(options: Any, reactor: Any) -> IService:
+def make_relay(options: Any, reactor: Reactor) -> IService:
     """Return the relay's service, or the demonstration's without endpoints."""
     if not options["listen"]:
         from .demo import make_demonstration

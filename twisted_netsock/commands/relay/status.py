@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from ..._io.reactor import Reactor
 from .options import is_loopback
 
 __all__ = ["StatusService", "metrics"]
@@ -225,7 +226,7 @@ class StatusService(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         endpoint: IStreamServerEndpoint,
         snapshot: Snapshot,
         failed: Callable[[], None],
