@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ._hostnames import is_host_name
 
@@ -257,7 +257,7 @@ def _is_cryptography_object(value: object) -> bool:
     return any(base.__module__.startswith("cryptography.") for base in type(value).__mro__)
 
 
-def _source(value: object, name: str, mark: str, expected: str) -> Any:
+def _source(value: object, name: str, mark: str, expected: str) -> object:
     """Take a path, content, or an object of ``cryptography`` that has the attribute *mark*."""
     if isinstance(value, str | os.PathLike):
         return _path(value, name)
@@ -270,14 +270,14 @@ def _source(value: object, name: str, mark: str, expected: str) -> Any:
     raise TypeError(f"{name} must be {expected} of cryptography, not {_kind(value)}")
 
 
-def key_source(value: object, name: str) -> Any:
+def key_source(value: object, name: str) -> object:
     """Take a path, content, a ``cryptography`` private key or `None`."""
     if value is None:
         return None
     return _source(value, name, "private_bytes", "a path, bytes or a private key")
 
 
-def certificate_sources(value: object, name: str) -> tuple[Any, ...] | None:
+def certificate_sources(value: object, name: str) -> tuple[object, ...] | None:
     """Take one source of certificates or an iterable of them, or `None`."""
     if value is None:
         return None
@@ -307,7 +307,7 @@ def password(value: object, name: str) -> bytes | None:
     raise TypeError(f"{name} must be str or bytes, not {_kind(value)}")
 
 
-def verifier(value: object, name: str) -> Any:
+def verifier(value: object, name: str) -> object:
     """Take `None`, `False` or a callable."""
     if value is None or value is False or callable(value):
         return value

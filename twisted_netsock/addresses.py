@@ -55,11 +55,11 @@ _INET_LENGTH = 16
 _INET6_LENGTH = 28
 _UNIX_PATH_OFFSET = struct.calcsize("H")
 
-NativeAddress: TypeAlias = "str | tuple[Any, ...]"
+NativeAddress: TypeAlias = "str | tuple[object, ...]"
 """What the standard library takes and gives as an address: a path, or a tuple."""
 
 
-def _checked(address: tuple[Any, ...]) -> tuple[Any, ...]:
+def _checked(address: tuple[object, ...]) -> tuple[object, ...]:
     """Return the parts of an address as the standard library has them, or raise."""
     match address:
         case ():
@@ -94,12 +94,12 @@ def _checked(address: tuple[Any, ...]) -> tuple[Any, ...]:
     return strip_zone(host), port, flowinfo, scope_id
 
 
-def _check_number(address: tuple[Any, ...], name: str, value: object, limit: int) -> None:
+def _check_number(address: tuple[object, ...], name: str, value: object, limit: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
         raise ValueError(f"address={address!r}: the {name} must be an int from 0 to {limit - 1}")
 
 
-def _scope_id(address: tuple[Any, ...], zone: str) -> int:
+def _scope_id(address: tuple[object, ...], zone: str) -> int:
     """Return the number of a zone, which may be an interface's name."""
     if zone.isascii() and zone.isdigit():
         number = int(zone)
@@ -130,7 +130,7 @@ class SocketAddress(tuple[Any, ...]):
 
     __slots__ = ()
 
-    def __new__(cls, parts: Iterable[Any] = ()) -> Self:
+    def __new__(cls, parts: Iterable[object] = ()) -> Self:
         """
         Name *parts*: a path, a numeric host and a port, or nothing.
 
@@ -328,7 +328,7 @@ def network_of(host: object) -> str | None:
     return str(ipaddress.ip_network((parsed, _V6_NETWORK), strict=False))
 
 
-Address: TypeAlias = SocketAddress | AddressInfo | tuple[Any, ...]
+Address: TypeAlias = SocketAddress | AddressInfo | tuple[object, ...]
 """What stands for an address in a call: numeric ``(host, port)``, never a name."""
 
 

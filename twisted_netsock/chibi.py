@@ -755,7 +755,7 @@ def open_net_io(host: str, service: str | int, *, reactor: object = None) -> Def
 def with_net_io(
     host: str,
     service: str | int,
-    proc: Callable[[InputPort, OutputPort], Coroutine[Deferred[Any], Any, T]],
+    proc: Callable[[InputPort, OutputPort], Coroutine[Deferred[Any], object, T]],
     *,
     reactor: object = None,
 ) -> Deferred[T]: ...

@@ -56,8 +56,8 @@ _LEFT_BEHIND = frozenset({"certificate", "socket"})
 
 def _restore(
     cls: type[NetsockError],
-    args: tuple[Any, ...],
-    state: dict[str, Any],
+    args: tuple[object, ...],
+    state: dict[str, object],
 ) -> NetsockError:
     """Rebuild an error from what `NetsockError.__reduce__` kept of it."""
     rebuilt = cls.__new__(cls)

@@ -151,8 +151,8 @@ _SOURCES: Final = (check.key_source, check.certificate_sources)
 
 
 def _field(
-    default: Any,
-    converter: Callable[[Any, str], Any],
+    default: object,
+    converter: Callable[[object, str], object],
     kind: str | None,
     *,
     secret: bool = False,

@@ -112,8 +112,8 @@ def _integer(key: str, value: str) -> int:
     return int(value)
 
 
-def _choice(choices: dict[str, Any], prefix: str) -> Callable[[str, str], Any]:
-    def parse(key: str, value: str) -> Any:
+def _choice(choices: dict[str, Any], prefix: str) -> Callable[[str, str], object]:
+    def parse(key: str, value: str) -> object:
         chosen = choices.get(value.lower().removeprefix(prefix))
         if chosen is None:
             raise bad_value(key, value, f"one of {', '.join(choices)}")
@@ -180,7 +180,7 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
     return host, int(groups.get("p6") or groups.get("p4") or 0)
 
 
-_PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
+_PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "boolean": _boolean,
     "duration": duration_text,
     "family": _choice(_FAMILIES, "af_"),
@@ -205,7 +205,7 @@ def camel_case(field: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def keys_of(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, str], Any]]]:
+def keys_of(record: type[SocketOptions]) -> dict[str, tuple[str, Callable[[str, str], object]]]:
     """Return the keys of a class of records, each with its field and its parser."""
     return {
         camel_case(field.name): (field.name, _PARSERS[field.metadata["kind"]])

@@ -224,7 +224,7 @@ class InheritedSocket(_socket.socket):
 
     __slots__ = ()
 
-    def _refuse_all(self, *_args: object, **_kwargs: object) -> Any:
+    def _refuse_all(self, *_args: object, **_kwargs: object) -> object:
         raise opened_before_fork()
 
     _refuse: Any = _refuse_all

@@ -110,7 +110,7 @@ class Receiving(Operation[bytes]):
 class Operating:
     """A descriptor on the reactor, with at most one operation waiting in each direction."""
 
-    _left_waiting: tuple[Operation[Any] | None, ...] = ()
+    _left_waiting: tuple[Operation[object] | None, ...] = ()
 
     def __init__(
         self, reactor: Reactor, watch: Watch, descriptor: Descriptor, options: SocketOptions

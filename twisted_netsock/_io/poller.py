@@ -632,7 +632,7 @@ def _is_in_memory(reactor: object) -> bool:
     return testing is not None and isinstance(reactor, testing.MemoryReactor)
 
 
-_pollers: weakref.WeakKeyDictionary[Any, Poller] = weakref.WeakKeyDictionary()
+_pollers: weakref.WeakKeyDictionary[object, Poller] = weakref.WeakKeyDictionary()
 
 
 def poller_for(reactor: object) -> Poller:

@@ -11,7 +11,7 @@ import errno
 import socket as _socket
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -140,7 +140,7 @@ class Acceptor:
             return self._prepare(connection), SocketAddress.named(peer)
         return None
 
-    def _accept(self) -> tuple[_socket.socket, Any]:
+    def _accept(self) -> tuple[_socket.socket, object]:
         if self._quick_accept is None:
             return self._sock.accept()
         number, peer = self._quick_accept()

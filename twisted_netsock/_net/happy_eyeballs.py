@@ -6,7 +6,7 @@ import errno
 import socket as _socket
 from collections.abc import Sequence
 from socket import AF_UNIX
-from typing import Any, Final
+from typing import Final
 
 import attrs
 from twisted.internet.defer import Deferred, fail
@@ -219,7 +219,7 @@ class HappyEyeballs:
         beginning = False
         return self._over or attempt in self._running
 
-    def _succeed(self, candidate: Established, address: SocketAddress, peer: Any) -> None:
+    def _succeed(self, candidate: Established, address: SocketAddress, peer: object) -> None:
         """Return *candidate*, which is connected to *address*; *peer* is the native address."""
         self._stop()
         if peer is not None:

@@ -8,7 +8,7 @@ operations through the socket, one at a time in each direction.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -417,7 +417,7 @@ class OutputPort:
             deferred.errback(self._failed_before())
 
 
-def _check_count(n: Any, least: int = 1) -> None:
+def _check_count(n: object, least: int = 1) -> None:
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"n must be a number of bytes, not {n!r}")
     if n < least:

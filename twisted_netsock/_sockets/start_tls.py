@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket as _socket
 from collections.abc import Iterable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -94,7 +93,7 @@ def start_tls(
 
 
 def tls_factory(
-    options: Any, own_node: str | None, node: str | None
+    options: object, own_node: str | None, node: str | None
 ) -> ClientContextFactory | ServerContextFactory:
     """
     Return what makes the connection for *options*, as `start_tls` takes them.
@@ -126,7 +125,7 @@ def _check_plain(socket: object) -> None:
         raise TypeError(f"socket={socket!r} speaks TLS already")
 
 
-def _spend(socket: Socket) -> tuple[PlainDescriptor, Operation[Any] | None]:
+def _spend(socket: Socket) -> tuple[PlainDescriptor, Operation[object] | None]:
     """Take the descriptor of *socket*, and what of its output port is still to be sent."""
     if socket._descriptor.sock.type != _socket.SOCK_STREAM:
         raise SocketError(strerror="TLS needs a stream, which this socket is not")
@@ -137,7 +136,7 @@ def _spend(socket: Socket) -> tuple[PlainDescriptor, Operation[Any] | None]:
 async def _upgrade(
     socket: Socket,
     plain: PlainDescriptor,
-    sending: Operation[Any] | None,
+    sending: Operation[object] | None,
     factory: ClientContextFactory | ServerContextFactory,
     node: str | None,
 ) -> TLSSocket:
@@ -171,7 +170,9 @@ async def _upgrade(
     return made
 
 
-def _send_rest(socket: Socket, sending: Operation[Any], seconds: float | None) -> Deferred[None]:
+def _send_rest(
+    socket: Socket, sending: Operation[object], seconds: float | None
+) -> Deferred[None]:
     """Send what the output port holds, and fire the writes that wait for that."""
 
     def done(result: Failure | None) -> Failure | None:

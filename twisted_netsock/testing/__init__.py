@@ -36,7 +36,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, and type checkers read the imports above
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name], __name__), name)

@@ -147,7 +147,7 @@ class ClientEndpointContract(EndpointContract):
         async with self._listening(servers, clients) as port:
             endpoint = self.make_client_endpoint(port.getHost())
             for stage in range(_MOST_STAGES):
-                connecting: Deferred[Any] = endpoint.connect(clients)
+                connecting: Deferred[object] = endpoint.connect(clients)
                 await self._turns(stage)
                 if connecting.called:
                     await self._soon(connecting, "connect fires")

@@ -27,7 +27,7 @@ class ListenerContract(Contract):
     methods, as those of `ClientEndpointContract`.
     """
 
-    def make_listener(self) -> Awaitable[Any]:
+    def make_listener(self) -> Awaitable[object]:
         """
         Make a socket that listens; for the class to supply.
 
@@ -148,7 +148,7 @@ class ListenerContract(Contract):
         async with self._listener() as (listener, made):
             accepted: list[Any] = []
 
-            def again(connection: Any) -> Any:
+            def again(connection: Any) -> object:
                 accepted.append(connection)
                 made.append(connection)
                 if len(accepted) < _SEVERAL:

@@ -38,7 +38,7 @@ class CertificateFacts(NamedTuple):
     pem: str
 
 
-def _read(get: Callable[[], Any], otherwise: Any = _UNREADABLE) -> Any:
+def _read(get: Callable[[], object], otherwise: object = _UNREADABLE) -> Any:
     """Return what *get* does, or *otherwise* where the certificate is malformed there."""
     try:
         with warnings.catch_warnings():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from .._common.outcomes import Outcome, explain
 from .._common.text import Style, printable
@@ -199,7 +199,7 @@ def as_json(report: Report, *, pem: bool = False) -> str:
     return text.replace("\x7f", "\\u007f") + "\n"
 
 
-def _error(error: Exception | None) -> dict[str, Any] | None:
+def _error(error: Exception | None) -> dict[str, object] | None:
     if error is None:
         return None
     return {
@@ -209,7 +209,7 @@ def _error(error: Exception | None) -> dict[str, Any] | None:
     }
 
 
-def _address_json(each: AddressReport, *, pem: bool) -> dict[str, Any]:
+def _address_json(each: AddressReport, *, pem: bool) -> dict[str, object]:
     return {
         "address": each.address.host,
         "port": each.address.port,
@@ -236,7 +236,7 @@ def _address_json(each: AddressReport, *, pem: bool) -> dict[str, Any]:
     }
 
 
-def _certificate(fact: CertificateFacts, *, pem: bool) -> dict[str, Any]:
+def _certificate(fact: CertificateFacts, *, pem: bool) -> dict[str, object]:
     found = fact._asdict()
     if not pem:
         del found["pem"]
