@@ -70,7 +70,7 @@ def _options() -> Any:
 
     class NetsockOptions(Options):
         longdesc = "Sockets and TLS on the command line. `netsock COMMAND --help` says more."
-        optParameters: ClassVar[Any] = [
+        optParameters: ClassVar[Sequence[Sequence[object]]] = [
             ["log-file", None, None, "Where relay and echo log to."],
             ["log-format", None, None, "Their log's format: text or json."],
             ["log-level", None, None, "Their log's level: info, warn, …"],

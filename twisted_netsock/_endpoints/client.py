@@ -156,7 +156,7 @@ class ClientEndpoint:
                 self._reactor, self._inner, protocolFactory, self._options, self._context_factory
             )
             return fired_later(self._reactor, over)
-        factory: Any = protocolFactory
+        factory: object = protocolFactory
         protocols = negotiated_protocols(factory)
         start_factory(factory)
 

@@ -23,14 +23,14 @@ __all__ = [
 _log: Final = Logger()
 
 
-def start_factory(factory: Any) -> None:
+def start_factory(factory: object) -> None:
     """Call ``doStart`` of *factory*, if it has that: it is used from now on."""
     start = getattr(factory, "doStart", None)
     if start is not None:
         start()
 
 
-def stop_factory(factory: Any) -> None:
+def stop_factory(factory: object) -> None:
     """Call ``doStop`` of *factory*, if it has that: it is used no more."""
     stop = getattr(factory, "doStop", None)
     if stop is not None:

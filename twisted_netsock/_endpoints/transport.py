@@ -931,7 +931,7 @@ class ForeignTLSTransport(Transport):
         self._tls_protocol = factory.protocol(factory, protocol, False)
         self.protocol = self._tls_protocol
         self._deliver = None
-        beneath: Any = PlainSide(self, super())
+        beneath: object = PlainSide(self, super())
         try:
             self._tls_protocol.makeConnection(beneath)
         except BaseException:
@@ -962,7 +962,7 @@ class ForeignTLSTransport(Transport):
             self._tls_protocol.loseConnection()
             self._call_later(FOREIGN_CLOSE_SECONDS, self._check_shutdown)
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
+    def registerProducer(self, producer: object, streaming: bool) -> None:
         """Let *producer* write; see `Transport.registerProducer`."""
         self._tls_protocol.registerProducer(producer, streaming)
 

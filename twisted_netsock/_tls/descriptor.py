@@ -14,7 +14,7 @@ import os
 import re
 import select
 import socket as _socket
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from OpenSSL import SSL
 
@@ -532,7 +532,7 @@ def _from_system(error: Exception) -> SocketError | None:
 
 def _explain(error: Exception) -> tuple[str | None, str]:
     """Return the alert, if the peer sent one, and the reason of an OpenSSL error."""
-    entries: Any = error.args[0] if error.args else []
+    entries: object = error.args[0] if error.args else []
     if not isinstance(entries, list) or not entries:
         return None, str(error) or type(error).__name__
     reason = str(entries[-1][-1])

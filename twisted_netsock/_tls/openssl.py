@@ -24,7 +24,7 @@ import os
 import socket as _socket
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from OpenSSL import SSL
 from twisted.logger import Logger
@@ -125,7 +125,7 @@ _empty = SSL.Context(SSL.TLS_METHOD)
 """Has no key: checking it fails, which reads OpenSSL's queue of errors."""
 _reported = False
 
-_buffers: list[Any] = []
+_buffers: list[object] = []
 """
 Buffers of one record, each lent to one call at a time. Without them each receive would
 allocate and zero 16 KiB, however little comes. `list.pop` is safe among threads.

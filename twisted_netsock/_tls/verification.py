@@ -9,7 +9,7 @@ still be refused, and every exception is a refusal.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -130,7 +130,7 @@ class Verification:
         if not callable(self._verifier):
             return verdict
         try:
-            answer: Any = self._verifier(depth, result, certificate)
+            answer: object = self._verifier(depth, result, certificate)
         except BaseException:
             _log.failure("verifying a certificate failed, so it is refused")
             raise

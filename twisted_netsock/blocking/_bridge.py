@@ -60,7 +60,7 @@ class _Answer(crochet.EventualResult):  # type: ignore[misc]
     """One result that a thread waits for; it needs nothing that is crochet's own."""
 
     def __init__(self, reactor: Reactor) -> None:
-        self._outcome: Deferred[Any] = Deferred()
+        self._outcome: Deferred[object] = Deferred()
         super().__init__(self._outcome, reactor)
         # A crochet that calls it otherwise does not ask it by the name that warns.
         self._result_set = _Event()

@@ -24,7 +24,7 @@ class _Listener(Protocol):
 
     @property
     def _closed(self) -> bool: ...
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Iterator[object]: ...
     def _enter_reading(self, user: Waiter) -> None: ...
     def _leave(self, user: Waiter) -> None: ...
 
@@ -76,7 +76,7 @@ class Service:
             self._wait_until(lambda: self._limit is None or self._running < self._limit)
         self._wait_until(lambda: not self._running, closed=True)
 
-    def _start(self, connection: Any) -> None:
+    def _start(self, connection: object) -> None:
         threading.Thread(
             target=self._handle, args=(connection,), name="netsock-connection", daemon=True
         ).start()

@@ -583,7 +583,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-    ) -> Any:
+    ) -> object:
         """
         Return a file over this stream, as `socket.socket.makefile`.
 
@@ -965,7 +965,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         return number
 
 
-def _interval(value: Any) -> timedelta:
+def _interval(value: object) -> timedelta:
     """Return a number of seconds as a `timedelta`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"value must be seconds, a timedelta or None, not {value!r}")

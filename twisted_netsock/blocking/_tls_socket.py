@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
@@ -40,7 +40,7 @@ def shake_hands(
     """Shake hands on *descriptor*, within *seconds*, in the reactor's thread."""
     watch = poller_for(reactor).watch(descriptor.sock.fileno())
 
-    def leave(result: Any) -> Any:
+    def leave(result: object) -> object:
         watch.close()
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -265,13 +266,13 @@ class ConnectOptions(OneShotOptions):
         "Exit status: 0 the connection has ended in order, 2 usage, 3 host not found, "
         "4 unreachable, 5 TLS failed, 6 UNVERIFIED, 8 the connection broke, 9 idle."
     )
-    optParameters: ClassVar[Any] = [
+    optParameters: ClassVar[Sequence[Sequence[object]]] = [
         ["timeout", "t", "30s", "For connecting."],
         ["idle", "i", None, "End when nothing was sent or received for that long."],
         ["linger", None, "5s", "End when the peer has, and there was no input for that long."],
         *TLS_PARAMETERS,
     ]
-    optFlags: ClassVar[Any] = [
+    optFlags: ClassVar[Sequence[Sequence[object]]] = [
         ["tls", None, "Speak TLS with HOST:PORT, and verify it."],
         ["crlf", None, "Send the ends of lines as carriage return and line feed."],
         ["quiet", "q", "Say nothing but errors."],

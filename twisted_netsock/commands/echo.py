@@ -7,7 +7,7 @@ Twisted's transport interface alone, and paces each client by what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Final
 
@@ -133,7 +133,7 @@ class EchoOptions(usage.Options):
         "netsock-tls:8443:certificates=both.pem speaks TLS. "
         f"Without --listen, that is {_LISTEN}."
     )
-    optParameters: ClassVar[Any] = [
+    optParameters: ClassVar[Sequence[Sequence[object]]] = [
         [
             "idle-timeout",
             None,

@@ -7,7 +7,7 @@ but the look-up of names. Only what `ScriptedResolver`, `connected_pair` and
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .._tls.throwaway_ca import CertificateAuthority as CertificateAuthority

@@ -75,7 +75,7 @@ class OneShot(Service):
         self._reactor = reactor
         self._options = options
         self._ended = ended
-        self._running: Deferred[Any] | None = None
+        self._running: Deferred[object] | None = None
         self._stopped = False
 
     def startService(self) -> None:
@@ -102,7 +102,7 @@ class OneShot(Service):
         if not self._stopped:
             self._reactor.stop()
 
-    def stopService(self) -> Deferred[Any] | None:
+    def stopService(self) -> Deferred[object] | None:
         """Cancel the command if it runs; done when it has cleaned up."""
         super().stopService()
         self._stopped = True

@@ -53,7 +53,7 @@ class ListeningService(Service):
         factory: ConnectionsFactory,
         *,
         what: str,
-        started: Callable[[Any], None] | None = None,
+        started: Callable[[object], None] | None = None,
         failed: Callable[[], None] | None = None,
     ) -> None:
         """
@@ -97,14 +97,14 @@ class ListeningService(Service):
         """Return what *endpoint* listens with; for callers that need to know its kind."""
         return self._factory
 
-    def on_port(self, port: IListeningPort, factory: Any) -> None:
+    def on_port(self, port: IListeningPort, factory: object) -> None:
         """Note that *port* is there, which *factory* listens with."""
         self._ports.append(port)
         self.announce(port.getHost())
         if self._started is not None:
             self._started(port.getHost())
 
-    def announce(self, host: Any) -> None:
+    def announce(self, host: object) -> None:
         """Log that *host* is listened on."""
         _log.info("{what} listening on {host}", what=self._what, host=written(host))
 

@@ -17,7 +17,7 @@ from ...options import TLSSocketOptions
 
 __all__ = ["TLS_FLAGS", "TLS_PARAMETERS", "Target", "parse_target", "parse_time", "tls_options"]
 
-TLS_PARAMETERS: Final = [
+TLS_PARAMETERS: Final[list[list[str | None]]] = [
     ["ca", None, None, "Trust the authorities in this file (PEM) instead of the platform's."],
     ["sni", None, None, "The name to ask for and to verify, instead of the host."],
     ["alpn", None, None, "Application protocols to offer, separated by commas: h2,http/1.1."],
@@ -27,7 +27,7 @@ TLS_PARAMETERS: Final = [
     ["max-tls", None, None, "The newest version to speak: 1.2 or 1.3."],
     ["keylog", None, None, "Append the secrets of the session to this file, for Wireshark."],
 ]
-TLS_FLAGS: Final = [
+TLS_FLAGS: Final[list[list[str | None]]] = [
     ["no-sni", None, "Ask for no name; the host is verified nevertheless."],
 ]
 
@@ -111,7 +111,7 @@ def parse_time(option: str, text: str, *, days: bool = False) -> timedelta:
         raise usage.UsageError(f"{error}{more}") from None
 
 
-def tls_options(given: Any, host: str, **fields: Any) -> TLSSocketOptions:
+def tls_options(given: object, host: str, **fields: Any) -> TLSSocketOptions:
     """
     Make a record of what the user gave for `TLS_PARAMETERS` and `TLS_FLAGS`.
 
@@ -137,13 +137,13 @@ def _check_writable(option: str, path: str) -> None:
         raise usage.UsageError(f"--{option} {path}: {error.strerror}") from None
 
 
-def _fields(given: Any) -> dict[str, Any]:
+def _fields(given: Any) -> dict[str, object]:
     """Return the fields of a record that the user gave."""
     if given["no-sni"] and given["sni"] is not None:
         raise usage.UsageError("--sni and --no-sni: give one of them")
     if given["key"] is not None and given["cert"] is None:
         raise usage.UsageError("--key needs --cert: a key proves nothing without a certificate")
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         field: given[option] for option, field in _PLAIN.items() if given[option] is not None
     }
     if given["no-sni"]:

@@ -58,7 +58,7 @@ def _names(certificate: x509.Certificate) -> list[str]:
 
 
 def _general_name(name: x509.GeneralName) -> str:
-    value: Any = name.value
+    value: object = name.value
     if isinstance(name, x509.DNSName):
         return str(value)
     if isinstance(value, x509.Name):

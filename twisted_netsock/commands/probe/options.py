@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket as _socket
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from twisted.python import usage
@@ -34,13 +35,13 @@ class ProbeOptions(OneShotOptions):
         "reached and verified, 2 usage, 3 host not found, 4 unreachable, 5 TLS failed, "
         "6 UNVERIFIED, 7 expires too soon."
     )
-    optParameters: ClassVar[Any] = [
+    optParameters: ClassVar[Sequence[Sequence[object]]] = [
         ["starttls", None, None, f"Ask for TLS first: {', '.join(DEFAULT_PORTS)}."],
         ["expect-expiry", None, None, "Fail if a certificate expires sooner: 30d, 12h."],
         ["timeout", "t", "10s", "For the look-up, then for each address."],
         *TLS_PARAMETERS,
     ]
-    optFlags: ClassVar[Any] = [
+    optFlags: ClassVar[Sequence[Sequence[object]]] = [
         ["json", "j", "Print JSON."],
         ["pem", None, "Print the certificates as sent, too."],
         ["ipv4", "4", "IPv4 addresses only."],

@@ -94,7 +94,7 @@ class TLSAccount:
             return "malformed"
 
     @classmethod
-    def of(cls, transport: Any) -> TLSAccount | None:
+    def of(cls, transport: object) -> TLSAccount | None:
         """Look at a transport of ours; `None` if it is plain, or another's."""
         return cls.of_descriptor(transport.tls) if isinstance(transport, TLSTransport) else None
 
@@ -154,7 +154,7 @@ class Session:
         count: int = 0 if self._back is None else self._back.count
         return count
 
-    def joined(self, back: Any, address: Any) -> None:
+    def joined(self, back: object, address: object) -> None:
         """Note the backend's connection, and the *address* that it was made to."""
         self._back = back
         self._backend = address
@@ -208,7 +208,7 @@ class Session:
     def report(self, received: int, sent: int) -> None:
         """Log what has been, with the final counts."""
         tls = self.tls
-        event: dict[str, Any] = {
+        event: dict[str, object] = {
             "client": written(self.client),
             "listener": written(self.listener),
             "target": self.target,

@@ -121,11 +121,11 @@ class Client:
     _relay: Relay
     _header: ProxyHeader | None = None
     _targets: Sequence[Target] = ()
-    _connecting: Deferred[Any] | None = None
+    _connecting: Deferred[object] | None = None
     _timer: Any = None
     _late = False
 
-    def enter(self, client: Any, listener: Any, tls: TLSAccount | None = None) -> None:
+    def enter(self, client: Any, listener: object, tls: TLSAccount | None = None) -> None:
         """Open the account, and connect a backend if the client may come in."""
         relay = self._relay
         session = self.session = relay.ledger.open(self, client, listener, tls)

@@ -72,7 +72,7 @@ class _Demonstration(Service):
         self._out.write(_instructions(self._issued, host.port))
         self._out.flush()
 
-    def stopService(self) -> Any:
+    def stopService(self) -> object:
         """Stop the relay and the web server."""
         super().stopService()
         parts = [] if self._relay is None else [self._relay.stopService()]

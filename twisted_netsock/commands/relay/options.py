@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Final
 
 import attrs
@@ -79,7 +79,7 @@ class RelayOptions(usage.Options):
         "options, a demonstration: TLS on loopback with a certificate made in memory, in front "
         "of a small web server."
     )
-    optParameters: ClassVar[Any] = [
+    optParameters: ClassVar[Sequence[Sequence[object]]] = [
         ["reload-every", None, None, "How often to look for changed certificates and keys."],
         ["drain", None, "30s", "How long connections may go on after SIGTERM."],
         ["workers", None, "1", "How many processes share the ports; auto: one per processor."],
@@ -102,7 +102,7 @@ class RelayOptions(usage.Options):
         ["lifetime", None, "none", "Ends connections however they are, or none."],
         ["status", None, None, "Where to serve /healthz, /status.json and /metrics."],
     ]
-    optFlags: ClassVar[Any] = [
+    optFlags: ClassVar[Sequence[Sequence[object]]] = [
         ["allow-all", None, "Let in every client that has a verified certificate."],
         ["unsafe-plain", None, "Allow plain text beyond loopback on the other side of TLS."],
         ["check", None, "Check everything, print what is wrong, and end."],

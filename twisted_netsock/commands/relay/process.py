@@ -91,7 +91,7 @@ class Operation(MultiService):
         self._settings = settings
         self._listening = False
         self._ending = False
-        self._reloading: Deferred[Any] | None = None
+        self._reloading: Deferred[object] | None = None
         self._again = False
         self._before: Any = None
         self._notifier: Notifier | Channel = Notifier()

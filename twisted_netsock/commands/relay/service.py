@@ -42,7 +42,7 @@ class RelayService(ListeningService):
         reactor: Reactor,
         listen: IStreamServerEndpoint | Sequence[IStreamServerEndpoint],
         to: IStreamClientEndpoint | Routes,
-        started: Callable[[Any], None] | None = None,
+        started: Callable[[object], None] | None = None,
         *,
         name: str | None = None,
         failed: Callable[[], None] | None = None,
@@ -89,7 +89,7 @@ class RelayService(ListeningService):
             watches = [endpoint.watch_files(self._reload_every) for endpoint in self._reloadable]
             self._watches = [watch for watch in watches if watch is not None]
 
-    def factory_for(self, endpoint: IStreamServerEndpoint) -> Any:
+    def factory_for(self, endpoint: IStreamServerEndpoint) -> object:
         """Return the relay's factory, with what counts where the port does not."""
         if isinstance(endpoint, ServerEndpoint):
             return self._factory

@@ -52,7 +52,7 @@ class _Page(Resource):
     isLeaf = True
 
     def __init__(
-        self, snapshot: Snapshot, render: Callable[[Any], tuple[int, str, bytes]]
+        self, snapshot: Snapshot, render: Callable[[object], tuple[int, str, bytes]]
     ) -> None:
         super().__init__()
         self._snapshot = snapshot
@@ -63,7 +63,7 @@ class _Page(Resource):
         gone: list[object] = []
         request.notifyFinish().addBoth(gone.append)
 
-        def answer(values: Any) -> None:
+        def answer(values: object) -> None:
             if gone:
                 return
             code, kind, body = self._render(values)
@@ -117,14 +117,14 @@ def _metrics_page(values: Any) -> tuple[int, str, bytes]:
     return _OK, CONTENT_TYPE_LATEST, generate_latest(registry)
 
 
-def metrics(values: Any) -> Iterator[Any]:
+def metrics(values: Any) -> Iterator[object]:
     """Yield the metrics of a snapshot, as prometheus-client has them."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    def gauge(name: str, text: str, value: float) -> Any:
+    def gauge(name: str, text: str, value: float) -> object:
         return GaugeMetricFamily(f"netsock_relay_{name}", text, value=value)
 
-    def counter(name: str, text: str, value: float) -> Any:
+    def counter(name: str, text: str, value: float) -> object:
         return CounterMetricFamily(f"netsock_relay_{name}", text, value=value)
 
     # A parent whose workers have not answered yet has no sums.
@@ -213,11 +213,11 @@ class _LocalSite(Site):
 
     noisy = False
 
-    def getResourceFor(self, request: Request) -> Any:
+    def getResourceFor(self, request: Request) -> object:
         """Return the page, or what refuses the request."""
         return _refusal(request) or super().getResourceFor(request)
 
-    def log(self, request: Any) -> None:
+    def log(self, request: object) -> None:
         """Leave the request out of the log."""
 
 
@@ -268,7 +268,7 @@ class StatusService(Service):
         self._failed()
         self._reactor.callWhenRunning(self._reactor.stop)
 
-    def stopService(self) -> Any:
+    def stopService(self) -> object:
         """Stop listening."""
         super().stopService()
         if self._listening is not None:

@@ -54,7 +54,7 @@ class _Worker(ProcessProtocol):
         self.began = supervisor.reactor.seconds()
         self.ready = False
         self.stale = False
-        self._askers: list[Deferred[dict[str, Any]]] = []
+        self._askers: list[Deferred[dict[str, object]]] = []
         self._asked = False
         """A question is on its way, or its answer."""
         self._reloads: dict[int, Deferred[str]] = {}

@@ -77,7 +77,7 @@ class WorkerPlace:
 class Lines:
     """Takes messages, lines of JSON, out of a stream of bytes."""
 
-    def __init__(self, deliver: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, deliver: Callable[[dict[str, object]], None]) -> None:
         self._deliver = deliver
         self._rest = b""
 
@@ -90,7 +90,7 @@ class Lines:
             self._deliver(json.loads(line))
 
     @staticmethod
-    def encode(message: dict[str, Any]) -> bytes:
+    def encode(message: dict[str, object]) -> bytes:
         """Return a message as it is sent."""
         return json.dumps(message).encode() + b"\n"
 
@@ -100,7 +100,7 @@ class Channel(Protocol):
 
     def __init__(
         self,
-        snapshot: Callable[[], dict[str, Any]],
+        snapshot: Callable[[], dict[str, object]],
         reload: Callable[[], None],
         orphaned: Callable[[], None],
     ) -> None:
