@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     except usage.UsageError as error:
         say(str(error))
         return Outcome.USAGE
-    from ._io.reactor import current_reactor
+    from ._io.interfaces import current_reactor
 
     if isinstance(options.subOptions, OneShotOptions):
         return run_alone(current_reactor(None), options.subOptions)

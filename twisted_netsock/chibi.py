@@ -24,8 +24,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from ._io.descriptor import PlainDescriptor
+from ._io.interfaces import current_reactor
 from ._io.poller import poller_for
-from ._io.reactor import current_reactor
 from ._net.open_socket import apply_options, open_socket, until_shutdown
 from ._net.resolver import Hints, look_up_system
 from ._net.unix_paths import free_path

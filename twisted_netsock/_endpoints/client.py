@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._hostnames import numeric_service
+from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
-from .._io.reactor import Reactor, current_reactor
 from .._net.connect import connect
 from .._net.happy_eyeballs import Established
 from .._net.open_socket import check_target

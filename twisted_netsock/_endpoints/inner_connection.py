@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
 from .._io.adapter import TransportDescriptor, TransportWatch
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
 from .._tls.handshake import handshake, tls_shutdown

@@ -31,7 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from .._text import FailureLog
 from .._tls.client import ClientContextFactory
 from .._tls.reload import FileWatch, Reloader

@@ -15,8 +15,8 @@ from twisted.logger import Logger
 from zope.interface import Attribute, Interface, implementer
 
 from .._io.descriptor import Descriptor, PlainDescriptor
+from .._io.interfaces import Reactor
 from .._io.poller import Watch, contain, poller_for
-from .._io.reactor import Reactor
 from .._net.accept import Acceptor
 from .._net.happy_eyeballs import Established
 from .._net.incoming import IncomingConnection, IncomingConnections, server_handshake

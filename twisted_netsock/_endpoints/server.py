@@ -20,8 +20,8 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
-from .._io.reactor import Reactor, current_reactor
 from .._net.listen import listen
 from .._net.open_socket import apply_options, check_listening
 from .._public import public_in

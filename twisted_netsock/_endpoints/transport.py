@@ -41,8 +41,8 @@ from zope.interface import Interface, implementer
 
 from .._io.descriptor import Descriptor, byte_view, set_linger_reset
 from .._io.fairness import BYTES, DELIVERY
+from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, WANT_WRITE, Slots, Want, contain
-from .._io.reactor import Reactor
 from .._io.send_queue import SendQueue
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.client import ClientContextFactory

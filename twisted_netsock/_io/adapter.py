@@ -13,7 +13,7 @@ import select
 import socket as _socket
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -23,8 +23,9 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IPushProducer,
     ISSLTransport,
+    ITransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -37,8 +38,8 @@ from ..errors import (
 )
 from .descriptor import byte_view
 from .fairness import BYTES, DELIVERY, REPORTS
+from .interfaces import Reactor, StreamProtocol
 from .poller import WANT_READ, WANT_WRITE, Slots, Want
-from .reactor import Reactor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -53,7 +54,7 @@ more delivery comes behind it, because a transport delivers nothing once it is p
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
-class TransportDescriptor(Protocol):
+class TransportDescriptor(StreamProtocol):
     """
     A transport behind the methods of a `Descriptor`; it is the transport's protocol.
 
@@ -98,16 +99,11 @@ class TransportDescriptor(Protocol):
         self.blocked = False
         self.lost: Failure | None = None
 
-    def makeConnection(self, transport: Any) -> None:
+    def makeConnection(self, transport: ITransport) -> None:
         """Begin on *transport*, which reports from now on when its buffer is full."""
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
         self._producing = True
-        self._call(transport.registerProducer, self, True)
-
-    @property
-    def _transport(self) -> Any:
-        assert self.transport is not None
-        return self.transport
+        self._call(self.wire.registerProducer, self, True)
 
     def _call(self, method: Callable[..., object], *args: object) -> None:
         """
@@ -194,7 +190,7 @@ class TransportDescriptor(Protocol):
     def _resume(self) -> None:
         if self._paused and self.lost is None:
             self._paused = False
-            self._call(self._transport.resumeProducing)
+            self._call(self.wire.resumeProducing)
 
     def _drop_incoming(self) -> None:
         self._incoming.clear()
@@ -210,7 +206,7 @@ class TransportDescriptor(Protocol):
         self._report()
         if self._size > _FULL and not self._paused and self.lost is None:
             self._paused = True
-            self._call(self._transport.pauseProducing)
+            self._call(self.wire.pauseProducing)
 
     def readConnectionLost(self) -> None:
         """Handle the end of what is received."""
@@ -269,7 +265,7 @@ class TransportDescriptor(Protocol):
             piece = view
         else:
             piece = bytes(byte_view(view)[:BYTES])
-        self._call(self._transport.write, piece)
+        self._call(self.wire.write, piece)
         return len(piece)
 
     def try_flush(self) -> None:
@@ -294,9 +290,9 @@ class TransportDescriptor(Protocol):
         """Whether the transport can end what is sent, and go on with what is received."""
         # One of Twisted's over TLS says so, and closes the connection beneath without
         # close_notify.
-        return IHalfCloseableDescriptor.providedBy(
-            self._transport
-        ) and not ISSLTransport.providedBy(self._transport)
+        return IHalfCloseableDescriptor.providedBy(self.wire) and not ISSLTransport.providedBy(
+            self.wire
+        )
 
     def try_shutdown(self, how: int) -> None:
         """
@@ -312,7 +308,7 @@ class TransportDescriptor(Protocol):
         self._write_shut = True
         self._stop_producing()
         if self.half_closes:
-            self._call(self._transport.loseWriteConnection)
+            self._call(self.wire.loseWriteConnection)
         else:
             self._lose_in_order()
 
@@ -321,13 +317,13 @@ class TransportDescriptor(Protocol):
         self.blocked = False
         if self._producing:
             self._producing = False
-            self._call(self._transport.unregisterProducer)
+            self._call(self.wire.unregisterProducer)
 
     def _lose_in_order(self) -> None:
         self._limit_end()
         # One that speaks TLS itself must read to end.
         self._resume()
-        self._call(self._transport.loseConnection)
+        self._call(self.wire.loseConnection)
 
     def _limit_end(self) -> None:
         if self._timer is None:
@@ -359,7 +355,7 @@ class TransportDescriptor(Protocol):
         self._limit_end()
         self._stop_producing()
         # Not every transport of a stranger's has abortConnection.
-        self._call(getattr(self._transport, "abortConnection", self._transport.loseConnection))
+        self._call(getattr(self.wire, "abortConnection", self.wire.loseConnection))
 
     def gone(self) -> Deferred[None]:
         """Return a Deferred that fires when the transport is gone: after `close` or before."""

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from .interfaces import Reactor
 from .poller import Slots, Want
-from .reactor import Reactor
 
 __all__ = ["drive"]
 

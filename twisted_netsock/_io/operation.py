@@ -28,8 +28,8 @@ from ..options import SocketOptions
 from .descriptor import Descriptor, from_os_error
 from .fairness import BYTES_OF_ONE, OPERATIONS
 from .fast_await import Done, Resumable
+from .interfaces import Reactor
 from .poller import WANT_READ, WANT_WRITE, Want, Watch, has_event
-from .reactor import Reactor
 
 __all__ = ["Operating", "Operation", "Receiving"]
 

@@ -18,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -33,7 +33,7 @@ from zope.interface import implementer
 
 from ..errors import SocketConnectionLostError, SocketError, opened_before_fork
 from .fairness import CONNECTS, EVENTS
-from .reactor import Reactor, current_reactor
+from .interfaces import Reactor, current_reactor
 
 __all__ = ["WANT_READ", "WANT_WRITE", "Poller", "Want", "Watch", "has_event", "poller_for"]
 
@@ -258,7 +258,7 @@ class Poller:
             reactor.addSystemEventTrigger("during", "shutdown", self.lose_all)
 
     @property
-    def _reactor(self) -> Any:
+    def _reactor(self) -> Reactor:
         reactor = self._reactor_ref()
         if reactor is None:
             raise SocketError(strerror="The reactor of this socket is gone")
@@ -590,6 +590,7 @@ class ReactorPoller(Poller):
 
     def rejoin(self, watch: Watch) -> None:
         """Have what the owner waits for reported again, after the reactor let go of it."""
+        assert watch._adapter is not None
         if watch.wanted & select.POLLIN:
             self._reactor.addReader(watch._adapter)
         if watch.wanted & select.POLLOUT:

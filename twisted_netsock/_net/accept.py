@@ -18,8 +18,8 @@ from twisted.logger import Logger
 
 from .._io.descriptor import from_os_error, inherit
 from .._io.fairness import ACCEPTS
+from .._io.interfaces import Reactor
 from .._io.poller import Watch, contain
-from .._io.reactor import Reactor
 from ..addresses import SocketAddress
 from ..errors import SocketError
 

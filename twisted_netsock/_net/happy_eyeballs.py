@@ -17,8 +17,8 @@ from .._io.descriptor import Connect, Descriptor, PlainDescriptor
 from .._io.drive import drive
 from .._io.fairness import ADDRESSES
 from .._io.fast_await import Done
+from .._io.interfaces import Reactor
 from .._io.poller import Want, Watch, poller_for
-from .._io.reactor import Reactor
 from ..addresses import AddressInfo, SocketAddress, as_socket_address
 from ..errors import (
     SocketBindError,

@@ -18,7 +18,7 @@ from typing import Final
 
 from twisted.internet.defer import Deferred
 
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import SocketBindError, SocketError
 from ..options import SocketOptions

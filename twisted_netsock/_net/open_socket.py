@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
 from .._hostnames import host_to_look_up, numeric_service
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError, SocketError
 from ..options import SocketOptions

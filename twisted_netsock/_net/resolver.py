@@ -39,7 +39,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._hostnames import host_to_look_up, is_ip_address, numeric_service
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError
 

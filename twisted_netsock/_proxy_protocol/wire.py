@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 
 from .._io.descriptor import PlainDescriptor, from_os_error
 from .._io.drive import drive
+from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, Want, Watch
-from .._io.reactor import Reactor
 from ..addresses import SocketAddress
 from ..errors import (
     ProxyHeaderError,

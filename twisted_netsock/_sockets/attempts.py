@@ -13,7 +13,7 @@ import os
 import socket as _socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._io.descriptor import (
     Descriptor,
@@ -51,7 +51,7 @@ FLUSH_LIMIT: Final = timedelta(seconds=5)
 class Attempts:
     """The attempts of a socket's data calls, for sockets on the reactor and blocking ones."""
 
-    _descriptor: Any
+    _descriptor: Descriptor
     _blocks = False
     """The calls wait in their thread, and so ``MSG_DONTWAIT`` means something."""
 

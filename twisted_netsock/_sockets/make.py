@@ -10,8 +10,8 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 
 from .._io.descriptor import PlainDescriptor
+from .._io.interfaces import current_reactor
 from .._io.poller import poller_for
-from .._io.reactor import current_reactor
 from .._net.connect import connect
 from .._net.listen import listen
 from .._net.open_socket import check_listening, check_target

@@ -12,11 +12,12 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .. import _validation as check
-from .._io.reactor import current_reactor
+from .._io.interfaces import current_reactor
 from .._public import public_in
 from ..errors import SocketBusyError, SocketClosedError, SocketError
 from .socket import Socket
@@ -88,7 +89,7 @@ class _Wait(Generic[S]):
         self._begin = begin
         self._waiting: dict[S, Deferred[None]] = {}
         self._ready: set[S] = set()
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
         self._result: Deferred[list[S]] = Deferred(self._cancel)
 
     def run(self) -> Deferred[list[S]]:
@@ -218,7 +219,7 @@ class SocketSelector:
             raise SocketBusyError(socket)
         waiting = socket._until_readable(self._timeout if limit is None else limit)
         if waiting.called:
-            failures: list[Any] = []
+            failures: list[Failure | None] = []
             waiting.addBoth(failures.append)
             if isinstance(failures[0], Failure):
                 failures[0].raiseException()

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from socket import SOCK_STREAM
-from typing import IO, Any, Final
+from typing import IO, Final, cast
 
-from .._io.descriptor import Descriptor
+from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.fairness import BYTES
 from .._io.poller import WANT_WRITE, Want
 from .._validation import byte_count
@@ -111,18 +111,16 @@ class FileSource:
 
     def _send_some(self) -> int | Want:
         """Send a part; 0 at the end of the file."""
-        if self._moves:
-            descriptor: Any = self._descriptor
+        if self._moves and self._number is not None:
+            # Which one has the method was looked up when this was made.
+            descriptor = cast("PlainDescriptor", self._descriptor)
             most = BYTES if self._left is None else min(self._left, BYTES)
             try:
-                moved: int | Want
-                moved = descriptor.try_sendfile(self._number, self._offset + self.sent, most)
+                return descriptor.try_sendfile(self._number, self._offset + self.sent, most)
             except SocketError as error:
                 if error.errno not in _CANNOT:
                     raise
                 self._moves = False
-            else:
-                return moved
         if not self._piece:
             self._piece = memoryview(self._read())
         if not self._piece:

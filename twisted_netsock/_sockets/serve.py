@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
@@ -25,7 +25,10 @@ class Served(Protocol):
 
     @property
     def _successor(self) -> Served | None: ...
-    def close(self) -> Any: ...
+    def close(self) -> Deferred[None]: ...
+
+
+S = TypeVar("S", bound=Served)
 
 
 class HandlerLog:
@@ -56,29 +59,29 @@ class HandlerLog:
 
 def serve(
     clock: Clock,
-    accept: Callable[[], Deferred[Any]],
-    handler: Callable[[Any], object],
+    accept: Callable[[], Deferred[S]],
+    handler: Callable[[S], object],
     limit: int | None,
 ) -> Deferred[None]:
     """Hand each connection that *accept* gives to *handler*; see `Socket.serve`."""
     return Deferred.fromCoroutine(_Serving(clock, handler, limit).run(accept))
 
 
-class _Serving:
+class _Serving(Generic[S]):
     """One running `serve`. A connection counts until it is closed, TLS shutdown included."""
 
-    def __init__(self, clock: Clock, handler: Callable[[Any], object], limit: int | None) -> None:
+    def __init__(self, clock: Clock, handler: Callable[[S], object], limit: int | None) -> None:
         self._handler = handler
         self._limit = limit
         self._cancelled = False
-        self._running: dict[Served, Deferred[Any]] = {}
+        self._running: dict[S, Deferred[object]] = {}
         self._one_less: Deferred[None] | None = None
         self._log = HandlerLog(clock)
         # One callback, and one method object, for what follows each handler: they take
         # memory for as long as it runs.
         self._then = self._ended
 
-    async def run(self, accept: Callable[[], Deferred[Any]]) -> None:
+    async def run(self, accept: Callable[[], Deferred[S]]) -> None:
         try:
             while True:
                 while self._limit is not None and len(self._running) >= self._limit:
@@ -101,19 +104,19 @@ class _Serving:
         self._one_less = Deferred()
         return self._one_less
 
-    def _begin(self, connection: Served) -> None:
-        handling: Deferred[Any] = maybeDeferred(self._handler, connection)
+    def _begin(self, connection: S) -> None:
+        handling: Deferred[object] = maybeDeferred(self._handler, connection)
         self._running[connection] = handling
         handling.addBoth(self._then, connection)
 
-    def _ended(self, result: object, connection: Served) -> None:
+    def _ended(self, result: object, connection: S) -> None:
         if isinstance(result, Failure) and not (
             self._cancelled and result.check(CancelledError) is not None
         ):
             self._log.report(result, connection)
         _close(connection).addBoth(self._finish, connection)
 
-    def _finish(self, _: object, connection: Served) -> None:
+    def _finish(self, _: object, connection: S) -> None:
         del self._running[connection]
         waiting, self._one_less = self._one_less, None
         if waiting is not None and not waiting.called:
@@ -131,8 +134,7 @@ def _ends(connection: Served) -> list[Served]:
     return [end for end in (connection, connection._successor) if end is not None]
 
 
-def _close(connection: Served) -> Deferred[Any]:
+def _close(connection: Served) -> Deferred[None] | Deferred[list[None]]:
     if connection._successor is None:
-        closing: Deferred[Any] = connection.close()
-        return closing
+        return connection.close()
     return gatherResults([end.close() for end in _ends(connection)])

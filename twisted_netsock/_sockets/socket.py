@@ -33,9 +33,9 @@ from .._io.descriptor import (
 from .._io.drive import drive
 from .._io.fairness import BYTES, BYTES_OF_ONE
 from .._io.fast_await import Done
+from .._io.interfaces import Reactor, current_reactor
 from .._io.operation import Operating, Operation, Receiving
 from .._io.poller import WANT_READ, WANT_WRITE, Want, Watch, poller_for
-from .._io.reactor import Reactor, current_reactor
 from .._net.accept import Acceptor
 from .._net.incoming import IncomingConnection, IncomingConnections
 from .._public import public_in
@@ -188,7 +188,7 @@ class Socket(SocketInfo, Attempts, Operating):
         self._on_gone(None)
         return plain, sending
 
-    def _hand_over(self) -> Any:
+    def _hand_over(self) -> Descriptor:
         """Close this socket without its descriptor, which is the caller's from now on."""
         self._closed = True
         self._watch.close()

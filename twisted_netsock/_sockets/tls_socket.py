@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .._io.descriptor import Descriptor
+from .._io.interfaces import Reactor
 from .._io.operation import Operation
 from .._io.poller import WANT_READ, Want, Watch
-from .._io.reactor import Reactor
 from .._net.incoming import IncomingConnections, server_handshake
 from .._public import public_in
 from .._tls.descriptor import TLSDescriptor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from .._io.drive import drive
+from .._io.interfaces import Reactor
 from .._io.poller import Slots
-from .._io.reactor import Reactor
 from ..errors import SocketConnectionTimeoutError
 from .descriptor import TLSDescriptor
 

@@ -32,7 +32,7 @@ from twisted.internet.main import installReactor as installReactorObject
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from . import _waiting
 from ._waiting import check_thread, reactor_stopped
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from .._io.descriptor import Descriptor
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor
 from .._proxy_protocol.header import ProxyHeader
 from .._sockets import make as makers
 from .._sockets.socket import Socket

@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 
 from .. import _validation as check
 from .._io.descriptor import Connect, Descriptor, adopt, byte_view, set_linger_reset, writable_view
+from .._io.interfaces import Reactor
 from .._io.poller import Want, poller_for
-from .._io.reactor import Reactor
 from .._proxy_protocol.header import ProxyHeader
 from .._public import public_in
 from .._sockets.attempts import FLUSH_LIMIT, Attempt, Attempts

@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
 from .._io.descriptor import Descriptor, set_linger_reset
+from .._io.interfaces import Reactor
 from .._io.poller import Want, poller_for
-from .._io.reactor import Reactor
 from .._public import public_in
 from .._sockets.attempts import Attempt, send_through
 from .._sockets.socket import Socket

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from twisted.python import threadable
 
+from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, Want
-from .._io.reactor import Reactor
 from ..errors import SocketConnectionLostError, SocketError
 
 __all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "stop_all"]

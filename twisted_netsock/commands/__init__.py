@@ -64,7 +64,7 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """Return the service of the chosen subcommand."""
-    from .._io.reactor import current_reactor
+    from .._io.interfaces import current_reactor
 
     reactor = current_reactor(None)
     if options.subCommand in {"connect", "probe"}:

@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.protocol import Factory
 from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._endpoints.client import client_endpoint
 from .._endpoints.transport import TLSTransport, Transport
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor, StreamProtocol, StreamTransport
 from ..errors import SocketConnectionTimeoutError
 from ..options import SocketOptions
 from ._common.one_shot import OneShotOptions, say
@@ -51,7 +51,7 @@ class _CRLF:
 
 
 @implementer(IHalfCloseableProtocol)
-class _Session(Protocol):
+class _Session(StreamProtocol):
     """
     The connection, between standard input and standard output.
 
@@ -64,33 +64,31 @@ class _Session(Protocol):
         self._options = options
         self._input = Input(reactor, _STDIN, self._on_input, self._on_input_failed)
         self._output = Output(reactor, _STDOUT, self._on_output_failed)
-        self._edit: Any = _CRLF() if options["crlf"] else None
+        self._edit = _CRLF() if options["crlf"] else None
         self._waiting: Deferred[None] | None = None
         self._input_ended = False
         self._peer_ended = False
         self._lost = False
         self._why: tuple[Outcome, str] | None = None
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
         self._last = 0.0
         self.ended: Deferred[Outcome] = Deferred()
 
     # The peer
 
     def connectionMade(self) -> None:
-        transport: Any = self.transport
         if not self._options["quiet"]:
-            say(_description(transport))
+            say(_description(self.wire))
         # It says when to pause; an IPushProducer works on every stream transport.
-        transport.registerProducer(self._input, True)
+        self.wire.registerProducer(self._input, True)
         self._touch()
         self._input.start()
 
     def dataReceived(self, data: bytes) -> None:
         self._touch()
         self._output.write(data)
-        transport: Any = self.transport
         if self._waiting is None and self._output.pending > _MOST_PENDING:
-            transport.pauseProducing()
+            self.wire.pauseProducing()
             self._waiting = self._output.below(_MOST_PENDING // 2)
             self._waiting.addCallbacks(self._on_room, self._on_no_room)
 
@@ -98,8 +96,7 @@ class _Session(Protocol):
         self._waiting = None
         self._touch()
         if not self._lost:
-            transport: Any = self.transport
-            transport.resumeProducing()
+            self.wire.resumeProducing()
 
     def _on_no_room(self, _: Failure) -> None:
         """Do nothing: the connection is lost, or `_on_output_failed` ends it."""
@@ -108,10 +105,9 @@ class _Session(Protocol):
     def readConnectionLost(self) -> None:
         """Go on sending: the peer may still be reading."""
         self._peer_ended = True
-        transport: Any = self.transport
         if self._input_ended or os.isatty(_STDIN):
             self._end_input()
-            transport.loseConnection()
+            self.wire.loseConnection()
         elif self._timer is not None:
             # There is another limit from now on.
             self._timer.cancel()
@@ -147,19 +143,18 @@ class _Session(Protocol):
 
     def _on_input(self, data: bytes) -> None:
         self._touch()
-        transport: Any = self.transport
         if data:
-            transport.write(self._edit(data) if self._edit is not None else data)
+            self.wire.write(self._edit(data) if self._edit is not None else data)
             return
         self._end_input()
         if self._peer_ended:
-            transport.loseConnection()
-        elif ISSLTransport.providedBy(transport) and not isinstance(transport, Transport):
+            self.wire.loseConnection()
+        elif ISSLTransport.providedBy(self.wire) and not isinstance(self.wire, Transport):
             # Twisted's own TLS cannot be half-closed, and the answer is still to come.
             if not self._options["quiet"]:
                 say("this endpoint cannot be told that the input has ended; waiting for its end")
         else:
-            transport.loseWriteConnection()
+            self.wire.loseWriteConnection()
 
     def _on_input_failed(self, error: OSError) -> None:
         self._give_up(Outcome.FAILED, f"cannot read standard input: {error.strerror}")
@@ -212,9 +207,8 @@ class _Session(Protocol):
         if linger is not None and self._quiet >= linger:
             if self._input.waiting:
                 self._end_input()
-                transport: Any = self.transport
                 # In order: what there was to send is sent first.
-                transport.loseConnection()
+                self.wire.loseConnection()
             elif idle is None:
                 # There is input, for which the peer has no room yet.
                 self._last = self._reactor.seconds()
@@ -226,8 +220,7 @@ class _Session(Protocol):
     def _end_input(self) -> None:
         self._input_ended = True
         self._input.stopProducing()
-        transport: Any = self.transport
-        transport.unregisterProducer()
+        self.wire.unregisterProducer()
 
     def _give_up(self, outcome: Outcome, why: str) -> None:
         self._why = outcome, why
@@ -237,11 +230,10 @@ class _Session(Protocol):
         """End the connection at once."""
         self._input.stopProducing()
         if not self._lost:
-            transport: Any = self.transport
-            transport.abortConnection()
+            self.wire.abortConnection()
 
 
-def _description(transport: Any) -> str:
+def _description(transport: StreamTransport) -> str:
     """Report the peer and the TLS parameters of the connection."""
     peer = transport.getPeer()
     host = getattr(peer, "host", None)

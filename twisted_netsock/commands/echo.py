@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._endpoints.transport import IViewProtocol
-from .._io.reactor import Reactor
+from .._io.interfaces import Reactor, StreamProtocol
 from .._validation import duration_text
 from ._common.service import ListeningService, end_stream, endpoint_option, fail_at_exit
 
@@ -34,7 +34,7 @@ _NO_LIMIT: Final = "none"
 
 
 @implementer(IHalfCloseableProtocol, IViewProtocol)
-class _Echo(Protocol, TimeoutMixin):
+class _Echo(StreamProtocol, TimeoutMixin):
     """Sends back what it is sent, and no faster than that is read."""
 
     def __init__(self, echoes: set[_Echo], seconds: float | None, reactor: Reactor) -> None:
@@ -44,30 +44,27 @@ class _Echo(Protocol, TimeoutMixin):
 
     def connectionMade(self) -> None:
         self._echoes.add(self)
-        transport: Any = self.transport
         # What waits to be sent back holds up what is received.
-        transport.registerProducer(transport, True)
+        self.wire.registerProducer(self.wire, True)
         self.setTimeout(self._seconds)
 
     def view_received(self, view: memoryview) -> None:
         """Send a view of the receiver's buffer back, without a copy in between."""
         self.resetTimeout()
-        transport: Any = self.transport
-        transport.write(view)
+        # Only our transports call this, and they take one.
+        self.wire.write(view)  # type: ignore[arg-type]
 
     def dataReceived(self, data: bytes) -> None:
         self.resetTimeout()
-        transport: Any = self.transport
-        transport.write(data)
+        self.wire.write(data)
 
     def readConnectionLost(self) -> None:
         """End the other direction, too, when everything is sent back."""
-        end_stream(self.transport)
+        end_stream(self.wire)
 
     def writeConnectionLost(self) -> None:
         """Close, as both directions have ended: Twisted's own transports stay open."""
-        transport: Any = self.transport
-        transport.loseConnection()
+        self.wire.loseConnection()
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
         """Call *func* on this service's reactor; for the timeout."""
@@ -76,8 +73,7 @@ class _Echo(Protocol, TimeoutMixin):
 
     def timeoutConnection(self) -> None:
         """Reset the connection: a peer that reads nothing would not notice an orderly end."""
-        transport: Any = self.transport
-        transport.abortConnection()
+        self.wire.abortConnection()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self.setTimeout(None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 from unittest import SkipTest
 
 from twisted.internet.defer import Deferred
@@ -21,12 +21,15 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .._io.reactor import current_reactor
+from .._io.interfaces import Reactor, StreamProtocol, StreamTransport, current_reactor
 
 __all__ = ["Contract"]
 
 T = TypeVar("T")
 Error = TypeVar("Error", bound=BaseException)
+
+UnderTest: TypeAlias = Any
+"""Anybody's socket, listener or endpoint: what it has, and has not, the tests find out."""
 
 _MOMENT: Final = 0.005
 _MOMENTS: Final = 2000
@@ -59,9 +62,9 @@ class Contract:
         reactor: Where the tests run; the installed reactor if `None`.
     """
 
-    reactor: ClassVar[Any] = None
+    reactor: ClassVar[object] = None
 
-    def _reactor(self) -> Any:
+    def _reactor(self) -> Reactor:
         return current_reactor(self.reactor)
 
     async def _turns(self, count: int = 1) -> None:
@@ -131,7 +134,7 @@ def skip_unless(condition: bool, why: str) -> None:
 # What endpoints are given
 
 
-class Recorder(Protocol):
+class Recorder(StreamProtocol):
     """A protocol that keeps what happens to it."""
 
     greeting = b""
@@ -160,10 +163,10 @@ class Recorder(Protocol):
         self.reason = reason.value
 
     @property
-    def wire(self) -> Any:
+    def wire(self) -> StreamTransport:
         """The transport, for calls beyond ``ITransport``."""
         check(self.transport is not None, "the protocol must have a transport by now")
-        return self.transport
+        return super().wire
 
     @property
     def lost(self) -> bool:

@@ -8,7 +8,7 @@ of real connections, and what protocols expect of a transport with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -147,7 +147,7 @@ class ClientEndpointContract(EndpointContract):
         async with self._listening(servers, clients) as port:
             endpoint = self.make_client_endpoint(port.getHost())
             for stage in range(_MOST_STAGES):
-                connecting: Deferred[object] = endpoint.connect(clients)
+                connecting = endpoint.connect(clients)
                 await self._turns(stage)
                 if connecting.called:
                     await self._soon(connecting, "connect fires")
@@ -166,9 +166,9 @@ class ClientEndpointContract(EndpointContract):
         clients, servers = RecordingFactory(), RecordingFactory()
         async with self._listening(servers, clients) as port:
             connecting = self.make_client_endpoint(port.getHost()).connect(clients)
-            protocol: Any = await self._soon(connecting, "connect fires")
+            protocol = await self._soon(connecting, "connect fires")
             connecting.cancel()
-            protocol.wire.write(b"still here")
+            cast("Recorder", protocol).wire.write(b"still here")
             await self._until(lambda: servers.built, "the server has the connection")
             await self._receives(servers.built[0], 10)
             equal(bytes(servers.built[0].received), b"still here", "what arrived")
@@ -206,9 +206,9 @@ class ServerEndpointContract(EndpointContract):
             equal(servers.life, ["start"], "the factory's life while the port listens")
         await self._until(lambda: servers.life == ["start", "stop"], "the factory is stopped")
 
-    async def _connect(self, port: Any, clients: RecordingFactory) -> Any:
+    async def _connect(self, port: IListeningPort, clients: RecordingFactory) -> Recorder:
         endpoint = self.make_client_endpoint(port.getHost())
-        return await self._soon(endpoint.connect(clients), "connect fires")
+        return cast("Recorder", await self._soon(endpoint.connect(clients), "connect fires"))
 
     async def test_each_connection_has_a_protocol_that_knows_its_peer(self) -> None:
         """``buildProtocol`` gets the address of each client, where clients have one."""
@@ -286,7 +286,7 @@ class ServerEndpointContract(EndpointContract):
     async def test_a_listen_can_be_cancelled_until_it_is_done(self) -> None:
         """Then nothing is bound; afterwards cancelling changes nothing."""
         servers = RecordingFactory()
-        listening: Deferred[Any] = self.make_server_endpoint().listen(servers)
+        listening: Deferred[IListeningPort] = self.make_server_endpoint().listen(servers)
         was_done = listening.called
         listening.cancel()
         if not was_done:

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from .._io.reactor import current_reactor
+from .._io.interfaces import current_reactor
 from .._public import public_in
 from .._sockets.socket import Socket
 

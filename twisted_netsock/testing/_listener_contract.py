@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from .._public import public_in
 from ..errors import SocketBusyError, SocketClosedError, SocketError
-from ._contract import Contract, check, equal
+from ._contract import Contract, UnderTest, check, equal
 
 __all__ = ["ListenerContract"]
 
@@ -36,7 +36,7 @@ class ListenerContract(Contract):
         """
         raise NotImplementedError(f"{type(self).__name__} must supply make_listener")
 
-    def make_client(self, listener: Any) -> Awaitable[Any]:
+    def make_client(self, listener: Any) -> Awaitable[object]:
         """
         Connect to *listener*; for the class to supply.
 
@@ -50,20 +50,20 @@ class ListenerContract(Contract):
         raise NotImplementedError(f"{type(self).__name__} must supply make_client")
 
     @asynccontextmanager
-    async def _listener(self) -> AsyncIterator[tuple[Any, list[Any]]]:
+    async def _listener(self) -> AsyncIterator[tuple[UnderTest, list[UnderTest]]]:
         """Give a listener, and a list of sockets that are closed with it."""
         listener = await self._soon(self.make_listener(), "the listener is made")
-        made: list[Any] = []
+        made: list[UnderTest] = []
         try:
             yield listener, made
         finally:
             for each in (*made, listener):
                 each.abort()
 
-    def _connect(self, listener: Any, made: list[Any]) -> Deferred[Any]:
+    def _connect(self, listener: UnderTest, made: list[UnderTest]) -> Deferred[UnderTest]:
         """Begin to connect."""
 
-        async def connect() -> Any:
+        async def connect() -> UnderTest:
             made.append(await self._soon(self.make_client(listener), "the client is connected"))
             return made[-1]
 
@@ -116,7 +116,7 @@ class ListenerContract(Contract):
     async def test_async_for_accepts_until_the_listener_is_closed(self) -> None:
         """And ends quietly then, whichever side closes it."""
         async with self._listener() as (listener, made):
-            accepted: list[Any] = []
+            accepted: list[UnderTest] = []
 
             async def serve() -> str:
                 async for connection in listener:
@@ -146,9 +146,9 @@ class ListenerContract(Contract):
     async def test_a_callback_of_an_accept_may_accept_again_and_close_the_listener(self) -> None:
         """Within the same call."""
         async with self._listener() as (listener, made):
-            accepted: list[Any] = []
+            accepted: list[UnderTest] = []
 
-            def again(connection: Any) -> object:
+            def again(connection: UnderTest) -> object:
                 accepted.append(connection)
                 made.append(connection)
                 if len(accepted) < _SEVERAL:

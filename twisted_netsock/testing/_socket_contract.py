@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as _socket
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, ClassVar, Final
@@ -21,7 +21,7 @@ from ..errors import (
     SocketReadTimeoutError,
     SocketWriteTimeoutError,
 )
-from ._contract import Contract, check, equal
+from ._contract import Contract, UnderTest, check, equal
 
 __all__ = ["SocketContract"]
 
@@ -64,7 +64,7 @@ class SocketContract(Contract):
         raise NotImplementedError(f"{type(self).__name__} must supply make_sockets")
 
     @asynccontextmanager
-    async def _sockets(self) -> AsyncIterator[tuple[Any, Any]]:
+    async def _sockets(self) -> AsyncIterator[tuple[UnderTest, UnderTest]]:
         ours, peer = await self._soon(self.make_sockets(), "the sockets are made")
         try:
             yield ours, peer
@@ -73,13 +73,13 @@ class SocketContract(Contract):
             for each in closing:
                 await self._soon(each, "close fires")
 
-    async def _read_to_end(self, sock: Any) -> bytes:
+    async def _read_to_end(self, sock: UnderTest) -> bytes:
         received = bytearray()
         while chunk := await self._soon(sock.recv(_MOST_AT_ONCE), "something arrives"):
             received += chunk
         return bytes(received)
 
-    async def _receives(self, sock: Any, expected: bytes) -> None:
+    async def _receives(self, sock: UnderTest, expected: bytes) -> None:
         """Check that the next bytes are *expected*."""
         received = bytearray()
         while missing := len(expected) - len(received):
@@ -91,7 +91,7 @@ class SocketContract(Contract):
                 break
         equal(bytes(received), expected, "what arrived")
 
-    async def _fill(self, sock: Any) -> tuple[bytes, Deferred[int]]:
+    async def _fill(self, sock: UnderTest) -> tuple[bytes, Deferred[int]]:
         """Send until the kernel takes no more: what was sent, and a send that waits."""
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _ROOM)
         # TLS 1.3 has tickets to read first, and the kernel finds more room meanwhile.
@@ -344,7 +344,7 @@ class SocketContract(Contract):
         async with self._sockets() as (ours, _):
             check(not ours.closed, "closed must be false before")
             ours.close()
-            calls: dict[str, Callable[[], Deferred[Any]]] = {
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "recv": lambda: ours.recv(1),
                 "recv_into": lambda: ours.recv_into(bytearray(1)),
                 "send": lambda: ours.send(b"x"),
@@ -523,7 +523,7 @@ class SocketContract(Contract):
         async with self._sockets() as (ours, peer):
 
             @inlineCallbacks
-            def exchange() -> Any:
+            def exchange() -> Generator[Deferred[Any], Any, tuple[bytes, bytes]]:
                 yield ours.sendall(b"there")
                 there = yield peer.recv(100)
                 yield peer.sendall(b"back")
@@ -538,7 +538,7 @@ class SocketContract(Contract):
         received: list[bytes] = []
         async with self._sockets() as (ours, peer):
 
-            def again(data: bytes) -> Any:
+            def again(data: bytes) -> object:
                 received.append(data)
                 return ours.recv(4).addCallback(again) if data else None
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, maybeDeferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import IAddress, IPushProducer
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IPushProducer,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from zope.interface import implementer
 
 from ._contract import (
@@ -34,8 +40,8 @@ _MOST_BUFFERED: Final = 64 * 1024 * 1024
 class _Ends(NamedTuple):
     """The two ends of a connection: that of the endpoint under test, and the other."""
 
-    ours: Any
-    peer: Any
+    ours: Recorder
+    peer: Recorder
 
 
 @implementer(IPushProducer)
@@ -69,7 +75,7 @@ class EndpointContract(Contract):
     cancelled: ClassVar[type[Exception]] = CancelledError
     _tests_client: ClassVar[bool]
 
-    def make_server_endpoint(self, address: IAddress | None = None) -> Any:
+    def make_server_endpoint(self, address: IAddress | None = None) -> IStreamServerEndpoint:
         """
         Return a server endpoint; for the class to supply.
 
@@ -80,7 +86,7 @@ class EndpointContract(Contract):
         """
         raise NotImplementedError(f"{type(self).__name__} must supply make_server_endpoint")
 
-    def make_client_endpoint(self, address: IAddress) -> Any:
+    def make_client_endpoint(self, address: IAddress) -> IStreamClientEndpoint:
         """
         Return a client endpoint; for the class to supply.
 
@@ -95,7 +101,7 @@ class EndpointContract(Contract):
     @asynccontextmanager
     async def _listening(
         self, servers: RecordingFactory, *clients: RecordingFactory
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncIterator[IListeningPort]:
         """Listen; at the end nothing is left of the port and of anybody's connections."""
         port = await self._soon(self.make_server_endpoint().listen(servers), "listen fires")
         try:

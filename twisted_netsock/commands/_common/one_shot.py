@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from .outcomes import Outcome
 from .text import encoded, printable
 

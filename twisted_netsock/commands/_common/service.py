@@ -21,7 +21,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..._endpoints.transport import Transport
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ..._text import printable
 from ...addresses import SocketAddress, to_twisted_address
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 from twisted.python import usage
 
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from .._common.one_shot import OneShotOptions, say
 from .._common.outcomes import Outcome
 from .._common.stdio import Output

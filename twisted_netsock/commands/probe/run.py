@@ -20,7 +20,7 @@ from twisted.internet.defer import (
     TimeoutError as DeferredTimeoutError,
 )
 
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ..._net.resolver import Hints, look_up
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket

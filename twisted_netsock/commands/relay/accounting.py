@@ -17,7 +17,7 @@ from cryptography import x509
 from twisted.logger import Logger
 
 from ..._endpoints.transport import TLSTransport
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ..._tls.descriptor import TLSDescriptor
 from .._common.service import written
 from .._common.text import printable

@@ -18,7 +18,7 @@ from twisted.web.server import Request, Site
 
 from ..._endpoints.client import client_endpoint
 from ..._endpoints.server import server_endpoint
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ..._tls.throwaway_ca import CertificateAuthority, IssuedCertificate
 from ...options import ServerTLSSocketOptions
 from .service import RelayService

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.listening_port import IConnectionFactory
 from ..._endpoints.transport import IViewProtocol, Transport
-from ..._io.reactor import current_reactor
+from ..._io.interfaces import current_reactor
 from ..._net.happy_eyeballs import Established
 from ..._proxy_protocol.header import ProxyHeader
 from ...addresses import SocketAddress

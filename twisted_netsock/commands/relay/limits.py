@@ -16,7 +16,7 @@ from typing import Any, Final
 import attrs
 from twisted.logger import Logger
 
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ...addresses import network_of
 
 __all__ = ["ConnectionLimits", "Limits", "raise_descriptor_limit"]

@@ -21,7 +21,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from .._common.service import fail_at_exit
 from .limits import raise_descriptor_limit
 from .options import Settings

@@ -19,7 +19,7 @@ from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.inner_port import PortOverEndpoint
 from ..._endpoints.listening_port import ListeningPort
 from ..._endpoints.server import ServerEndpoint
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ..._tls.reload import FileWatch
 from .._common.service import ListeningService, written
 from .access import Access

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from .options import is_loopback
 
 __all__ = ["StatusService", "metrics"]

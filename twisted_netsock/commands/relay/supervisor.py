@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..._endpoints.server import ServerEndpoint
-from ..._io.reactor import Reactor
+from ..._io.interfaces import Reactor
 from ..._net.unix_paths import BoundPath, bound_path
 from ...addresses import SocketAddress
 from .options import Settings

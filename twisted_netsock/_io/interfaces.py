@@ -1,19 +1,23 @@
-"""What this package asks of a reactor, as a type."""
+"""What this package asks of reactors and transports, as types."""
 
 from __future__ import annotations
 
 from typing import cast
 
 from twisted.internet.interfaces import (
+    IConsumer,
+    IPushProducer,
     IReactorCore,
     IReactorFDSet,
     IReactorPluggableNameResolver,
     IReactorProcess,
     IReactorThreads,
     IReactorTime,
+    ITCPTransport,
 )
+from twisted.internet.protocol import Protocol
 
-__all__ = ["Reactor", "current_reactor"]
+__all__ = ["Reactor", "StreamProtocol", "StreamTransport", "current_reactor"]
 
 
 class Reactor(
@@ -39,3 +43,16 @@ def current_reactor(reactor: object) -> Reactor:
 
         return cast("Reactor", installed)
     return cast("Reactor", reactor)
+
+
+class StreamTransport(IConsumer, IPushProducer, ITCPTransport):
+    """What every transport of a stream provides, Twisted's and ours; for type checkers alone."""
+
+
+class StreamProtocol(Protocol):
+    """A protocol whose transport has a type, for calls beyond ``ITransport``."""
+
+    @property
+    def wire(self) -> StreamTransport:
+        """The transport."""
+        return cast("StreamTransport", self.transport)
