@@ -11,7 +11,10 @@ import getopt
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from twisted.python import usage
 
 __all__ = ["main"]
 
@@ -60,7 +63,7 @@ def _run(arguments: list[str]) -> int:
     return _twist(options, arguments)
 
 
-def _options() -> Any:
+def _options() -> usage.Options:
     """Return the options: those of ``twist netsock``, and what ``twist`` itself takes."""
     from twisted.application.reactors import NoSuchReactor, installReactor
     from twisted.internet.error import ReactorAlreadyInstalledError
@@ -97,11 +100,11 @@ def _options() -> Any:
             sys.stdout.write(f"netsock {__version__} (Twisted {twisted.__version__})\n")
             raise SystemExit(0)
 
-    make: Callable[[], Any] = NetsockOptions
+    make: Callable[[], usage.Options] = NetsockOptions
     return make()
 
 
-def _twist(options: Any, arguments: list[str]) -> int:
+def _twist(options: usage.Options, arguments: list[str]) -> int:
     """Run a service as ``twist netsock`` does; the reactor is installed already."""
     from twisted.application.twist._twist import Twist
 

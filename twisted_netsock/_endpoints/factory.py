@@ -10,6 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ILoggingContext, IProtocol
 from twisted.logger import Logger
 
+from .._io.interfaces import Reactor
+
 __all__ = [
     "fired_later",
     "guard",
@@ -52,7 +54,7 @@ def log_prefix(logged: Any) -> str:
     return type(logged).__name__
 
 
-def fired_later(reactor: Any, connecting: Deferred[IProtocol]) -> Deferred[IProtocol]:
+def fired_later(reactor: Reactor, connecting: Deferred[IProtocol]) -> Deferred[IProtocol]:
     """
     Return *connecting*, which fires in the next iteration of *reactor* if it has already.
 

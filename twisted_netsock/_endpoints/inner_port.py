@@ -21,6 +21,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IListeningPort,
     IProtocol,
     IProtocolFactory,
@@ -138,7 +139,7 @@ class _ClientOverEndpoint(InnerConnectionFactory):
     is_client = True
     _connection: InnerConnection | None = None
     _inner: Deferred[IProtocol] | None = None
-    _timer: Any = None
+    _timer: IDelayedCall | None = None
     _over = False
     _stopped = False
     _result: Deferred[IProtocol]
@@ -164,7 +165,7 @@ class _ClientOverEndpoint(InnerConnectionFactory):
         if self._connection is None and not self._over:
             self._end(error)
 
-    def _end(self, result: Any) -> None:
+    def _end(self, result: IProtocol | Failure) -> None:
         """Fire with *result*, a protocol or a failure."""
         self._over = True
         if self._timer is not None:

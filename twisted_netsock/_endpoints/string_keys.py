@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import socket as _socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -112,7 +112,7 @@ def _integer(key: str, value: str) -> int:
     return int(value)
 
 
-def _choice(choices: dict[str, Any], prefix: str) -> Callable[[str, str], object]:
+def _choice(choices: Mapping[str, object], prefix: str) -> Callable[[str, str], object]:
     def parse(key: str, value: str) -> object:
         chosen = choices.get(value.lower().removeprefix(prefix))
         if chosen is None:

@@ -14,6 +14,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .._io.interfaces import Reactor
+
 __all__ = ["FileWatch", "Reloadable", "Reloader", "watch_files"]
 
 Built = TypeVar("Built")
@@ -41,7 +43,7 @@ class Reloadable(Protocol[Built]):
 class Reloader:
     """Reloads one context factory, one reload at a time."""
 
-    def __init__(self, reactor: Any, factory: Reloadable[Any]) -> None:
+    def __init__(self, reactor: Reactor, factory: Reloadable[Any]) -> None:
         self._reactor = reactor
         self._lock = DeferredLock()
         self.factory = factory
@@ -71,7 +73,7 @@ class Reloader:
 class FileWatch:
     """Checks the files of a reloader periodically, and reloads when they have changed."""
 
-    def __init__(self, reactor: Any, reloader: Reloader, seconds: float, where: str) -> None:
+    def __init__(self, reactor: Reactor, reloader: Reloader, seconds: float, where: str) -> None:
         """
         Check every *seconds*, until `stop`.
 
@@ -113,7 +115,7 @@ class FileWatch:
 
 
 def watch_files(
-    reactor: Any, reloader: Reloader | None, seconds: float, where: str
+    reactor: Reactor, reloader: Reloader | None, seconds: float, where: str
 ) -> FileWatch | None:
     """Return a watch on the files of *reloader*, or `None` where there are none."""
     return None if reloader is None else FileWatch(reactor, reloader, seconds, where)

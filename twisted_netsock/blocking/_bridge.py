@@ -392,7 +392,7 @@ class Call(Generic[T]):
             deferred.cancel()
         return deferred.addBoth(self._finished)
 
-    def _finished(self, result: Any) -> _Box:
+    def _finished(self, result: object) -> _Box:
         box = _Box(result)
         # crochet holds waiting threads weakly, and would log the result of one that is gone.
         box.answer = self._answer

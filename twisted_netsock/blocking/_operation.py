@@ -25,11 +25,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from .._io.descriptor import Descriptor
+from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, Want
 from .._sockets.attempts import UNIX_DATAGRAM_PACE
 from ..errors import (
@@ -228,7 +229,7 @@ class BlockingOperating:
 
     def _bridge(
         self,
-        function: Callable[[Any], Deferred[T]],
+        function: Callable[[Reactor], Deferred[T]],
         *,
         writing: bool = False,
         seconds: float | None = None,

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    ISSLTransport,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -289,7 +294,7 @@ class ConnectOptions(OneShotOptions):
         self.limits_itself = True
         self.endpoint = self._make_endpoint(reactor)
 
-    def _make_endpoint(self, reactor: object) -> Any:
+    def _make_endpoint(self, reactor: object) -> IStreamClientEndpoint:
         text: str = self["target"]
         if self["tls"]:
             target = parse_target(text, None)
@@ -303,7 +308,7 @@ class ConnectOptions(OneShotOptions):
             plain = SocketOptions(connection_timeout=self.timeout)
             return client_endpoint(reactor, *target, plain)
         try:
-            made: Any = clientFromString(reactor, text)
+            made: IStreamClientEndpoint = clientFromString(reactor, text)
         except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
             raise usage.UsageError(f"{text}: {error}") from None
         self.limits_itself = False
@@ -313,7 +318,7 @@ class ConnectOptions(OneShotOptions):
         """Connect, and go on until the connection has ended."""
         factory = Factory.forProtocol(lambda: _Session(reactor, self))
         factory.noisy = False
-        connecting: Deferred[Any] = self.endpoint.connect(factory)
+        connecting = cast("Deferred[_Session]", self.endpoint.connect(factory))
         if not self.limits_itself:
             connecting.addTimeout(self.timeout.total_seconds(), reactor, _on_timeout)
         try:
@@ -331,7 +336,7 @@ class ConnectOptions(OneShotOptions):
         return outcome
 
 
-def _on_timeout(result: Any, _seconds: float) -> Any:
+def _on_timeout(result: object, _seconds: float) -> object:
     """Fail because connecting took too long, whatever the endpoint makes of being cancelled."""
     return Failure(SocketConnectionTimeoutError()) if isinstance(result, Failure) else result
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import serverFromString
@@ -167,7 +167,7 @@ def _idle_timeout(text: str) -> timedelta | None:
         raise usage.UsageError(f"{error}; or {_NO_LIMIT}") from None
 
 
-def make_echo(options: Any, reactor: Reactor) -> IService:
+def make_echo(options: usage.Options, reactor: Reactor) -> IService:
     """Return the service of what the user asked for."""
     service: IService = ListeningService(
         reactor,

@@ -6,11 +6,11 @@ import gc
 import os
 import socket as _socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import (
+    IAddress,
     IDelayedCall,
     IHostnameResolver,
     IHostResolution,
@@ -35,7 +35,7 @@ class _Resolution:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.call: Any = None
+        self.call: IDelayedCall | None = None
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -80,7 +80,7 @@ class ScriptedResolver:
         resolutionReceiver: IResolutionReceiver,
         hostName: str,
         portNumber: int = 0,
-        addressTypes: Any = None,
+        addressTypes: Sequence[type[IAddress]] | None = None,
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
         """Answer from the table; for Twisted."""
@@ -91,7 +91,7 @@ class ScriptedResolver:
 
         def answer() -> None:
             for host in self._answers.get(hostName, ()):
-                kind: Any = IPv6Address if ":" in host else IPv4Address
+                kind = IPv6Address if ":" in host else IPv4Address
                 if addressTypes is None or kind in addressTypes:
                     resolutionReceiver.addressResolved(kind("TCP", host, portNumber))
             resolutionReceiver.resolutionComplete()
@@ -100,7 +100,7 @@ class ScriptedResolver:
             resolution.call = self._reactor.callLater(self._delay, answer)
         return resolution
 
-    def install(self) -> Any:
+    def install(self) -> IHostnameResolver:
         """Install this resolver in the reactor, and return the one that was there."""
         return self._reactor.installNameResolver(self)
 

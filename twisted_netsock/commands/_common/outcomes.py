@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as _socket
 import sys
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet import defer
 from twisted.internet import error as _error
@@ -44,7 +44,7 @@ class Outcome(IntEnum):
 
 
 _TLS_LIBRARY: Final = "OpenSSL.SSL"
-_BY_CLASS: Final[tuple[tuple[Any, Outcome], ...]] = (
+_BY_CLASS: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], Outcome], ...]] = (
     (CertificateVerificationError, Outcome.UNVERIFIED),
     (TLSTruncatedError, Outcome.LOST),
     (TLSError, Outcome.TLS),

@@ -10,7 +10,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
@@ -28,6 +28,8 @@ from ...addresses import SocketAddress, to_twisted_address
 __all__ = ["ListeningService", "end_stream", "endpoint_option", "fail_at_exit", "written"]
 
 _STOP_TURNS: Final = 16
+
+T = TypeVar("T")
 
 _log = Logger()
 
@@ -164,7 +166,7 @@ def end_stream(transport: Any) -> None:
         transport.loseWriteConnection()
 
 
-def endpoint_option(make: Any, reactor: object, option: str, text: str) -> Any:
+def endpoint_option(make: Callable[[Any, str], T], reactor: object, option: str, text: str) -> T:
     """
     Make an endpoint of what the user wrote behind an option.
 

@@ -15,12 +15,14 @@ import queue
 import select
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from ..._io.interfaces import Reactor
 
 __all__ = ["Input", "Output"]
 
@@ -66,7 +68,7 @@ class Input:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         fd: int,
         deliver: Callable[[bytes], None],
         failed: Callable[[OSError], None],
@@ -151,7 +153,7 @@ class Output:
     """
 
     def __init__(
-        self, reactor: Any, fd: int, failed: Callable[[OSError], None] | None = None
+        self, reactor: Reactor, fd: int, failed: Callable[[OSError], None] | None = None
     ) -> None:
         """Write to *fd*, which stays open; call *failed* as soon as that fails."""
         self._reactor = reactor

@@ -111,7 +111,7 @@ def parse_time(option: str, text: str, *, days: bool = False) -> timedelta:
         raise usage.UsageError(f"{error}{more}") from None
 
 
-def tls_options(given: object, host: str, **fields: Any) -> TLSSocketOptions:
+def tls_options(given: usage.Options, host: str, **fields: Any) -> TLSSocketOptions:
     """
     Make a record of what the user gave for `TLS_PARAMETERS` and `TLS_FLAGS`.
 
@@ -137,7 +137,7 @@ def _check_writable(option: str, path: str) -> None:
         raise usage.UsageError(f"--{option} {path}: {error.strerror}") from None
 
 
-def _fields(given: Any) -> dict[str, object]:
+def _fields(given: usage.Options) -> dict[str, object]:
     """Return the fields of a record that the user gave."""
     if given["no-sni"] and given["sni"] is not None:
         raise usage.UsageError("--sni and --no-sni: give one of them")

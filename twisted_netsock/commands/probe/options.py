@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as _socket
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from twisted.python import usage
 
@@ -96,7 +96,7 @@ class ProbeOptions(OneShotOptions):
         return report.outcome
 
 
-def _family(options: Any) -> int:
+def _family(options: usage.Options) -> int:
     if options["ipv4"]:
         return _socket.AF_INET
     return _socket.AF_INET6 if options["ipv6"] else _socket.AF_UNSPEC

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import attrs
 from cryptography import x509
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ..._endpoints.transport import TLSTransport
@@ -265,7 +266,7 @@ class Ledger:
         self._connected: Counter[str] = Counter()
         # By when each is to be looked at, soonest first: one timer is enough for all.
         self._open: OrderedDict[Session, float] = OrderedDict()
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
         self._ended: Counter[str] = Counter()
         self._accepted = 0
         self._received = 0

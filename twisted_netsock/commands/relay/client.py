@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -122,7 +122,7 @@ class Client:
     _header: ProxyHeader | None = None
     _targets: Sequence[Target] = ()
     _connecting: Deferred[object] | None = None
-    _timer: Any = None
+    _timer: IDelayedCall | None = None
     _late = False
 
     def enter(self, client: Any, listener: object, tls: TLSAccount | None = None) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ..._io.interfaces import Reactor
@@ -109,7 +110,7 @@ class ConnectionLimits:
         self._per_client = limits.per_client
         self._listeners: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._admitted: Counter[str] = Counter()
-        self._resting: Any = None
+        self._resting: IDelayedCall | None = None
         self._paused = False
         self._last_logged = float("-inf")
         self.entered_now = 0

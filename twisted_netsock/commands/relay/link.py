@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IDelayedCall
 
 from ..._endpoints.transport import SCRATCH
 from ..._io.descriptor import from_os_error, set_linger_reset
@@ -284,7 +285,7 @@ class TLSLink(Link):
     ) -> None:
         super().__init__(relay, established, session)
         self._stalled = False
-        self._call: Any = None
+        self._call: IDelayedCall | None = None
         self._shutdown: Deferred[None] | None = None
 
     def resume(self) -> None:
