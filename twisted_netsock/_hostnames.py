@@ -117,6 +117,8 @@ def host_to_look_up(node: str) -> str:
     if is_ip_address(node):
         return node
     name = host_to_ascii(node)
+    if "/" in name:
+        raise ValueError(f"node={node!r} is no host name; a path needs ai_family=AF_UNIX")
     if not name or not _may_be_looked_up(name):
         hint = "; write IPv4 addresses in full, as 127.0.0.1" if name[:1].isdigit() else ""
         hint = "; a server on every interface has node=None" if name == "*" else hint
@@ -142,8 +144,10 @@ def numeric_service(service: str | int | None) -> int | None:
     if isinstance(service, str):
         if not (service.isascii() and service.isdigit()):
             if _SERVICE_NAME.fullmatch(service) is None:
+                hint = "; a path needs ai_family=AF_UNIX" if "/" in service else ""
                 raise ValueError(
                     f"service={service!r} must be a port, or a service's name, such as 'https'"
+                    + hint
                 )
             return None
         service = int(service)

@@ -11,6 +11,7 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 
 from twisted_netsock import SocketOptions, client_endpoint
 from twisted_netsock._endpoints import string_keys
+from twisted_netsock._endpoints import strings as string_endpoints
 
 pytestmark = pytest.mark.once
 
@@ -70,7 +71,11 @@ BAD = [*written(), *SPECIAL]
 def test_a_wrong_string_is_one_line_that_helps(parse, string, line):
     with pytest.raises(ValueError) as caught:
         parse(reactor, string)
-    known = (*KNOWN, string_keys.SYSTEMD) if parse is serverFromString else KNOWN
+    known = (
+        (*KNOWN, string_keys.SYSTEMD, string_keys.DESCRIPTOR)
+        if parse is serverFromString
+        else KNOWN
+    )
     assert str(caught.value) == line.replace("{known}", ", ".join(sorted(known)))
     assert "\n" not in line
 
@@ -152,3 +157,40 @@ def test_the_escaped_form_that_an_error_shows_works():
     assert repr(clientFromString(reactor, f"netsock:{advice}:service=80")) == repr(
         client_endpoint(reactor, "fe80::1", "80", SocketOptions())
     )
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "hint"),
+    [
+        (C, "localhost:8007", "write netsock:localhost:8007, or"),
+        (C, "[::1]:8007", "write netsock:[::1]:8007, or"),
+        (C, "localhost:8007:readTimeout=1s", "write netsock:localhost:8007:readTimeout=1s, or"),
+        (C, "8007", "write netsock:localhost:8007, or"),
+        (C, "/run/app.sock", "write netsock:/run/app.sock:aiFamily=unix, or"),
+        (S, "8007", "write netsock:8007, or"),
+        (S, "https", "write netsock:https, or"),
+        (S, "127.0.0.1:8007", "write netsock:8007:node=127.0.0.1, or"),
+        (S, "[::1]:8007", r"write netsock:8007:node=\:\:1, or"),
+        (S, "/run/app.sock", "write netsock:/run/app.sock:aiFamily=unix, or"),
+        (C, "netsok-tls:example.com:443", "did you mean netsock-tls:?"),
+        (S, "netsok:80", "did you mean netsock:?"),
+        (C, "example.com", "an endpoint begins with its type, as in netsock:HOST:PORT"),
+        (S, "two words", "an endpoint begins with its type, as in netsock:PORT"),
+    ],
+)
+def test_a_string_without_a_type_gets_the_one_that_was_meant(parse, text, hint):
+    with pytest.raises(ValueError, match=r"nknown endpoint type|node") as caught:
+        string_endpoints.endpoint_from(parse, reactor, text)
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_error_of_a_known_type_is_left_alone():
+    with pytest.raises(ValueError, match=r"^service is missing: write netsock:NODE:SERVICE"):
+        string_endpoints.endpoint_from(C, reactor, "netsock:example.com")
+
+
+def test_a_misspelt_type_of_an_inner_endpoint_is_named_without_the_rest():
+    with pytest.raises(ValueError, match="did you mean netsock:") as caught:
+        clientFromString(reactor, r"netsock-tls:a.example:endpoint=netsok\:secret\:1")
+    assert "secret" not in str(caught.value)

@@ -26,6 +26,7 @@ from twisted_netsock import (
     ClientEndpoint,
     ServerEndpoint,
     ServerTLSSocketOptions,
+    SocketBindError,
     SocketOptions,
     TLSSocketOptions,
 )
@@ -192,6 +193,10 @@ PLAIN = [
     ("SO_RCVBUF=65536", {"socket_options": (socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)}),
     ("IP_TTL=5", {"socket_options": (socket.IPPROTO_IP, socket.IP_TTL, 5)}),
     ("IPV6_V6ONLY=1", {"socket_options": (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)}),
+    ("TCP_CONGESTION=cubic", {"socket_options": (socket.IPPROTO_TCP, 13, b"cubic")}),
+    ("TCP_13=cubic", {"socket_options": (socket.IPPROTO_TCP, 13, b"cubic")}),
+    ("IP_15=1", {"socket_options": (socket.IPPROTO_IP, 15, 1)}),
+    ("SO_BINDTODEVICE=lo", {"socket_options": (socket.SOL_SOCKET, 25, b"lo")}),
     ("SO_PRIORITY=-1", {"socket_options": (socket.SOL_SOCKET, socket.SO_PRIORITY, -1)}),
     (
         "SO_KEEPALIVE=1:TCP_KEEPIDLE=60:TCP_KEEPCNT=3",
@@ -213,7 +218,9 @@ TLS = [
     (f"alpn={quoteStringArgument('a:b')}", {"alpn": "a:b"}),
     ("alpn=a=b", {"alpn": "a=b"}),
     ("minimumVersion=TLSv1.3", {"minimum_version": "TLSv1.3"}),
+    ("minimumVersion=1.3", {"minimum_version": "TLSv1.3"}),
     ("maximumVersion=TLSv1.2", {"maximum_version": "TLSv1.2"}),
+    ("maximumVersion=1.2", {"maximum_version": "TLSv1.2"}),
     ("handshakeTimeout=5s", {"handshake_timeout": timedelta(seconds=5)}),
     ("closeTimeout=100ms", {"close_timeout": timedelta(milliseconds=100)}),
     ("keylogFile=/tmp/keys.log", {"keylog_file": "/tmp/keys.log"}),
@@ -362,8 +369,27 @@ async def test_strings_connect_with_tls(files):
         assert one.tls.tls_version == ssl.TLSVersion.TLSv1_3.name.replace("_", ".")
 
 
+async def test_a_server_listens_on_a_descriptor_of_its_parent_s():
+    """As supervisord passes one."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    number = listener.detach()
+    async with connection(f"netsock:fd={number}", f"netsock:127.0.0.1:{port}") as (_, accepted):
+        assert accepted.getHost().port == port
+
+
+async def test_a_descriptor_that_does_not_listen_is_an_error():
+    """It is looked at when it listens, and not when the string is checked."""
+    deaf = socket.socket()
+    endpoint = serverFromString(reactor, f"netsock:fd={deaf.fileno()}")
+    number = deaf.detach()
+    with pytest.raises(SocketBindError, match=f"fd={number}: .*no stream socket that listens"):
+        await endpoint.listen(Protocols())
+
+
 async def test_socket_options_reach_the_sockets():
     options = "TCP_NODELAY=0:SO_KEEPALIVE=1:TCP_KEEPIDLE=77:IP_TTL=33:SO_RCVBUF=65536"
+    options += ":TCP_CONGESTION=reno"
     async with connection(
         f"netsock:0:node=127.0.0.1:{options}", f"netsock:127.0.0.1:PORT:{options}"
     ) as both:
@@ -373,5 +399,6 @@ async def test_socket_options_reach_the_sockets():
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 77
             assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == 33
+            assert sock.getsockopt(socket.IPPROTO_TCP, 13, 16).startswith(b"reno\0")
             # Linux keeps twice as much, for its own needs.
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in {65536, 131072}

@@ -391,13 +391,12 @@ STRINGS_PAGE = REFERENCE / "endpoint-strings.md"
 def test_the_reference_has_every_key_of_endpoint_strings() -> None:
     """And says rightly which prefix and side takes it."""
     plain = {*string_keys.keys_of(SocketOptions), "node", "service"}
-    systemd = string_keys.SYSTEMD
     tls = {*string_keys.keys_of(TLSSocketOptions), string_keys.PASSWORD_FILE, string_keys.ENDPOINT}
     server = {*string_keys.keys_of(ServerTLSSocketOptions), string_keys.RELOAD_EVERY}
     expected = dict.fromkeys(server, "`netsock-tls`, servers")
     expected |= dict.fromkeys(tls, "`netsock-tls`")
     expected |= dict.fromkeys(plain, "both")
-    expected[systemd] = "both, servers"
+    expected |= dict.fromkeys((string_keys.SYSTEMD, string_keys.DESCRIPTOR), "both, servers")
     rows = _rows(STRINGS_PAGE, "Key")
     assert {_quoted(row[0])[0]: row[1] for row in rows} == expected
     assert len(rows) == len(expected)

@@ -23,6 +23,7 @@ from ..options import (
 )
 
 __all__ = [
+    "DESCRIPTOR",
     "ENDPOINT",
     "PASSWORD_FILE",
     "RELOAD_EVERY",
@@ -50,11 +51,16 @@ _LEVELS: Final = {
     "IPV6": _socket.IPPROTO_IPV6,
     "UDP": _socket.IPPROTO_UDP,
 }
+_TEXT_OPTIONS: Final = frozenset({"SO_BINDTODEVICE", "TCP_CONGESTION", "TCP_ULP"})
+"""Those whose value is a name: of an interface, or of something in the kernel."""
 _OPTION_NAME: Final = re.compile(rf"({'|'.join(_LEVELS)})_[A-Z0-9_]+")
+_NO_TEXT: Final = re.compile(rf"[-+]?\d+|{'|'.join(_TRUE | _FALSE)}|", re.ASCII | re.IGNORECASE)
+_DIGITS: Final = 5
 PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105 - a key's name
 RELOAD_EVERY: Final = "reloadEvery"
 ENDPOINT: Final = "endpoint"
 SYSTEMD: Final = "systemd"
+DESCRIPTOR: Final = "fd"
 _PASSWORD_LIMIT: Final = 4096
 """Bytes: a wrong path, of a device or a log, must not fill the memory."""
 
@@ -65,6 +71,7 @@ _OTHER_KEYS: Final = {
     PASSWORD_FILE: (True, False),
     RELOAD_EVERY: (True, True),
     SYSTEMD: (False, True),
+    DESCRIPTOR: (False, True),
 }
 """Keys that stand for no field: whether they are for TLS alone, and for servers alone."""
 
@@ -194,7 +201,8 @@ _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "proxy_protocol": _choice({name: name for name in PROXY_PROTOCOLS}, ""),
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "verifier": _verifier,
-    "version": lambda _key, value: value,
+    # The number alone is customary elsewhere, and on our own command line.
+    "version": lambda _key, value: f"TLSv{value}" if value[:1].isdigit() else value,
 }
 """How the text of each kind of field is read; `twisted_netsock.options` has the kinds."""
 
@@ -258,6 +266,7 @@ _IN_STRINGS: Final = {
     "=False": "=no",
     "TLSv1_2": "TLSv1.2",
     "TLSv1_3": "TLSv1.3",
+    "AF_UNIX": "unix",
     "be None": "be left out",
 }
 """What records say, and how it is said of strings."""
@@ -286,7 +295,10 @@ def _unknown(kind: EndpointKind, key: str, value: str) -> ValueError:
     elif key in EndpointKind(tls=True, server=True).keys:
         meant = "it is for netsock-tls"
     elif _OPTION_NAME.fullmatch(key):
-        meant = "this system has no such socket option"
+        meant = (
+            "Python knows no such socket option here; its number serves, too, as in "
+            f"{key.partition('_')[0]}_31=…"
+        )
     else:
         known = {name.lower(): name for name in kind.keys}
         near = get_close_matches(key.lower(), known, n=1, cutoff=0.7)
@@ -305,12 +317,25 @@ def _shown(key: str) -> str:
     return key if key.isidentifier() else repr(key)
 
 
-def _socket_option(key: str, value: str) -> tuple[int, int, int] | None:
-    """Return a socket option by its C name, or `None` if *key* is none."""
+def _socket_option(key: str, value: str) -> tuple[int, int, int | bytes] | None:
+    """
+    Return a socket option by its C name, or `None` if *key* is none.
+
+    Where Python lacks the name, the number stands in its place, ``TCP_31`` for ``TCP_ULP``:
+    what type its value has is known by the value alone then.
+    """
     matched = _OPTION_NAME.fullmatch(key)
-    number = getattr(_socket, key, None)
-    if matched is None or not isinstance(number, int):
+    if matched is None:
         return None
+    digits = key.partition("_")[2]
+    is_number = digits.isdigit() and len(digits) <= _DIGITS
+    number = int(digits) if is_number else getattr(_socket, key, None)
+    if not isinstance(number, int):
+        return None
+    if key in _TEXT_OPTIONS or (is_number and not _NO_TEXT.fullmatch(value)):
+        if not value:
+            raise bad_value(key, value, "a name")
+        return _LEVELS[matched[1]], number, value.encode()
     setting = _integer(key, value)
     if not -(2**31) <= setting < 2**31:
         raise bad_value(key, value, "an integer of 32 bits")
@@ -341,7 +366,7 @@ def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptio
     """Build a record from keys and values."""
     keys = keys_of(record)
     fields: dict[str, Any] = {}
-    socket_options: list[tuple[int, int, int]] = []
+    socket_options: list[tuple[int, int, int | bytes]] = []
     for key, value in given.items():
         if key in keys:
             field, parse = keys[key]

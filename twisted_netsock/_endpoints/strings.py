@@ -7,19 +7,29 @@ string is a `ValueError` of one line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import socket as _socket
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
+from twisted.internet.interfaces import (
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import getPlugins
 
 from .._hostnames import is_ip_address
-from .._net.activation import activated_sockets
+from .._net.activation import activated_sockets, adopted_sockets
 from .._validation import duration_text
 from ..options import OF_SOCKETS
 from .client import ClientEndpoint, client_endpoint
 from .server import ServerEndpoint, server_endpoint
 from .string_keys import (
+    DESCRIPTOR,
     ENDPOINT,
     RELOAD_EVERY,
     SYSTEMD,
@@ -31,7 +41,7 @@ from .string_keys import (
     record_of,
 )
 
-__all__ = ["parse_client", "parse_server"]
+__all__ = ["endpoint_from", "parse_client", "parse_server"]
 
 T = TypeVar("T")
 
@@ -127,7 +137,8 @@ class _Parts(NamedTuple):
         """Refuse a string that lacks one of the *names*."""
         for name in self.names:
             if not self.place.get(name):
-                raise ValueError(f"{name} is missing: {self.form}")
+                hint = "; a path needs aiFamily=unix" if "/" in self.place.get("node", "") else ""
+                raise ValueError(f"{name} is missing: {self.form}{hint}")
 
 
 def _take_apart(kind: EndpointKind, args: Sequence[str], kwargs: dict[str, str]) -> _Parts:
@@ -150,7 +161,66 @@ def _take_apart(kind: EndpointKind, args: Sequence[str], kwargs: dict[str, str])
     return _Parts(names, form, place, given)
 
 
-def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
+def endpoint_from(make: Callable[[Any, str], T], reactor: object, text: str) -> T:
+    """
+    Make an endpoint of what a user wrote.
+
+    Args:
+        make: `clientFromString` or `serverFromString`.
+        reactor: For the endpoint.
+        text: The endpoint string; where it has no type that there is, the error has what was
+            probably meant.
+
+    Raises:
+        ValueError: Something is wrong; so say our parsers, and Twisted. Others raise what
+            they like.
+    """
+    try:
+        return make(reactor, text)
+    except ValueError as error:
+        kind = text.partition(":")[0].lower()
+        known = _types(make)
+        if kind in known:
+            raise
+        hint = _near(kind, known) or _place_meant(make, reactor, text)
+        raise ValueError(f"{error}; {hint}") from None
+
+
+def _types(make: object) -> set[str]:
+    """Return the types of endpoints that *make* knows."""
+    parsers: list[IStreamClientEndpointStringParserWithReactor | IStreamServerEndpointStringParser]
+    if make is serverFromString:
+        parsers = [*getPlugins(IStreamServerEndpointStringParser)]
+    else:
+        parsers = [*getPlugins(IStreamClientEndpointStringParserWithReactor)]
+    # Twisted's own first ones are no plugins.
+    return {"tcp", "ssl", "unix", *(each.prefix.lower() for each in parsers)}
+
+
+def _near(kind: str, known: Iterable[str]) -> str:
+    near = get_close_matches(kind, known, n=1, cutoff=0.8)
+    return f"did you mean {near[0]}:?" if near else ""
+
+
+def _place_meant(make: Callable[[Any, str], object], reactor: object, text: str) -> str:
+    """Say how a place is written that stands without a type, by trying what it may mean."""
+    host, _, port = text.rpartition(":")
+    host = quoteStringArgument(host.removeprefix("[").removesuffix("]"))
+    if "/" in text:
+        meant = [f"netsock:{text}:aiFamily=unix"]
+    elif make is serverFromString:
+        meant = [f"netsock:{text}", f"netsock:{port}:node={host}"]
+    else:
+        meant = [f"netsock:localhost:{text}" if text.isdigit() else f"netsock:{text}"]
+    for each in meant:
+        with suppress(ValueError):
+            make(reactor, each)
+            return f"write {each}, or the same with netsock-tls for TLS"
+    form = "netsock:PORT" if make is serverFromString else "netsock:HOST:PORT"
+    return f"an endpoint begins with its type, as in {form}"
+
+
+def _inner(given: dict[str, str], parse: partial[T]) -> T | None:
     """
     Take the string in the string, if there is one, off *given*, and make its endpoint.
 
@@ -167,6 +237,9 @@ def _inner(given: dict[str, str], parse: Callable[[str], T]) -> T | None:
     except Exception as error:  # noqa: BLE001 - every parser has its own way to fail
         kind = text.partition(":")[0]
         why = " ".join(str(error).split()) or type(error).__name__
+        known = _types(parse.func)
+        if kind.lower() not in known and (hint := _near(kind.lower(), known)):
+            why += f"; {hint}"
         raise ValueError(f"{ENDPOINT}={kind + ':…'!r} cannot be used: {why}") from None
 
 
@@ -218,11 +291,9 @@ def parse_server(
     place, given = parts.place, parts.given
     if parts.names == ("service",) and args and args[0].startswith("["):
         raise ValueError(f"{place['service']!r} is no service: {parts.form}")
-    activated = given.pop(SYSTEMD, None)
-    if activated is None:
+    adopt = _adoption(place, given)
+    if adopt is None:
         parts.check_place()
-    else:
-        _check_activated(activated, place, given)
     inner = _inner(given, partial(serverFromString, reactor))
     reload_every = None
     if RELOAD_EVERY in given:
@@ -232,26 +303,42 @@ def parse_server(
         lambda: server_endpoint(
             reactor,
             place.get("node"),
-            place.get("service") if activated is None else 0,
+            place.get("service") if adopt is None else 0,
             options,
             reload_every=reload_every,
             endpoint=inner,
         )
     )
-    if activated is None:
-        return endpoint
-    # What the process was started with shows when it listens, not when a string is checked.
-    return endpoint.adopting(partial(activated_sockets, activated))
+    return endpoint if adopt is None else endpoint.adopting(adopt)
 
 
-def _check_activated(name: str, place: dict[str, str], given: dict[str, str]) -> None:
-    """Refuse what would bind a socket beside one that is bound already."""
-    if not name:
-        raise ValueError(f"{SYSTEMD}={name!r} must be the name or the number of a socket")
-    for key, value in place.items():
-        raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")
+def _adoption(
+    place: dict[str, str], given: dict[str, str]
+) -> Callable[[], list[_socket.socket]] | None:
+    """
+    Take the key of a socket that is bound already off *given*, and return what adopts that.
+
+    What the process was started with shows when it listens, not when a string is checked.
+
+    Raises:
+        ValueError: Something else would bind a socket beside it.
+    """
+    keys = [key for key in (SYSTEMD, DESCRIPTOR) if key in given]
+    if not keys:
+        return None
+    if len(keys) > 1:
+        raise ValueError(f"{SYSTEMD} and {DESCRIPTOR}: give one of them")
+    (key,) = keys
+    value = given.pop(key)
+    for other, said in {**place, **given}.items():
+        if other in place or other in _OF_BOUND_SOCKETS:
+            raise ValueError(f"{other}={said!r}: with {key}= the socket is bound already")
     if ENDPOINT in given:
-        raise ValueError(f"{ENDPOINT}: with {SYSTEMD}= there is a socket to listen on already")
-    for key, value in given.items():
-        if key in _OF_BOUND_SOCKETS:
-            raise ValueError(f"{key}={value!r}: with {SYSTEMD}= the socket is bound already")
+        raise ValueError(f"{ENDPOINT}: with {key}= there is a socket to listen on already")
+    if key == DESCRIPTOR:
+        if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+            raise bad_value(key, value, "the number of a descriptor")
+        return partial(adopted_sockets, [int(value)], f"{key}={value}")
+    if not value:
+        raise bad_value(key, value, "the name or the number of a socket")
+    return partial(activated_sockets, value)

@@ -22,7 +22,7 @@ _FIRST: Final = 3
 
 
 def _refused(name: str, why: str) -> SocketBindError:
-    return SocketBindError(f"systemd={name}", None, strerror=why)
+    return SocketBindError(name, None, strerror=why)
 
 
 def activated_sockets(name: str) -> list[_socket.socket]:
@@ -40,8 +40,9 @@ def activated_sockets(name: str) -> list[_socket.socket]:
         SocketBindError: There is none of that name, or it is no such socket.
     """
     passed = _passed()
+    called = f"systemd={name}"
     if not passed:
-        raise _refused(name, "this process was started without sockets (LISTEN_FDS)")
+        raise _refused(called, "this process was started without sockets (LISTEN_FDS)")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")[: len(passed)]
     chosen = [descriptor for place, descriptor in enumerate(passed) if name == str(place)]
     chosen = chosen or [
@@ -49,8 +50,8 @@ def activated_sockets(name: str) -> list[_socket.socket]:
     ]
     if not chosen:
         there = ", ".join(filter(None, names)) or "without names"
-        raise _refused(name, f"there are {len(passed)} sockets ({there}), and none of that name")
-    return adopted_sockets(chosen, name)
+        raise _refused(called, f"there are {len(passed)} sockets ({there}), and none of that name")
+    return adopted_sockets(chosen, called)
 
 
 def _passed() -> list[int]:

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._endpoints.client import client_endpoint
+from .._endpoints.strings import endpoint_from
 from .._endpoints.transport import TLSTransport, Transport
 from .._io.interfaces import Reactor, StreamProtocol, StreamTransport
 from ..errors import SocketConnectionTimeoutError
@@ -308,7 +309,7 @@ class ConnectOptions(OneShotOptions):
             plain = SocketOptions(connection_timeout=self.timeout)
             return client_endpoint(reactor, *target, plain)
         try:
-            made: IStreamClientEndpoint = clientFromString(reactor, text)
+            made: IStreamClientEndpoint = endpoint_from(clientFromString, reactor, text)
         except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
             raise usage.UsageError(f"{text}: {error}") from None
         self.limits_itself = False

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from ..._endpoints.strings import endpoint_from
 from ..._endpoints.transport import Transport
 from ..._io.interfaces import Reactor
 from ..._text import printable
@@ -174,7 +175,7 @@ def endpoint_option(make: Callable[[Any, str], T], reactor: object, option: str,
         UsageError: It is wrong; one line that says how.
     """
     try:
-        return make(reactor, text)
+        return endpoint_from(make, reactor, text)
     except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
         raise usage.UsageError(f"--{option} {text}: {error}") from None
 

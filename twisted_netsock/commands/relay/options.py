@@ -21,6 +21,7 @@ from twisted.python import usage
 
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.server import ServerEndpoint
+from ..._endpoints.strings import endpoint_from
 from ..._validation import duration_text
 from ...errors import SocketBindError
 from ...options import ServerTLSSocketOptions
@@ -221,7 +222,7 @@ class RelayOptions(usage.Options):
     def _endpoint(self, make: Any, reactor: object, option: str, text: str) -> Any:
         """Make an endpoint of what the user wrote, or say what is wrong with it."""
         try:
-            return make(reactor, text)
+            return endpoint_from(make, reactor, text)
         except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
             self._wrong(option, text, str(error) or type(error).__name__)
             return None
