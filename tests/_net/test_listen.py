@@ -22,6 +22,7 @@ from socket import (
 
 import pytest
 from twisted.internet.defer import CancelledError
+from twisted.logger import capturedLogs, formatEvent
 
 from tests.support.clocks import ClockedReactor, the_reactor, turns
 from tests.support.loopback import NAME, one_port, open_sockets, port_of, reactor_for
@@ -229,6 +230,38 @@ async def test_an_address_that_is_not_ours_is_told(bind):
         await bind("203.0.113.9")
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert caught.value.interface == "203.0.113.9"
+
+
+@pytest.mark.parametrize("every_address", [True, False])
+async def test_addresses_that_are_not_ours_are_left_out(bind, every_address):
+    """As in a container whose hosts file gives localhost the address ::1, without IPv6."""
+    reactor = reactor_for("203.0.113.9", "127.0.0.1", "192.0.2.1", "127.0.0.2")
+    with capturedLogs() as events:
+        found = await bind(NAME, reactor=reactor, every_address=every_address)
+    hosts = [sock.getsockname()[0] for sock in found]
+    assert hosts == (["127.0.0.1", "127.0.0.2"] if every_address else ["127.0.0.1"])
+    assert len({port_of(sock) for sock in found}) == 1
+    left = [formatEvent(event) for event in events]
+    assert ["203.0.113.9" in left[0], *("192.0.2.1" in each for each in left[1:])] == (
+        [True, True] if every_address else [True]
+    )
+
+
+async def test_where_no_address_is_ours_the_error_names_one(bind):
+    reactor = reactor_for("203.0.113.9", "192.0.2.1")
+    before = open_sockets()
+    with pytest.raises(SocketBindError, match=rf"{NAME}.*\(203\.0\.113\.9\)") as caught:
+        await bind(NAME, 80, reactor=reactor, every_address=True)
+    assert (caught.value.interface, caught.value.port) == (NAME, 80)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert open_sockets() == before
+
+
+async def test_an_address_of_a_name_that_is_taken_is_not_left_out(bind):
+    with one_port("127.0.0.3") as (taken,):
+        reactor = reactor_for("127.0.0.2", "127.0.0.3")
+        with pytest.raises(SocketBindError, match=r"\(127\.0\.0\.3\)"):
+            await bind(NAME, port_of(taken), reactor=reactor, every_address=True)
 
 
 async def test_a_path_that_is_taken_is_told(bind, tmp_path):

@@ -17,7 +17,9 @@ from socket import (
 from typing import Final
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
+from .._hostnames import is_ip_address
 from .._io.interfaces import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import SocketBindError, SocketError
@@ -26,6 +28,11 @@ from .open_socket import apply_options, look_up_place, open_socket, unix_info
 from .unix_paths import free_path
 
 __all__ = ["listen"]
+
+_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""Errors of an address that is not this machine's, or of a family that its kernel has not."""
+
+_log = Logger()
 
 _PORT_CHOICES: Final = 8
 """
@@ -84,33 +91,49 @@ async def _listen(
         )
     else:
         infos = await look_up_place(reactor, node, service, options, AI_PASSIVE)
-    if not every_address:
-        infos = infos[:1]
+    most = None if every_address else 1
     for _ in range(_PORT_CHOICES):
         try:
-            return _bind_all(infos, options, node)
+            return _bind_all(infos, options, node, most)
         except SocketBindError as error:
             chosen_here = len(infos) > 1 and infos[0].address and infos[0].address.port == 0
             if not chosen_here or error.errno != errno.EADDRINUSE:
                 raise
             # The port that the kernel chose for the first address is taken on another.
-    return _bind_all(infos, options, node)
+    return _bind_all(infos, options, node, most)
 
 
 def _bind_all(
-    infos: list[AddressInfo], options: SocketOptions, node: str | None
+    infos: list[AddressInfo], options: SocketOptions, node: str | None, most: int | None
 ) -> list[_socket.socket]:
-    """Bind every address, all on the port of the first."""
+    """
+    Bind every address, or the first *most*, all on one port.
+
+    Those that this machine does not have are left out, if there is another: containers
+    have a hosts file that gives ``localhost`` the address ``::1``, and no IPv6.
+    """
     listening: list[_socket.socket] = []
+    missing: list[SocketError] = []
     try:
         for info in infos:
             assert info.address is not None
             port = listening[0].getsockname()[1] if listening else info.address.port
-            listening.append(_bound(_at_port(info, port), options, node, port))
+            try:
+                listening.append(_bound(_at_port(info, port), options, node, port))
+            except SocketError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                missing.append(error)
+            if len(listening) == most:
+                break
     except BaseException:
         for sock in listening:
             sock.close()
         raise
+    if not listening:
+        raise missing[0]
+    for each in missing:
+        _log.warn("{error}; listening on the other addresses", error=each)
     return listening
 
 
@@ -138,7 +161,10 @@ def _bound(
 ) -> _socket.socket:
     """Return a socket bound to *info*, listening if it is a stream."""
     assert info.address is not None
-    sock = open_socket(info.family, info.socket_type, info.protocol)
+    try:
+        sock = open_socket(info.family, info.socket_type, info.protocol)
+    except SocketError as error:
+        raise _bind_error(node, port, info, error) from None
     try:
         if info.family != AF_UNIX and info.socket_type == SOCK_STREAM:
             # Else connections in TIME_WAIT keep a restarted server from its port.
@@ -158,5 +184,16 @@ def _bound(
         raise
     except OSError as error:
         sock.close()
-        raise SocketBindError(node, port, cause=error) from None
+        raise _bind_error(node, port, info, error) from None
     return sock
+
+
+def _bind_error(
+    node: str | None, port: int | None, info: AddressInfo, error: OSError
+) -> SocketBindError:
+    """Return the error of an address, which is named if *node* is a name: it may have others."""
+    strerror = None
+    if node is not None and info.family != AF_UNIX and not is_ip_address(node):
+        assert info.address is not None
+        strerror = f"{error.strerror or error} ({info.address.host})"
+    return SocketBindError(node, port, cause=error, strerror=strerror)
