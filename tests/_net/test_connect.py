@@ -8,7 +8,7 @@ from socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP
 
 import pytest
 
-from tests.support.clocks import turns, until
+from tests.support.clocks import the_reactor, turns, until
 from tests.support.loopback import (
     NO_ROUTE,
     Connections,
@@ -24,8 +24,12 @@ from twisted_netsock import (
     SocketConnectionRefusedError,
     SocketConnectionTimeoutError,
     SocketOptions,
+    chibi,
 )
-from twisted_netsock._net.open_socket import check_target
+from twisted_netsock._io.descriptor import set_linger_reset
+from twisted_netsock._net import happy_eyeballs
+from twisted_netsock._net.connect import connect
+from twisted_netsock._net.open_socket import check_target, open_socket
 
 
 def peer_of(established):
@@ -292,3 +296,60 @@ def test_what_cannot_be_connected_to_is_refused(node, service, options, error):
 )
 def test_what_can_be_connected_to_is_taken(node, service, options):
     check_target(node, service, options)
+
+
+# Connections with themselves
+
+
+def port_of_nobody():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return port_of(server)
+
+
+def connected_with_themselves(monkeypatch, port, times):
+    """Have the first sockets get the very port that they are connected to, as the kernel may."""
+    left = [times]
+
+    def open_on_the_same_port(*kind):
+        sock = open_socket(*kind)
+        if left[0]:
+            left[0] -= 1
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+        return sock
+
+    monkeypatch.setattr(happy_eyeballs, "open_socket", open_on_the_same_port)
+    return left
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_connection_with_itself_is_refused(monkeypatch, times):
+    """It is made again, twice at most, and nobody listens there."""
+    port = port_of_nobody()
+    left = connected_with_themselves(monkeypatch, port, times)
+    with pytest.raises(SocketConnectionRefusedError) as caught:
+        await connect(the_reactor(), "127.0.0.1", port, SocketOptions())
+    assert left == [0]
+    assert ("with itself" in str(caught.value)) is (times > 2)
+    # Its pair of addresses is not in TIME_WAIT.
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", port))
+
+
+async def test_a_connection_with_itself_is_kept_where_it_was_asked_for():
+    port = port_of_nobody()
+    options = SocketOptions(local_address=("127.0.0.1", port))
+    established = await connect(the_reactor(), "127.0.0.1", port, options)
+    sock = established.descriptor.sock
+    assert sock.getsockname() == sock.getpeername()
+    set_linger_reset(sock)
+    established.close()
+
+
+async def test_a_bound_socket_may_be_connected_with_itself():
+    async with chibi.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        await sock.connect(sock.getsockname())
+        await sock.sendall(b"hello")
+        assert await sock.recv(9) == b"hello"
+        sock.abort()

@@ -450,19 +450,45 @@ class Connect:
     """
     An attempt to connect *sock* to a native address, to be called until it is done.
 
+    Where nobody listens on a port that the kernel also gives to clients, it may give this
+    very port to *sock*, which is connected with itself then (RFC 9293, section 3.5). That is
+    a refusal here, unless a local port was asked for.
+
     Attributes:
         peer: The native address that it was connected to, where the kernel was asked.
+        with_itself: It was refused for that, and may be tried again with another socket.
     """
 
-    __slots__ = ("_address", "_begun", "_may_go_on", "_sock", "_stands", "peer")
+    __slots__ = (
+        "_address",
+        "_begun",
+        "_bound",
+        "_may_go_on",
+        "_sock",
+        "_stands",
+        "peer",
+        "with_itself",
+    )
 
     def __init__(
         self,
         sock: _socket.socket,
         address: NativeAddress,
         may_go_on: Callable[[], bool] = lambda: True,
+        *,
+        bound: bool | None = None,
     ) -> None:
-        """Ask *may_go_on*, if the connection stands at once, whether to say so without a wait."""
+        """
+        Prepare an attempt.
+
+        Args:
+            sock: To be connected.
+            address: Where to.
+            may_go_on: Asked, if the connection stands at once, whether to say so without a wait.
+            bound: *sock* has a local port that was asked for; looked at if `None`.
+        """
+        self._bound = bound
+        self.with_itself = False
         self._sock = sock
         self._address = address
         self._may_go_on = may_go_on
@@ -477,7 +503,9 @@ class Connect:
         if not self._begun:
             self._begun = True
             want = self._begin()
-            self._stands = want is None
+            if want is None:
+                self._stands = True
+                self._check_other_end()
             return want if want is not None or self._may_go_on() else WANT_WRITE
         number = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if number:
@@ -489,10 +517,36 @@ class Connect:
                 # A report that was meant for an earlier descriptor of this number.
                 return WANT_WRITE
             raise connect_error(error.errno or 0) from None
+        self._check_other_end()
         return None
+
+    def _check_other_end(self) -> None:
+        """Refuse a connection with itself."""
+        address = self._address
+        if self._bound or isinstance(address, str):
+            return
+        try:
+            local = self._sock.getsockname()
+            if local[1] != address[1] or self._sock.type != _socket.SOCK_STREAM:
+                return
+            other = self._sock.getpeername()
+        except OSError:
+            # It is lost already: the next operation finds that out.
+            return
+        if local[:2] == other[:2]:
+            self.with_itself = True
+            # The pair would stay in TIME_WAIT, and keep a server from the port.
+            set_linger_reset(self._sock)
+            raise SocketConnectionRefusedError(
+                errno=errno.ECONNREFUSED,
+                strerror="Connection refused: nobody listens, and it was connected with itself",
+            )
 
     def _begin(self) -> Want | None:
         try:
+            if self._bound is None:
+                name = self._sock.getsockname()
+                self._bound = isinstance(name, tuple) and name[1] != 0
             number = self._sock.connect_ex(self._address)
         except OSError as error:
             # A path that is too long, say: the kernel was not even asked.

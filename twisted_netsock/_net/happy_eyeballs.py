@@ -36,6 +36,9 @@ __all__ = ["ATTEMPT_DELAY", "Established", "HappyEyeballs"]
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between two attempts: the recommendation of RFC 8305, section 5."""
 
+_SELF_CONNECTS: Final = 2
+"""How often a connection with itself is tried again, as often as Go's net.Dial does."""
+
 # Errors of an address that could not even be tried from this host. They do not count where
 # another address has been reached: a host without IPv6 shall read "connection refused".
 _NO_ROUTE: Final = frozenset(
@@ -103,6 +106,7 @@ class HappyEyeballs:
         self._running: dict[Deferred[None], SocketAddress] = {}
         self._failures: list[tuple[SocketAddress, Exception]] = []
         self._timer: IDelayedCall | None = None
+        self._again = _SELF_CONNECTS
         self._over = False
         self._established: Established | None = None
         self._result: Deferred[Established] | None = None
@@ -164,17 +168,32 @@ class HappyEyeballs:
             self._failures.append((address, error))
             return False
         native = address.native(info.family)
-        connecting = Connect(candidate.descriptor.sock, native, self._may_go_on)
+        local = self._options.local_address
+        connecting = Connect(
+            candidate.descriptor.sock,
+            native,
+            self._may_go_on,
+            bound=local is not None and local[1] != 0,
+        )
         try:
             want = connecting()
         except SocketError as error:
             candidate.close()
-            self._failures.append((address, error))
+            self._failed(info, connecting, error)
             return False
         if want is None:
             self._succeed(candidate, address, connecting.peer)
             return True
-        return self._wait(candidate, address, connecting, want)
+        return self._wait(candidate, info, connecting, want)
+
+    def _failed(self, info: AddressInfo, connecting: Connect, error: Exception) -> None:
+        """Note that an attempt has failed, or have it made again."""
+        assert info.address is not None
+        if connecting.with_itself and self._again:
+            self._again -= 1
+            self._infos.insert(0, info)
+        else:
+            self._failures.append((info.address, error))
 
     def _open(self, info: AddressInfo) -> Established:
         sock = open_socket(info.family, info.socket_type, info.protocol)
@@ -188,9 +207,11 @@ class HappyEyeballs:
             raise
 
     def _wait(
-        self, candidate: Established, address: SocketAddress, connecting: Connect, want: Want
+        self, candidate: Established, info: AddressInfo, connecting: Connect, want: Want
     ) -> bool:
         """Wait for an attempt; return whether it is still under way, or has succeeded."""
+        address = info.address
+        assert address is not None
         attempt = drive(self._reactor, candidate.watch, connecting, first=want)
         self._running[attempt] = address
 
@@ -208,7 +229,7 @@ class HappyEyeballs:
                 # which would report no other attempt either.
                 self._infos.clear()
             if isinstance(result.value, Exception):
-                self._failures.append((address, result.value))
+                self._failed(info, connecting, result.value)
             if not beginning:
                 self._next()
 
