@@ -36,6 +36,9 @@ _PORT_LIMIT = 65536
 # it takes " 80" and "+80" for 80, and "*" for 0.
 _SERVICE_NAME = re.compile(r"[0-9._+-]*[a-z][a-z0-9._+-]*", re.ASCII | re.IGNORECASE)
 
+# What separates labels (RFC 3490, section 3.1): the full stops of Chinese and Japanese as well.
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")
+
 # Each connection asks the same of the same few names.
 _remembered = lru_cache(maxsize=256)
 
@@ -59,7 +62,7 @@ def host_to_ascii(host: str) -> str:
     """
     Return the A-label form of *host*, in lower case.
 
-    Names of ASCII characters are taken as they are: the DNS knows more of them
+    Labels of ASCII characters are taken as they are: the DNS knows more of them
     (underscores) than IDNA does.
 
     Raises:
@@ -68,7 +71,10 @@ def host_to_ascii(host: str) -> str:
     if host.isascii():
         return host.lower()
     try:
-        return idna.encode(host, uts46=True).decode("ascii")
+        return ".".join(
+            label.lower() if label.isascii() else idna.encode(label, uts46=True).decode("ascii")
+            for label in _DOTS.split(host)
+        )
     except idna.IDNAError as error:
         raise ValueError(f"{host!r} is not a valid host name: {error}") from None
 

@@ -217,6 +217,9 @@ MATCHING = {
     "IDNA, upper case": ("xn--bcher-kva.example", "B\u00dcCHER.example"),
     "IDNA, as A-label": ("xn--bcher-kva.example", "xn--bcher-kva.example"),
     "IDNA below a wildcard": ("*.xn--bcher-kva.example", "www.b\u00fccher.example"),
+    "A-label for a wildcard": ("*.service.example", "xn--bcher-kva.service.example"),
+    "IDNA for a wildcard": ("*.service.example", "b\u00fccher.service.example"),
+    "IDNA and an underscore": ("_x.xn--bcher-kva.example", "_x.b\u00fccher.example"),
     "IPv4 address": ("127.0.0.1", "127.0.0.1"),
     "IPv6 address": ("::1", "::1"),
 }
@@ -230,6 +233,8 @@ A_LABELS = {
         f"a.b.{NAME}",
         "xn--bcher-kva.example",
         "www.xn--bcher-kva.example",
+        "xn--bcher-kva.service.example",
+        "_x.xn--bcher-kva.example",
     )
 }
 
@@ -250,6 +255,7 @@ DIFFERENT: dict[str, tuple[str | x509.GeneralName, str]] = {
     "wildcard, two labels": (f"*.{NAME}", f"a.b.{NAME}"),
     "wildcard, no label": (f"*.{NAME}", NAME),
     "wildcard for part of a label": (f"w*.{NAME}", f"www.{NAME}"),
+    "wildcard for part of an A-label": ("xn--*.service.example", "xn--bcher-kva.service.example"),
     "wildcard behind the first label": ("www.*.example", f"www.{NAME}"),
     "wildcard for a whole top level": ("*.example", NAME),
     "nothing but a wildcard": ("*", NAME),

@@ -1,29 +1,23 @@
 """
 Verification of a peer's certificate, inside OpenSSL's verify callback.
 
-OpenSSL verifies the chain, service-identity the identity, and the `certificate_verifier`
-of the options may overrule either. All happens in the callback, while the handshake can
+OpenSSL verifies the chain, `_tls.identity` the identity, and the `certificate_verifier` of the
+options may overrule either. All happens in the callback, while the handshake can
 still be refused, and every exception is a refusal.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
-from service_identity import CertificateError, VerificationError
-from service_identity.cryptography import (
-    verify_certificate_hostname,
-    verify_certificate_ip_address,
-)
 from twisted.logger import Logger
 
-from .._hostnames import is_ip_address, reference_identity
-from .._text import printable
+from .._hostnames import is_ip_address
 from ..errors import CertificateVerificationError, unraised
 from ..options import VerifyResult
+from .identity import is_for, server_identity
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -36,9 +30,6 @@ __all__ = ["Verification", "first_expiry", "verify_callback"]
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
-
-_MATCHES_KEPT: Final = 128
-"""Certificates whose match with an identity is remembered, so that they are parsed once."""
 
 _log = Logger()
 
@@ -66,11 +57,11 @@ class Verification:
 
     def __init__(self, host: str | None, verifier: Verifier) -> None:
         """
-        Verify the identity *host* (a name or an address), or none if `None`.
+        Verify the identity *host* (a name, an address or a URI), or none if `None`.
 
         A server that asks for client certificates has no identity to compare.
         """
-        self._identity = None if host is None else reference_identity(host)
+        self._identity = None if host is None else server_identity(host)
         self._verifier = verifier
         self.failure: CertificateVerificationError | None = None
         self.checked = False
@@ -95,13 +86,17 @@ class Verification:
         try:
             # Most certificates are good, and no verifier looks at them: then they are not parsed.
             plain = code == X509_V_OK and not callable(self._verifier)
-            if plain and (depth > 0 or self._is_matched(certificate)):
+            if plain and depth > 0:
                 return True
-            subject = certificate.to_cryptography()
+            encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+            if plain and self._compare_identity(encoded)[0] == X509_V_OK:
+                self.checked = True
+                return True
+            subject = x509.load_der_x509_certificate(encoded)
             text = _describe(code)
             accepted = self._ask(depth, VerifyResult(code, text), subject)
             if accepted and depth == 0 and not self.checked:
-                code, text = self._compare_identity(subject)
+                code, text = self._compare_identity(encoded)
                 if code != X509_V_OK:
                     accepted = self._ask(depth, VerifyResult(code, text), subject)
                 self.checked = accepted
@@ -115,14 +110,6 @@ class Verification:
                 code, text = 1, "certificate_verifier refused it"
             self.failure = CertificateVerificationError(depth, text, subject, code=code)
         return accepted
-
-    def _is_matched(self, certificate: crypto.X509) -> bool:
-        """Return whether the peer's own *certificate*, which is good, is for the identity."""
-        encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
-        if not _match_encoded(encoded, self._identity):
-            return False
-        self.checked = True
-        return True
 
     def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
         """Return the verifier's decision, or the verdict itself where it makes none."""
@@ -139,11 +126,17 @@ class Verification:
         # Anything but an explicit True refuses.
         return answer is True
 
-    def _compare_identity(self, certificate: x509.Certificate) -> tuple[int, str]:
-        """Return code 0 if *certificate* is for the identity, else 62 or 64 and why."""
-        if self._identity is None:
-            return X509_V_OK, "ok"
-        return _match(certificate, self._identity)
+    def _compare_identity(self, certificate: bytes) -> tuple[int, str]:
+        """Return code 0 if *certificate*, in DER, is for the identity, else 62 or 64 and why."""
+        identity = self._identity
+        try:
+            if is_for(certificate, identity):
+                return X509_V_OK, "ok"
+            why = f"the certificate is not for {identity!r}"
+        except ValueError as error:
+            why = f"the certificate cannot be matched with {identity!r}: {error}"
+        by_address = identity is not None and is_ip_address(identity)
+        return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
 
     def conclude(self) -> None:
         """
@@ -156,33 +149,6 @@ class Verification:
             self.failure = CertificateVerificationError(0, "it was never verified", None)
         if self.failure is not None:
             raise unraised(self.failure)
-
-
-@lru_cache(maxsize=_MATCHES_KEPT)
-def _match_encoded(encoded: bytes, identity: str | None) -> bool:
-    """
-    Return whether the certificate is for *identity*, if one is to be compared.
-
-    The result depends on nothing else, not even on time, so it can be cached.
-    """
-    certificate = x509.load_der_x509_certificate(encoded)
-    return identity is None or _match(certificate, identity)[0] == X509_V_OK
-
-
-def _match(certificate: x509.Certificate, identity: str) -> tuple[int, str]:
-    """Return code 0 if *certificate* is for *identity*, else 62 or 64 and why."""
-    by_address = is_ip_address(identity)
-    compare = verify_certificate_ip_address if by_address else verify_certificate_hostname
-    try:
-        compare(certificate, identity)
-    except VerificationError:
-        why = f"the certificate is not for {identity!r}"
-    except (CertificateError, ValueError) as error:
-        # ValueError: the subjectAltName cannot be parsed.
-        why = f"the certificate cannot be matched with {identity!r}: {printable(str(error))}"
-    else:
-        return X509_V_OK, "ok"
-    return X509_V_ERR_IP_ADDRESS_MISMATCH if by_address else X509_V_ERR_HOSTNAME_MISMATCH, why
 
 
 def _texts() -> dict[int, str]:

@@ -1,0 +1,133 @@
+"""Names in certificates: which entries are compared, and how they are read."""
+
+import ipaddress
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_netsock._tls.identity import alternative_names, is_for, server_identity
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+HOST = "host.example.com"
+GOOD = b"\x82\x10host.example.com"
+
+
+def certificate(*extensions: x509.ExtensionType) -> bytes:
+    nobody = x509.Name([])
+    builder = (
+        x509.CertificateBuilder(nobody, nobody, KEY.public_key(), 1)
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2050, 1, 1, tzinfo=UTC))
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(KEY, SHA256()).public_bytes(Encoding.DER)
+
+
+def named(*entries: bytes) -> bytes:
+    """Return a certificate whose subjectAltName has *entries*, encoded, whatever they are."""
+    names = b"".join(entries)
+    size = len(names)
+    head = bytes([0x30, size]) if size < 128 else b"\x30\x82" + size.to_bytes(2, "big")
+    identifier = ExtensionOID.SUBJECT_ALTERNATIVE_NAME
+    return certificate(x509.UnrecognizedExtension(identifier, head + names))
+
+
+ODD = {
+    "an address as a dNSName": b"\x82\x09192.0.2.7",
+    "a wildcard alone": b"\x82\x01*",
+    "a wildcard in the middle": b"\x82\x0fa.*.example.com",
+    "an empty dNSName": b"\x82\x00",
+    "a dNSName that is not ASCII": b"\x82\x03\xff\xfe\xfd",
+    "a URN": b"\x86\x0aurn:uuid:1",
+    "a URI with a port": b"\x86\x15https://a.example:443",
+    "an ARN": b"\x86\x11arn:aws:ec2::0:i-",
+    "an address of three bytes": b"\x87\x03\x01\x02\x03",
+    "an SRVName": b"\xa0\x0e\x06\x08\x2b\x06\x01\x05\x05\x07\x08\x07\xa0\x02\x16\x00",
+    "a directory name": b"\xa4\x02\x30\x00",
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_entry_that_cannot_match_refuses_nothing_and_matches_nothing(odd):
+    assert is_for(named(ODD[odd], GOOD), HOST)
+    assert not is_for(named(ODD[odd]), HOST)
+
+
+@pytest.mark.parametrize(
+    ("entry", "identity", "matches"),
+    [
+        (b"\x82\x0d*.example.com", "xn--bcher-kva.example.com", True),
+        (b"\x82\x0d*.example.com", "b\u00fccher.example.com", True),
+        (b"\x82\x0d*.EXAMPLE.com", HOST, True),
+        (b"\x82\x0d*.example.com", "a.host.example.com", False),
+        (b"\x82\x0d*.example.com", "example.com", False),
+        (b"\x82\x11xn--*.example.com", "xn--bcher-kva.example.com", False),
+        (b"\x82\x05*.com", "example.com", False),
+        (b"\x82\x09192.0.2.7", "192.0.2.7", False),
+        (b"\x87\x04\xc0\x00\x02\x07", "192.0.2.7", True),
+        (b"\x87\x10" + bytes(15) + b"\x01", "::1", True),
+        (b"\x86\x14spiffe://td.test/one", "spiffe://td.test/one", True),
+        (b"\x86\x14spiffe://td.test/one", "spiffe://td.test/two", False),
+        (b"\x82\x14spiffe://td.test/one", "spiffe://td.test/one", False),
+    ],
+)
+def test_which_entries_match(entry, identity, matches):
+    assert is_for(named(entry), server_identity(identity)) is matches
+
+
+def test_the_common_name_does_not_match():
+    assert not is_for(certificate(), HOST)
+
+
+def test_other_extensions_need_not_be_readable():
+    """`cryptography` parses all extensions of a certificate, or none."""
+    policies = x509.UnrecognizedExtension(ExtensionOID.CERTIFICATE_POLICIES, b"no DER at all")
+    names = x509.SubjectAlternativeName([x509.DNSName(HOST)])
+    encoded = certificate(policies, names)
+    with pytest.raises(ValueError, match="error parsing"):
+        x509.load_der_x509_certificate(encoded).extensions  # noqa: B018
+    assert is_for(encoded, HOST)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        b"\x82\x7fhost.example.com",  # longer than what is there
+        b"\x82",  # no length
+        b"\x1f\x01\x00",  # a tag of several bytes
+    ],
+)
+def test_names_that_cannot_be_parsed_match_nothing(names):
+    with pytest.raises(ValueError, match="certificate"):
+        is_for(named(GOOD, names), HOST)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.from_regex(r"[a-z0-9.*-]{0,80}", fullmatch=True).map(x509.DNSName),
+            st.ip_addresses().map(x509.IPAddress),
+            st.from_regex(r"[a-z]+://[a-z0-9./]{0,150}", fullmatch=True).map(
+                x509.UniformResourceIdentifier
+            ),
+        ),
+        min_size=1,
+    )
+)
+def test_names_are_read_as_cryptography_reads_them(names):
+    expected = []
+    for name in names:
+        match name.value:
+            case ipaddress.IPv4Address() | ipaddress.IPv6Address() as address:
+                expected.append((0x87, address.packed))
+            case text:
+                expected.append((0x82 if isinstance(name, x509.DNSName) else 0x86, text.encode()))
+    assert alternative_names(certificate(x509.SubjectAlternativeName(names))) == expected
