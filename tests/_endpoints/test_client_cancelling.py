@@ -16,6 +16,7 @@ from tests.support.clocks import turns
 from tests.support.loopback import LOOPBACK, resolving
 from tests.support.protocols import (
     Protocols,
+    Recorder,
     accepted,
     full_listener,
     listening,
@@ -152,6 +153,34 @@ async def test_a_listen_can_be_cancelled_while_the_name_is_looked_up(kind):
         await turns()
         await cancelled(listen)
     assert servers.life == []
+
+
+@pytest.mark.parametrize("when", ["build", "made"])
+async def test_a_connect_can_be_cancelled_by_the_factory_or_the_protocol(kind, when):
+    class Cancelling(Recorder):
+        def connectionMade(self):
+            super().connectionMade()
+            if when == "made":
+                connecting.cancel()
+
+    class Building(Protocols):
+        def buildProtocol(self, addr):
+            if when == "build":
+                connecting.cancel()
+            return super().buildProtocol(addr)
+
+    servers, clients = Protocols(), Building(Cancelling)
+    async with listening(kind.server(), servers) as port:
+        where = client_endpoint(reactor, LOOPBACK, port.getHost().port, kind.client())
+        connecting = where.connect(clients)
+        with pytest.raises(CancelledError):
+            await connecting
+        assert clients.life == ["start", "stop"]
+        if when == "made":
+            await clients.built[0].loses()
+            assert clients.built[0].events == ["made", "lost"]
+        await servers.all_lost()
+    assert clients.life == ["start", "stop"]
 
 
 async def test_a_connect_that_is_done_cannot_be_cancelled():

@@ -36,8 +36,9 @@ from twisted_netsock import (
     client_endpoint,
     server_endpoint,
 )
-from twisted_netsock._endpoints.inner_transport import TLSOverTransport
 from twisted_netsock._endpoints.transport import TLSTransport
+from twisted_netsock._tls.descriptor import TLSDescriptor
+from twisted_netsock._tls.in_memory import TLSInMemory
 
 
 @pytest.fixture
@@ -82,7 +83,8 @@ async def test_tls_stays_on_the_descriptor_where_there_is_one_of_ours(inner, tls
     async with over(inner, tls) as pair:
         for protocol in pair:
             ours = inner.name in {"netsock", "netsock-unix"}
-            assert type(protocol.transport) is (TLSTransport if ours else TLSOverTransport)
+            assert type(protocol.transport) is TLSTransport
+            assert type(protocol.transport.tls) is (TLSDescriptor if ours else TLSInMemory)
 
 
 async def test_the_transport_provides_what_one_of_tls_does(inner, tls):

@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError, ConnectError
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from tests.support.clocks import turns, until
@@ -19,6 +20,7 @@ from tests.support.protocols import (
     Protocols,
     Recorder,
     accepted,
+    listening,
     raw_client,
     raw_listener,
     raw_receive,
@@ -30,8 +32,10 @@ from twisted_netsock import (
     SocketConnectionError,
     SocketConnectionLostError,
     SocketConnectionTimeoutError,
+    SocketOptions,
     TLSHandshakeError,
     client_endpoint,
+    server_context_factory,
     server_endpoint,
 )
 from twisted_netsock._endpoints import inner_port
@@ -239,6 +243,60 @@ async def test_an_exception_of_build_protocol_fails_connect(inner, authority):
         with pytest.raises(RuntimeError, match="the factory's own"):
             await server.client(authority.client_options()).connect(Failing())
         await (await server.factory.connected()).loses()
+
+
+@implementer(IStreamClientEndpoint)
+class Introduced:
+    """Speaks first on the connections of *endpoint*, and passes them on: a proxy's client."""
+
+    def __init__(self, endpoint):
+        self.endpoint = endpoint
+
+    def connect(self, factory):
+        passed_on = Deferred()
+
+        class Introducing(Protocol):
+            def connectionMade(self):
+                self.behind = None
+                self.transport.write(b"hello\r\n")
+
+            def dataReceived(self, data):
+                if self.behind is None:
+                    self.behind = factory.buildProtocol(None)
+                    self.behind.makeConnection(self.transport)
+                    passed_on.callback(self.behind)
+                    data = data.partition(b"\r\n")[2]
+                if data:
+                    self.behind.dataReceived(data)
+
+            def connectionLost(self, reason):
+                self.behind.connectionLost(reason)
+
+        self.endpoint.connect(Factory.forProtocol(Introducing))
+        return passed_on
+
+
+@pytest.mark.parametrize("name", ["tcp", "netsock"])
+async def test_what_an_inner_endpoint_has_put_in_between_stays_there(name, authority):
+    class Answering(Recorder):
+        def dataReceived(self, data):
+            assert data == b"hello\r\n"
+            self.transport.write(b"welcome\r\n")
+            self.transport.startTLS(server_context_factory(authority.server_options()))
+
+    servers, clients = Protocols(Answering), Protocols()
+    async with listening(SocketOptions(), servers) as port:
+        number = port.getHost().port
+        inner = (
+            TCP4ClientEndpoint(reactor, LOOPBACK, number)
+            if name == "tcp"
+            else client_endpoint(reactor, LOOPBACK, number)
+        )
+        options = authority.client_options()
+        where = client_endpoint(reactor, LOOPBACK, None, options, endpoint=Introduced(inner))
+        protocol = await where.connect(clients)
+        assert protocol.transport.tls.tls_version == "TLSv1.3"
+        await clients.all_lost()
 
 
 # Cancelling

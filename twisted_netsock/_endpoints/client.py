@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
     IProtocol,
@@ -23,7 +22,7 @@ from zope.interface import implementer
 from .._hostnames import numeric_service
 from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
-from .._net.connect import connect
+from .._net.connect import connect, connect_over
 from .._net.happy_eyeballs import Established
 from .._net.open_socket import check_target
 from .._proxy_protocol.header import ProxyHeader
@@ -43,12 +42,10 @@ from ..options import (
     require_record,
     require_stream,
 )
-from .factory import fired_later, place_of, start_factory, stop_factory
-from .inner_port import (
-    check_inner_client,
-    connect_over,
-)
+from .factory import fired_later, log_prefix, place_of, start_factory, stop_factory
+from .inner_port import check_inner_client
 from .listening_port import make_transport
+from .transport import Transport
 
 __all__ = ["ClientEndpoint", "client_endpoint"]
 
@@ -149,26 +146,52 @@ class ClientEndpoint:
         Cancelling:
             Fails with `CancelledError` at every stage, and leaves nothing behind.
         """
-        if self._inner is not None:
-            assert isinstance(self._options, TLSSocketOptions)
-            assert self._context_factory is not None
-            over = connect_over(
-                self._reactor, self._inner, protocolFactory, self._options, self._context_factory
-            )
-            return fired_later(self._reactor, over)
-        factory: object = protocolFactory
+        factory = protocolFactory
+        in_use = True
+
+        def stop() -> None:
+            nonlocal in_use
+            if in_use:
+                in_use = False
+                stop_factory(factory)
+
+        def cancel(_: object) -> None:
+            connecting.cancel()
+            stop()
+
+        def connected(established: Established) -> None:
+            # The factory, or the protocol within `connectionMade`, may cancel all of it.
+            transport, protocol = self._build(established, factory, result)
+            transport.attach(protocol, stop)
+            if result.called:
+                transport.abortConnection()
+            else:
+                result.callback(protocol)
+
+        def failed(failure: Failure) -> None:
+            stop()
+            if not result.called:
+                result.errback(failure)
+
         protocols = negotiated_protocols(factory)
         start_factory(factory)
+        result: Deferred[IProtocol] = Deferred(cancel)
+        connecting = (
+            self._connect(protocols, at_once=False)
+            if self._inner is None
+            else self._connect_over(self._inner, factory, protocols)
+        )
+        connecting.addCallback(connected).addErrback(failed)
+        return fired_later(self._reactor, result)
 
-        def connected(established: Established) -> Any:
-            return self._attach(established, factory)
-
-        def failed(failure: Failure) -> Failure:
-            stop_factory(factory)
-            return failure
-
-        connecting = self._connect(protocols, at_once=False)
-        return fired_later(self._reactor, connecting.addCallbacks(connected, failed))
+    def _connect_over(
+        self, inner: IStreamClientEndpoint, factory: IProtocolFactory, protocols: Sequence[bytes]
+    ) -> Deferred[Established]:
+        assert self._context_factory is not None
+        prefix = f"{log_prefix(factory)} (TLS)"
+        return Deferred.fromCoroutine(
+            connect_over(self._reactor, inner, factory, self._context_factory, protocols, prefix)
+        )
 
     def _connect(
         self, protocols: Sequence[bytes] = (), *, at_once: bool = True
@@ -208,21 +231,25 @@ class ClientEndpoint:
         """
         return self._connect().addCallback(_with_peer)
 
-    def _attach(self, established: Established, factory: Any) -> Any:
+    def _build(
+        self, established: Established, factory: IProtocolFactory, result: Deferred[IProtocol]
+    ) -> tuple[Transport, IProtocol]:
+        """Return a transport on *established* and its protocol, unless *result* is cancelled."""
         try:
-            peer = to_twisted_address(_peer_of(established))
+            inner = established.inner
+            peer = inner.getPeer() if inner else to_twisted_address(_peer_of(established))
             protocol = factory.buildProtocol(peer)
+            if result.called:
+                raise CancelledError  # noqa: TRY301 - the clean-up below is for it, too
             if protocol is None:
-                raise NoProtocol  # noqa: TRY301 - the clean-up below is for it, too
+                raise NoProtocol  # noqa: TRY301 - likewise
             transport = make_transport(
                 self._reactor, established, self._options, peer, is_client=True
             )
         except BaseException:
             established.close()
-            stop_factory(factory)
             raise
-        transport.attach(protocol, lambda: stop_factory(factory))
-        return protocol
+        return transport, protocol
 
     def __repr__(self) -> str:
         where = place_of(self._node, self._service, self._inner)

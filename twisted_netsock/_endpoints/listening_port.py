@@ -44,14 +44,16 @@ def make_transport(
     options: SocketOptions,
     peer: IAddress,
     *,
-    header: ProxyHeader | None = None,
     is_client: bool,
 ) -> Transport:
     """Return a transport on *established* that the poller keeps until it is lost."""
-    descriptor, watch = established.descriptor, established.watch
-    has_destination = header is not None and header.destination is not None
-    socket_type = SOCK_STREAM if header is None or not has_destination else header.socket_type
-    host = to_twisted_address(_local_address(descriptor.sock, header), socket_type)
+    descriptor, watch, header = established.descriptor, established.watch, established.header
+    if established.inner is not None:
+        host = established.inner.getHost()
+    else:
+        has_destination = header is not None and header.destination is not None
+        socket_type = SOCK_STREAM if header is None or not has_destination else header.socket_type
+        host = to_twisted_address(_local_address(descriptor.sock, header), socket_type)
     kind = TLSTransport if isinstance(descriptor, TLSDescriptor) else Transport
     watch.keep()
     transport = kind(reactor, watch, descriptor, options, host, peer, is_client=is_client)
@@ -117,8 +119,130 @@ class IConnectionFactory(Interface):
         """
 
 
+class Port:
+    """Takes connections through PROXY header and handshake, and builds their protocols."""
+
+    _takes = False
+    """The factory takes connections as they are; see `IConnectionFactory`."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        factory: Any,
+        options: SocketOptions,
+        context_factory: ServerContextFactory | None,
+    ) -> None:
+        self._reactor = reactor
+        self._factory = factory
+        self._options = options
+        self._secured = context_factory is not None
+        self._admission: AdmissionLimit | None = None
+        self._file_watch: FileWatch | None = None
+        self._incoming: IncomingConnections | None = None
+        if context_factory is not None or options.proxy_protocol is not None:
+            self._incoming = IncomingConnections(
+                reactor,
+                options,
+                self._serve,
+                self._on_room,
+                secure=(
+                    None
+                    if context_factory is None
+                    else server_handshake(reactor, context_factory, negotiated_protocols(factory))
+                ),
+                admit=self._admits,
+                gone=self._left,
+            )
+
+    @property
+    def _log_prefix(self) -> str:
+        prefix = log_prefix(self._factory)
+        return f"{prefix} (TLS)" if self._secured else prefix
+
+    def getHost(self) -> Any:
+        """Return the address that is listened on, of several the first."""
+        raise NotImplementedError
+
+    def guard(self, admission: AdmissionLimit, max_incoming: int | None = None) -> None:
+        """
+        Have every connection to come reported to *admission*.
+
+        Args:
+            admission: Replaces one that was given before.
+            max_incoming: How many connections may be on their way to a protocol
+                at once, through PROXY header and handshake, half of them of one
+                address; more stay with the kernel. 1024 if `None`.
+        """
+        self._admission = admission
+        if self._incoming is not None:
+            # It knows how many connections of one address are too many.
+            self._incoming.max_waiting = math.inf
+            if max_incoming is not None:
+                self._incoming.max_pending = max_incoming
+
+    @property
+    def failed_incoming(self) -> int:
+        """How many connections have failed before a protocol had them."""
+        return 0 if self._incoming is None else self._incoming.failed
+
+    def _admits(self, peer: SocketAddress) -> bool:
+        return self._admission is None or self._admission.admits(peer)
+
+    def _left(self, peer: SocketAddress | None) -> None:
+        if self._admission is not None:
+            self._admission.left(peer)
+
+    def _on_room(self) -> None:
+        """Take connections again, after too many were pending."""
+
+    def _serve(self, incoming: IncomingConnection, descriptor: Descriptor) -> None:
+        self._build(
+            Established(descriptor, incoming.watch, incoming.peer, incoming.inner, incoming.header)
+        )
+
+    def _build(self, established: Established) -> None:
+        """Build a protocol for a connection, or drop the connection."""
+        descriptor, watch = established.descriptor, established.watch
+        peer, header = established.peer, established.header
+        assert peer is not None
+        inner = established.inner
+        gone = partial(self._left, peer)
+        try:
+            if self._takes:
+                host = _local_address(descriptor.sock, header)
+                self._factory.take_connection(established, peer, host, header, gone)
+                return
+            address = inner.getPeer() if inner else twisted_peer(peer, header)
+            protocol = self._factory.buildProtocol(address)
+            if protocol is None:
+                if isinstance(descriptor, TLSDescriptor):
+                    tls_shutdown(self._reactor, watch, descriptor).addCallback(lambda _: gone())
+                else:
+                    established.close()
+                    gone()
+                return
+            transport = make_transport(
+                self._reactor, established, self._options, address, is_client=False
+            )
+        except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
+            established.close()
+            gone()
+            contain(error, "a new connection could not be served")
+            return
+        transport.attach(protocol, gone)
+
+    def watch_files(self, reloader: Reloader, seconds: float) -> None:
+        """Look every *seconds* whether the files of *reloader* have changed, while listening."""
+        self._file_watch = FileWatch(self._reactor, reloader, seconds, str(self.getHost()))
+
+    def _stop_watching(self) -> None:
+        watch, self._file_watch = self._file_watch, None
+        if watch is not None:
+            watch.stop()
+
+
 @implementer(IListeningPort)
-class ListeningPort:
+class ListeningPort(Port):
     """
     What a server endpoint listens on: one descriptor, or one for each address.
 
@@ -147,29 +271,10 @@ class ListeningPort:
             context_factory: For TLS.
             adopted: The sockets were bound elsewhere: a path is not removed.
         """
-        self._reactor = reactor
+        super().__init__(reactor, factory, options, context_factory)
         self._poller = poller_for(reactor)
         self._sockets = sockets
-        self._factory = factory
-        self._options = options
-        self._secured = context_factory is not None
-        self._admission: AdmissionLimit | None = None
         self._paused = False
-        self._incoming: IncomingConnections | None = None
-        if context_factory is not None or options.proxy_protocol is not None:
-            self._incoming = IncomingConnections(
-                reactor,
-                options,
-                self._serve,
-                self._on_room,
-                secure=(
-                    None
-                    if context_factory is None
-                    else server_handshake(reactor, context_factory, negotiated_protocols(factory))
-                ),
-                admit=self._admits,
-                gone=self._left,
-            )
         self._takes = (
             options.read_timeout is None
             and options.write_timeout is None
@@ -182,7 +287,6 @@ class ListeningPort:
         self._in_use = False
         self._watches: list[Watch] = []
         self._acceptors: list[Acceptor] = []
-        self._file_watch: FileWatch | None = None
 
     def startListening(self) -> None:
         """Take connections; done by the endpoint already."""
@@ -211,11 +315,6 @@ class ListeningPort:
     # Log lines are those of Twisted's ports: log filters of programs look for them.
 
     @property
-    def _log_prefix(self) -> str:
-        prefix = log_prefix(self._factory)
-        return f"{prefix} (TLS)" if self._secured else prefix
-
-    @property
     def _kind(self) -> str:
         if self._host.family == _socket.AF_UNIX:
             return "UNIX"
@@ -228,28 +327,6 @@ class ListeningPort:
         return str(self._host.port)
 
     # Pausing
-
-    def guard(self, admission: AdmissionLimit, max_incoming: int | None = None) -> None:
-        """
-        Have every connection to come reported to *admission*.
-
-        Args:
-            admission: Replaces one that was given before.
-            max_incoming: How many connections may be on their way to a protocol
-                at once, through PROXY header and handshake, half of them of one
-                address; more stay with the kernel. 1024 if `None`.
-        """
-        self._admission = admission
-        if self._incoming is not None:
-            # It knows how many connections of one address are too many.
-            self._incoming.max_waiting = math.inf
-            if max_incoming is not None:
-                self._incoming.max_pending = max_incoming
-
-    @property
-    def failed_incoming(self) -> int:
-        """How many connections have failed before a protocol had them."""
-        return 0 if self._incoming is None else self._incoming.failed
 
     def pause_accepting(self) -> None:
         """
@@ -275,13 +352,6 @@ class ListeningPort:
             else:
                 acceptor.start()
 
-    def _admits(self, peer: SocketAddress) -> bool:
-        return self._admission is None or self._admission.admits(peer)
-
-    def _left(self, peer: SocketAddress | None) -> None:
-        if self._admission is not None:
-            self._admission.left(peer)
-
     # Connections
 
     def _on_connection(self, connection: _socket.socket, peer: SocketAddress) -> None:
@@ -294,7 +364,7 @@ class ListeningPort:
                 admission.left(None)
                 return
             watch = self._poller.watch(connection.fileno())
-            self._build(PlainDescriptor(connection), watch, peer, None)
+            self._build(Established(PlainDescriptor(connection), watch, peer))
             return
         self._incoming.begin(connection, peer)
         if self._incoming.full:
@@ -302,47 +372,6 @@ class ListeningPort:
 
     def _on_room(self) -> None:
         self._accept_or_not()
-
-    def _serve(self, incoming: IncomingConnection, descriptor: Descriptor) -> None:
-        self._build(descriptor, incoming.watch, incoming.peer, incoming.header)
-
-    def _build(
-        self,
-        descriptor: Descriptor,
-        watch: Watch,
-        peer: SocketAddress,
-        header: ProxyHeader | None,
-    ) -> None:
-        """Build a protocol for a connection, or drop the connection."""
-        established = Established(descriptor, watch)
-        gone = partial(self._left, peer)
-        try:
-            if self._takes:
-                host = _local_address(descriptor.sock, header)
-                self._factory.take_connection(established, peer, host, header, gone)
-                return
-            address = twisted_peer(peer, header)
-            protocol = self._factory.buildProtocol(address)
-            if protocol is None:
-                if isinstance(descriptor, TLSDescriptor):
-                    tls_shutdown(self._reactor, watch, descriptor).addCallback(lambda _: gone())
-                else:
-                    established.close()
-                    gone()
-                return
-            transport = make_transport(
-                self._reactor, established, self._options, address, header=header, is_client=False
-            )
-        except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
-            established.close()
-            gone()
-            contain(error, "a new connection could not be served")
-            return
-        transport.attach(protocol, gone)
-
-    def watch_files(self, reloader: Reloader, seconds: float) -> None:
-        """Look every *seconds* whether the files of *reloader* have changed, while listening."""
-        self._file_watch = FileWatch(self._reactor, reloader, seconds, str(self._host))
 
     def _on_acceptor_lost(self, reason: Exception) -> None:
         if self._listening:
@@ -389,8 +418,7 @@ class ListeningPort:
         self._sockets = []
         self._acceptors = []
         self._watches = []
-        if self._file_watch is not None:
-            self._file_watch.stop()
+        self._stop_watching()
 
     def loseConnection(self) -> None:
         """Do as `stopListening`."""

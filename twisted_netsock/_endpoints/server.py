@@ -37,10 +37,7 @@ from ..options import (
     require_stream,
 )
 from .factory import place_of
-from .inner_port import (
-    check_inner_server,
-    listen_over,
-)
+from .inner_port import PortOverEndpoint, check_inner_server
 from .listening_port import ListeningPort
 
 __all__ = ["ServerEndpoint", "server_endpoint"]
@@ -104,9 +101,10 @@ class ServerEndpoint:
         if self._inner is not None:
             assert isinstance(self._options, TLSSocketOptions)
             assert self._context_factory is not None
-            return listen_over(
-                self._reactor, self._inner, protocolFactory, self._options, self._context_factory
-            ).addCallback(self._watched)
+            over = PortOverEndpoint(
+                self._reactor, protocolFactory, self._options, self._context_factory
+            )
+            return over.listen_on(self._inner).addCallback(self._watched)
 
         def bound(sockets: list[_socket.socket]) -> Any:
             try:

@@ -39,11 +39,12 @@ from twisted.python.failure import Failure
 from twisted.python.log import ILogContext
 from zope.interface import Interface, implementer
 
-from .._io.descriptor import Descriptor, byte_view, set_linger_reset
+from .._io.descriptor import Descriptor, byte_view
 from .._io.fairness import BYTES, DELIVERY
 from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, WANT_WRITE, Slots, Want, contain
 from .._io.send_queue import SendQueue
+from .._net.happy_eyeballs import Established
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
@@ -198,29 +199,27 @@ class Transport:
         self._update_reading()
         self._continue_if_buffered()
 
-    def pass_on(self, protocol: Any, options: SocketOptions, on_gone: Callable[[], None]) -> None:
+    def release_to(self, protocol: object) -> Established | None:
         """
-        Connect *protocol* in the place of the present one, which is called no more.
+        Give up the connection: *protocol* goes on with its descriptor and its watch.
 
-        Args:
-            protocol: Receives the data from now on.
-            options: The record whose limits hold from now on.
-            on_gone: Called once, after *protocol* has lost its connection.
+        Returns:
+            The connection, with the PROXY header that it began with; `None` if there is TLS
+            already, or something waits to be sent, or *protocol* is not this transport's own:
+            what stands in between must see what passes.
         """
-        for timer in (self._read_timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
-        self._read_timer = self._write_timer = None
-        self._read_limit = seconds(options.read_timeout)
-        self._write_limit = seconds(options.write_timeout)
-        before = self._on_gone
-
-        def gone() -> None:
-            on_gone()
-            if before is not None:
-                before()
-
-        self.attach(protocol, gone)
+        if self.protocol is not protocol or self._is_tls or not self.connected:
+            return None
+        if self._queue.size or self._starting_tls is not None:
+            return None
+        self._cancel_calls()
+        self._watch.stop_receive()
+        self.connected, self.disconnected, self.protocol = False, True, None
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            guard(on_gone)
+        watch: Any = self._watch
+        return Established(self._descriptor, watch, header=self.proxy_header)
 
     def _introduce(self, protocol: Any) -> None:
         protocol.makeConnection(self)
@@ -276,6 +275,13 @@ class Transport:
         producer, self.producer = self.producer, None
         if producer is not None:
             guard(producer.stopProducing)
+        ended = self._descriptor.gone()
+        if ended is None:
+            self._report_loss(reason)
+        else:
+            ended.addCallback(lambda _: self._report_loss(reason))
+
+    def _report_loss(self, reason: Failure) -> None:
         protocol, self.protocol, self._deliver = self.protocol, None, None
         context.call(self._log_context, guard, protocol.connectionLost, reason)
         on_gone, self._on_gone = self._on_gone, None
@@ -691,6 +697,7 @@ class Transport:
         if self.disconnected or self._aborting:
             return
         self._aborting = self.disconnecting = True
+        self._descriptor.reset_on_close()
         if self._shutdown is not None:
             self._shutdown.cancel()
         else:
@@ -699,7 +706,6 @@ class Transport:
                 handshaking.cancel()
             self._watch.stop_receive()
             self._watch.stop_send()
-            set_linger_reset(self._descriptor.sock)
         self._call_soon(self._lose, Failure(ConnectionAborted()))
 
     # Time limits

@@ -13,7 +13,7 @@ import select
 import socket as _socket
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IPushProducer,
     ISSLTransport,
+    ITCPTransport,
     ITransport,
 )
 from twisted.internet.protocol import connectionDone
@@ -51,6 +52,13 @@ _FULL: Final = DELIVERY
 Received bytes above which the transport is paused: one delivery of Twisted's. At most one
 more delivery comes behind it, because a transport delivers nothing once it is paused.
 """
+
+
+_OPTIONS: Final = {
+    (_socket.IPPROTO_TCP, _socket.TCP_NODELAY): "TcpNoDelay",
+    (_socket.SOL_SOCKET, _socket.SO_KEEPALIVE): "TcpKeepAlive",
+}
+"""The methods of ``ITCPTransport`` that stand for options, behind ``get`` and ``set``."""
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -90,6 +98,7 @@ class TransportDescriptor(StreamProtocol):
         self._read_shut = False
         self._write_shut = False
         self._closed = False
+        self._resets = False
         self._forked = False
         self._within = False
         """The transport is being called, and what it reports meanwhile is reported later."""
@@ -118,6 +127,29 @@ class TransportDescriptor(StreamProtocol):
         finally:
             self._within = before
 
+    # The socket beneath, as far as Twisted's transports let it be seen
+
+    @property
+    def sock(self) -> _socket.socket:
+        """What has the options of a socket: this."""
+        return cast("_socket.socket", self)
+
+    @property
+    def family(self) -> int:
+        """``AF_INET`` where there are options of TCP; else one that has none."""
+        # Twisted's transports on UNIX sockets say that they are TCP, too.
+        has_options = ITCPTransport.providedBy(self.transport) and self.lost is None
+        is_tcp = has_options and hasattr(self.wire.getHost(), "port")
+        return _socket.AF_INET if is_tcp else _socket.AF_UNIX
+
+    def getsockopt(self, level: int, name: int) -> int:
+        """Return ``TCP_NODELAY`` or ``SO_KEEPALIVE``."""
+        return int(getattr(self.wire, f"get{_OPTIONS[level, name]}")())
+
+    def setsockopt(self, level: int, name: int, value: int) -> None:
+        """Set ``TCP_NODELAY`` or ``SO_KEEPALIVE``."""
+        getattr(self.wire, f"set{_OPTIONS[level, name]}")(bool(value))
+
     # Receiving
 
     @property
@@ -143,7 +175,7 @@ class TransportDescriptor(StreamProtocol):
     def _is_at_end(self) -> bool:
         return self._read_ended or self.lost is not None
 
-    def try_recv(self, n: int) -> bytes | Want:
+    def try_recv(self, n: int, flags: int = 0) -> bytes | Want:
         """Return up to *n* bytes, those of one delivery; ``b""`` is the end of the stream."""
         if not self._incoming or not n:
             return b"" if self._check_end(n) else WANT_READ
@@ -154,7 +186,7 @@ class TransportDescriptor(StreamProtocol):
         self._took(len(data))
         return data
 
-    def try_recv_into(self, view: memoryview | bytearray) -> int | Want:
+    def try_recv_into(self, view: memoryview | bytearray, flags: int = 0) -> int | Want:
         """Fill *view* from its start and return the count; 0 is the end of the stream."""
         size = len(view)
         if not self._incoming or not size:
@@ -245,7 +277,7 @@ class TransportDescriptor(StreamProtocol):
 
     # Sending
 
-    def try_send(self, view: Buffer) -> int | Want:
+    def try_send(self, view: Buffer, flags: int = 0) -> int | Want:
         """Hand some of *view* to the transport, a copy, and return how many bytes."""
         if self._forked:
             raise opened_before_fork()
@@ -339,6 +371,8 @@ class TransportDescriptor(StreamProtocol):
 
         It is aborted if that takes longer than the limit. May be called again.
         """
+        if self._resets:
+            self.reset()
         if self._closed or self.lost is not None:
             self._closed = True
             return
@@ -346,6 +380,10 @@ class TransportDescriptor(StreamProtocol):
         self._drop_incoming()
         self._stop_producing()
         self._lose_in_order()
+
+    def reset_on_close(self) -> None:
+        """Make `close` call `reset`; what waits in the transport is lost then."""
+        self._resets = True
 
     def reset(self) -> None:
         """End the transport at once, also while it closes in order; sent bytes may be lost."""

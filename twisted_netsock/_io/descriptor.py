@@ -32,6 +32,7 @@ from ..errors import (
 from .poller import WANT_READ, WANT_WRITE, Want
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
     from typing_extensions import Buffer
 
 __all__ = ["Descriptor", "PlainDescriptor", "from_os_error"]
@@ -173,9 +174,12 @@ def may_not_wait(flags: int) -> bool:
 class Descriptor(Protocol):
     """What the layers that wait need of a descriptor, plain or TLS."""
 
-    sock: _socket.socket
     unflushed: bool
     """Bytes that were taken are not with the kernel yet; see `try_flush`."""
+
+    @property
+    def sock(self) -> _socket.socket:
+        """The socket beneath, for its options and addresses."""
 
     @property
     def failed(self) -> bool:
@@ -208,8 +212,14 @@ class Descriptor(Protocol):
     def try_shutdown(self, how: int) -> Want | None:
         """Shut down one direction or both."""
 
+    def reset_on_close(self) -> None:
+        """Make `close` reset the connection instead of ending it in order."""
+
     def close(self) -> None:
         """Close the descriptor, whatever state it is in."""
+
+    def gone(self) -> Deferred[None] | None:
+        """Return what fires when a closed descriptor is gone; `None`: it is with its close."""
 
     def on_fork(self) -> None:
         """Become unusable: this is a forked child, and the connection is its parent's."""
@@ -384,9 +394,16 @@ class PlainDescriptor:
         if how != _socket.SHUT_RD:
             self._write_shut = True
 
+    def reset_on_close(self) -> None:
+        """Make `close` reset the connection; see `Descriptor`."""
+        set_linger_reset(self.sock)
+
     def close(self) -> None:
         """Close the descriptor."""
         self.sock.close()
+
+    def gone(self) -> None:
+        """Return `None`: the kernel goes on with what is to be sent."""
 
     def on_fork(self) -> None:
         """Become unusable; see `Descriptor`."""

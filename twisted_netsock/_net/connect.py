@@ -13,22 +13,25 @@ from socket import AF_UNIX
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from .._io.fairness import HANDSHAKE_WEIGHT
+from .._io.interfaces import Reactor
 from .._io.poller import poller_for
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import send_header
 from .._tls.client import ClientContextFactory
-from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake
+from .._tls.in_memory import tls_over
 from ..addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
 from ..errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
 from ..options import SocketOptions
 from .happy_eyeballs import Established, HappyEyeballs
+from .inner import inner_connection
 from .open_socket import look_up_known_place, look_up_place, unix_info
 
-__all__ = ["Deadline", "connect"]
+__all__ = ["Deadline", "connect", "connect_over"]
 
 T = TypeVar("T")
 
@@ -196,16 +199,78 @@ async def _connect(
         if options.proxy_protocol is not None:
             sending = send_header(reactor, watch, sock, options.proxy_protocol, header)
             await deadline.bound(sending, "connect", attempts.attempts)
-        if factory is None:
-            return established
-        limit = factory.options.handshake_timeout
-        seconds = deadline.remaining(None if limit is None else limit.total_seconds())
-        place = node if service is None else service
-        established.descriptor = descriptor = TLSDescriptor(sock, factory, protocols, place)
-        if factory.options.handshake:
-            poller_for(reactor).at_once += HANDSHAKE_WEIGHT
-            await handshake(reactor, watch, descriptor, seconds)
+        if factory is not None:
+            place = node if service is None else service
+            if factory.options.handshake:
+                poller_for(reactor).at_once += HANDSHAKE_WEIGHT
+            await _secure(reactor, deadline, established, factory, protocols, place)
     except BaseException:
         established.close()
+        raise
+    return established
+
+
+async def _secure(
+    reactor: Reactor,
+    deadline: Deadline,
+    established: Established,
+    factory: ClientContextFactory,
+    protocols: Sequence[bytes],
+    place: str | int | None,
+) -> None:
+    """Speak TLS on *established*, and perform the handshake unless that is left to the caller."""
+    limit = factory.options.handshake_timeout
+    seconds = deadline.remaining(None if limit is None else limit.total_seconds())
+    descriptor = tls_over(established.descriptor, factory, protocols, place)
+    established.descriptor = descriptor
+    if factory.options.handshake:
+        await handshake(reactor, established.watch, descriptor, seconds)
+
+
+async def connect_over(
+    reactor: Reactor,
+    endpoint: IStreamClientEndpoint,
+    protocol_factory: object,
+    factory: ClientContextFactory,
+    protocols: Sequence[bytes],
+    prefix: str,
+) -> Established:
+    """
+    Connect through another endpoint, and perform the TLS handshake.
+
+    Args:
+        reactor: For the timeouts.
+        endpoint: Makes the connection.
+        protocol_factory: Builds the protocol in the end.
+        factory: Makes the TLS connection, and has the options.
+        protocols: For ALPN, beside those of the options.
+        prefix: Names the factory behind in log lines.
+
+    Returns:
+        The connection, verified; the caller's to close.
+
+    Errors:
+        SocketConnectionTimeoutError: It took too long; its stage is
+            ``"connect"`` or ``"handshake"``.
+        CertificateVerificationError, TLSHandshakeError: TLS failed.
+        SocketConnectionLostError: The peer went away during the handshake.
+        Anything that *endpoint* fails with.
+
+    Cancelling:
+        Fails with `CancelledError`, and resets the connection.
+    """
+    deadline = Deadline(reactor, factory.options)
+    connecting = inner_connection(reactor, endpoint, protocol_factory, factory.options, prefix)
+    established = await deadline.bound(connecting, "connect")
+    try:
+        await _secure(reactor, deadline, established, factory, protocols, None)
+    except (CancelledError, SocketConnectionTimeoutError):
+        established.reset()
+        raise
+    except BaseException:
+        established.close()
+        gone = established.descriptor.gone()
+        if gone is not None:
+            await gone
         raise
     return established

@@ -10,7 +10,7 @@ from typing import Final
 
 import attrs
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, ITransport
 from twisted.python.failure import Failure
 
 from .._io.descriptor import Connect, Descriptor, PlainDescriptor
@@ -19,6 +19,7 @@ from .._io.fairness import ADDRESSES
 from .._io.fast_await import Done
 from .._io.interfaces import Reactor
 from .._io.poller import Want, Watch, poller_for
+from .._proxy_protocol.header import ProxyHeader
 from ..addresses import AddressInfo, SocketAddress, as_socket_address
 from ..errors import (
     SocketBindError,
@@ -61,16 +62,25 @@ class Established:
         descriptor: Reads and writes it.
         watch: The descriptor's.
         peer: The peer's address, if the kernel has just returned it.
+        inner: Names both ends, where another endpoint has connected: its transport.
+        header: The PROXY header that the peer began with.
     """
 
     descriptor: Descriptor
     watch: Watch
     peer: SocketAddress | None = None
+    inner: ITransport | None = None
+    header: ProxyHeader | None = None
 
     def close(self) -> None:
         """Close it at once."""
         self.watch.close()
         self.descriptor.close()
+
+    def reset(self) -> None:
+        """Close it at once, and reset the connection."""
+        self.descriptor.reset_on_close()
+        self.close()
 
 
 class HappyEyeballs:

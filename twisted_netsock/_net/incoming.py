@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,12 +25,14 @@ from .._io.poller import Watch, poller_for
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import receive_header
 from .._text import FailureLog, printable
-from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake
+from .._tls.in_memory import tls_over
 from .._tls.server import ServerContextFactory
 from ..addresses import SocketAddress, network_of
 from ..errors import NetsockError
 from ..options import SocketOptions, TLSSocketOptions
+from .happy_eyeballs import Established
+from .inner import address_of
 
 __all__ = ["IncomingConnection", "IncomingConnections", "server_handshake"]
 
@@ -66,9 +69,13 @@ class _Slots:
         self._freed: deque[str] = deque()
         self._draining = False
 
+    def has_room(self, network: str, limit: int) -> bool:
+        """Return whether *network* has less than its half of *limit* slots."""
+        return self._taken[network] < max(1, limit // 2)
+
     def take(self, network: str, limit: int) -> Deferred[None] | None:
         """Take a slot of *limit*: `None` if it is taken, else a Deferred that fires with it."""
-        if self._taken[network] < max(1, limit // 2):
+        if self.has_room(network, limit):
             self._taken[network] += 1
             return None
         self.waiting += 1
@@ -122,6 +129,7 @@ class IncomingConnection:
         watch: The descriptor's.
         peer: The header's source, where it names one; else the address of the connection.
         header: The PROXY header, or `None` where none was required.
+        inner: See `Established`.
         network: The network for which it holds a slot, or `None`.
         admitted: Its peer counts as one that has a connection.
         in_handshake: The header is done, and the TLS handshake has begun.
@@ -135,6 +143,7 @@ class IncomingConnection:
         "descriptor",
         "header",
         "in_handshake",
+        "inner",
         "network",
         "peer",
         "watch",
@@ -155,6 +164,7 @@ class IncomingConnection:
         self.watch = watch
         self.peer = peer
         self.header: ProxyHeader | None = None
+        self.inner: ITransport | None = None
         self.network: str | None = None
         self.admitted = False
         self.in_handshake = False
@@ -175,6 +185,9 @@ class IncomingConnection:
 
     def __str__(self) -> str:
         """Return the peer's address and the proxy's, for log lines."""
+        if self.inner is not None:
+            # It may have read a header itself meanwhile.
+            return str(address_of(self.inner.getPeer()))
         # The header's source may be a path of any bytes, line breaks among them.
         peer = printable(str(self.peer))
         return peer if self.peer is self._real else f"{peer} through {self._real}"
@@ -198,7 +211,7 @@ def server_handshake(
     """
 
     def secure(incoming: IncomingConnection) -> Deferred[Descriptor]:
-        descriptor = TLSDescriptor(incoming.descriptor.sock, factory, protocols)
+        descriptor = tls_over(incoming.descriptor, factory, protocols)
         incoming.descriptor = descriptor
         if not factory.options.handshake:
             return succeed(descriptor)
@@ -277,11 +290,29 @@ class IncomingConnections:
         incoming = IncomingConnection(
             self._reactor, PlainDescriptor(sock), watch, peer, self._seconds
         )
-        running: Deferred[Descriptor]
-        if self._version is None:
-            running = self._enter(incoming)
-        else:
-            running = self._in_slot(incoming, self._receive)
+        self._run(
+            incoming,
+            self._enter(incoming)
+            if self._version is None
+            else self._in_slot(incoming, self._receive),
+        )
+
+    def has_room(self, peer: SocketAddress) -> bool:
+        """Return whether a connection of *peer* would begin at once."""
+        network = network_of(peer.host)
+        return not self.full and (
+            network is None or self._slots.has_room(network, self.max_pending)
+        )
+
+    def begin_on(self, established: Established, peer: SocketAddress) -> None:
+        """Prepare *established* as `begin` does; its header has been read."""
+        incoming = IncomingConnection(
+            self._reactor, established.descriptor, established.watch, peer, self._seconds
+        )
+        incoming.header, incoming.inner = established.header, established.inner
+        self._run(incoming, self._enter(incoming))
+
+    def _run(self, incoming: IncomingConnection, running: Deferred[Descriptor]) -> None:
         self._running[incoming] = running
         running.addBoth(self._finished, incoming)
         running.addErrback(_log_not_delivered)

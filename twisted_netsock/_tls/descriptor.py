@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from OpenSSL import SSL
 
-from .._io.descriptor import from_os_error, inherit
+from .._io.descriptor import from_os_error, inherit, set_linger_reset
 from .._io.fairness import TLS_BYTES
 from .._io.poller import WANT_READ, WANT_WRITE, Want
 from ..errors import (
@@ -41,6 +41,7 @@ from .verification import first_expiry
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from twisted.internet.defer import Deferred
     from typing_extensions import Buffer
 
 __all__ = ["TLSDescriptor"]
@@ -484,6 +485,10 @@ class TLSDescriptor(TLSInfo):
         with contextlib.suppress(OSError):
             self.sock.shutdown(_socket.SHUT_WR)
 
+    def reset_on_close(self) -> None:
+        """Make `close` reset the connection; see `Descriptor`."""
+        set_linger_reset(self.sock)
+
     def close(self) -> None:
         """Close the descriptor, without close_notify."""
         if self._failure is None:
@@ -498,6 +503,10 @@ class TLSDescriptor(TLSInfo):
             self._closed_within = True
         else:
             self.sock.close()
+
+    def gone(self) -> Deferred[None] | None:
+        """Return what fires when it is gone after its close; see `Descriptor`."""
+        return None
 
     def on_fork(self) -> None:
         """Become unusable; see `Descriptor`."""

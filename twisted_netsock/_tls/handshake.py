@@ -55,15 +55,16 @@ def tls_shutdown(reactor: Reactor, watch: Slots, descriptor: TLSDescriptor) -> D
     descriptor's options.
 
     Returns:
-        `None`, when the descriptor is closed; never fails.
+        `None`, when the descriptor is closed, and gone.
 
     Cancelling:
         Closes at once.
     """
 
-    def close(_: object) -> None:
+    def close(_: object) -> Deferred[None] | None:
         watch.close()
         descriptor.close()
+        return descriptor.gone()
 
     return drive(
         reactor,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from OpenSSL import SSL
 
+from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.poller import WANT_READ, WANT_WRITE, Want
 from ..errors import SocketError, TLSHandshakeError, opened_before_fork, unraised
 from .client import ClientContextFactory
@@ -21,14 +22,27 @@ from .openssl import TOO_LONG, MessageLimit, can_handshake_in_memory
 from .server import ServerContextFactory
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
     from typing_extensions import Buffer
 
-__all__ = ["TLSInMemory"]
+__all__ = ["TLSInMemory", "tls_over"]
 
 _CHUNK: Final = 64 * 1024
 """Bytes that are moved at a time: four records of the largest size, one delivery of Twisted's."""
 
 T = TypeVar("T")
+
+
+def tls_over(
+    descriptor: Descriptor,
+    factory: ClientContextFactory | ServerContextFactory,
+    protocols: Sequence[bytes] = (),
+    place: str | int | None = None,
+) -> TLSDescriptor:
+    """Return TLS on *descriptor*, which the result owns: on the kernel's where it is one."""
+    if isinstance(descriptor, PlainDescriptor):
+        return TLSDescriptor(descriptor.sock, factory, protocols, place)
+    return TLSInMemory(descriptor, factory, protocols)
 
 
 class TLSInMemory(TLSDescriptor):
@@ -258,6 +272,27 @@ class TLSInMemory(TLSDescriptor):
         # The close_notify has said it where the descriptor beneath cannot.
         if getattr(self.inner, "half_closes", False):
             self.inner.try_shutdown(_socket.SHUT_WR)
+
+    def reset_on_close(self) -> None:
+        """Make `close` reset the connection beneath."""
+        self.inner.reset_on_close()
+
+    def close(self) -> None:
+        """
+        Close the descriptor beneath, in order as far as that can be.
+
+        What a full buffer holds would have the time of its close once more; and nobody waits
+        for what a handshake has sent that was given up.
+        """
+        given_up = self._failure is None and not self.handshaken
+        if given_up or getattr(self.inner, "blocked", False):
+            self.inner.reset_on_close()
+        super().close()
+
+    def gone(self) -> Deferred[None] | None:
+        """Return what fires when the descriptor beneath is gone after its close."""
+        gone: Deferred[None] | None = self.inner.gone()
+        return gone
 
     def on_fork(self) -> None:
         """Become unusable; see `Descriptor`."""
