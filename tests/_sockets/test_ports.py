@@ -73,6 +73,35 @@ class TestReading:
             assert await soon(port.readline()) == b"fourth"
             assert await soon(port.readline()) == b""
 
+    async def test_what_is_held_is_read_however_often_that_is(self, streams: Streams) -> None:
+        """The peer sends no more, so the kernel reports nothing; others run meanwhile."""
+        ran: list[bool] = []
+        async with streams.pair() as (one, other):
+            await one.sendall(b"a line\n" * 1000)
+            assert await soon(other.input_port.readline()) == b"a line\n"
+            reactor.callLater(0, ran.append, True)
+            for _ in range(998):
+                assert await soon(other.input_port.readline()) == b"a line\n"
+            assert ran
+            assert await soon(other.input_port.read_exactly(3)) == b"a l"
+            for byte in b"ine\n":
+                assert await soon(other.input_port.read(1)) == bytes([byte])
+
+    async def test_a_read_that_gives_way_can_be_cancelled(self, streams: Streams) -> None:
+        """What it would have read stays, for the next."""
+        async with streams.pair() as (one, other):
+            await one.sendall(b"x" * 100)
+            reading = other.input_port.read(1)
+            count = 0
+            while await soon(reading):
+                count += 1
+                reading = other.input_port.read(1)
+                if not reading.called:
+                    break
+            reading.cancel()
+            assert failure_of(reading) is CancelledError
+            assert len(await soon(other.input_port.read(100))) == 100 - count
+
     async def test_a_line_longer_than_the_limit_stays_readable(self, streams: Streams) -> None:
         async with streams.pair() as (one, other):
             await one.sendall(b"12345678\nnext\n")

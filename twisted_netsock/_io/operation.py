@@ -137,16 +137,24 @@ class Operating:
             self._fail_on_kept_error()
         return fail(Failure(error))
 
-    def _read(self, attempt: Callable[[], T | Want]) -> Deferred[T]:
-        """Run an operation in the receiving direction."""
+    def _read(self, attempt: Callable[[], T | Want], *, held: bool = False) -> Deferred[T]:
+        """
+        Run an operation in the receiving direction.
+
+        What it needs may be *held* here already, where no poller sees it: then one that has
+        to give way is tried again in the next reactor iteration.
+        """
         if self._closed or self._reader is not None:
             return self._refuse()
+        goes_on = self._may_go_on()
         try:
-            result = attempt() if self._may_go_on() else WANT_READ
+            result = attempt() if goes_on else WANT_READ
         except Exception as error:  # noqa: BLE001 - the caller gets it, as from one that waits
             return self._failed(error)
         if isinstance(result, Want):
             operation = self._reader = Operation(self._drop, attempt, result)
+            if held and not goes_on:
+                self._retry_after(operation, 0)
             return self._park(operation, self._read_timeout)
         if result.__class__ is int:
             self._in_a_row += cast(int, result) // BYTES_OF_ONE
@@ -294,12 +302,14 @@ class Operating:
 
     def _rest(self, operation: Operation[T], seconds: float) -> None:
         """Try again after a while instead of at the next report."""
+        self._watch.stop_send()
+        self._retry_after(operation, seconds)
 
+    def _retry_after(self, operation: Operation[T], seconds: float) -> None:
         def wake() -> None:
             operation.rest = None
             self._retry(operation)
 
-        self._watch.stop_send()
         operation.rest = self._reactor.callLater(seconds, wake)
 
     def _complete(self, operation: Operation[T], result: T | Failure) -> None:
@@ -354,7 +364,7 @@ class Operating:
         reader = self._reader
         if reader is None:
             return
-        if self._writer is not None or self._descriptor.unflushed:
+        if self._writer is not None or self._descriptor.unflushed or reader.rest is not None:
             self._retry(reader)
             return
         # As `_retry`, on the way of most receives: nothing else is under way.
