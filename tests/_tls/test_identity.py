@@ -1,43 +1,23 @@
 """Names in certificates: which entries are compared, and how they are read."""
 
 import ipaddress
-from datetime import UTC, datetime
+import warnings
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.odd_certificates import encoded_certificate, named
+from twisted_netsock import TLSSocketOptions
+from twisted_netsock._tls.certificates import load_trusted
 from twisted_netsock._tls.identity import alternative_names, is_for, server_identity
 
-KEY = ec.generate_private_key(ec.SECP256R1())
 HOST = "host.example.com"
 GOOD = b"\x82\x10host.example.com"
-
-
-def certificate(*extensions: x509.ExtensionType) -> bytes:
-    nobody = x509.Name([])
-    builder = (
-        x509.CertificateBuilder(nobody, nobody, KEY.public_key(), 1)
-        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2050, 1, 1, tzinfo=UTC))
-    )
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    return builder.sign(KEY, SHA256()).public_bytes(Encoding.DER)
-
-
-def named(*entries: bytes) -> bytes:
-    """Return a certificate whose subjectAltName has *entries*, encoded, whatever they are."""
-    names = b"".join(entries)
-    size = len(names)
-    head = bytes([0x30, size]) if size < 128 else b"\x30\x82" + size.to_bytes(2, "big")
-    identifier = ExtensionOID.SUBJECT_ALTERNATIVE_NAME
-    return certificate(x509.UnrecognizedExtension(identifier, head + names))
 
 
 ODD = {
@@ -84,14 +64,14 @@ def test_which_entries_match(entry, identity, matches):
 
 
 def test_the_common_name_does_not_match():
-    assert not is_for(certificate(), HOST)
+    assert not is_for(encoded_certificate(), HOST)
 
 
 def test_other_extensions_need_not_be_readable():
     """`cryptography` parses all extensions of a certificate, or none."""
     policies = x509.UnrecognizedExtension(ExtensionOID.CERTIFICATE_POLICIES, b"no DER at all")
     names = x509.SubjectAlternativeName([x509.DNSName(HOST)])
-    encoded = certificate(policies, names)
+    encoded = encoded_certificate(policies, names)
     with pytest.raises(ValueError, match="error parsing"):
         x509.load_der_x509_certificate(encoded).extensions  # noqa: B018
     assert is_for(encoded, HOST)
@@ -130,4 +110,18 @@ def test_names_are_read_as_cryptography_reads_them(names):
                 expected.append((0x87, address.packed))
             case text:
                 expected.append((0x82 if isinstance(name, x509.DNSName) else 0x86, text.encode()))
-    assert alternative_names(certificate(x509.SubjectAlternativeName(names))) == expected
+    assert alternative_names(encoded_certificate(x509.SubjectAlternativeName(names))) == expected
+
+
+@pytest.mark.parametrize("number", [0, -5])
+def test_an_odd_serial_number_warns_of_nothing(number):
+    """Roots of the platform have a serial number of 0; whether to warn is up to the program."""
+    encoded = encoded_certificate(x509.SubjectAlternativeName([x509.DNSName(HOST)]))
+    odd = encoded.replace(b"\x02\x01\x01", bytes([2, 1, number % 256]), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert is_for(odd, HOST)
+        with pytest.raises(CryptographyDeprecationWarning):
+            x509.load_der_x509_certificate(odd)
+        trusted = load_trusted(TLSSocketOptions(trusted_certificates=odd))
+        assert [each.public_bytes(Encoding.DER) for each in trusted] == [odd]

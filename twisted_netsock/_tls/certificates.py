@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from ..options import OF_FILES, CertificateSource, KeySource, TLSSocketOptions
+from .der import without_warnings
 
 __all__ = ["Identity", "file_paths", "file_signature", "load_identity", "load_trusted"]
 
@@ -126,7 +127,8 @@ def _parsed(parse: Callable[[], T], password: bytes | None = None) -> T | _Refus
     the context of another exception, loggers would show it, with parts of a key.
     """
     try:
-        return parse()
+        with without_warnings():
+            return parse()
     except Exception as error:  # noqa: BLE001 - whatever it is, the content is unusable
         return _refusal(error, password)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from .._hostnames import distinguished_name
 from ..errors import SocketError
 from ..options import SocketOptions, TLSSocketOptions
+from .der import without_warnings
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -101,11 +102,13 @@ class TLSInfo:
 
 
 def _peer_certificate(tls: TLSDescriptor) -> x509.Certificate | None:
-    return tls.connection.get_peer_certificate(as_cryptography=True)
+    with without_warnings():
+        return tls.connection.get_peer_certificate(as_cryptography=True)
 
 
 def _peer_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
-    chain = tuple(tls.connection.get_peer_cert_chain(as_cryptography=True) or ())
+    with without_warnings():
+        chain = tuple(tls.connection.get_peer_cert_chain(as_cryptography=True) or ())
     own = _peer_certificate(tls)
     # On servers OpenSSL leaves the client's own certificate out of the chain.
     return chain if own is None or own in chain[:1] else (own, *chain)
@@ -114,7 +117,8 @@ def _peer_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
 def _verified_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
     if not (tls.handshaken and tls.connection.state.verification.needed):
         return ()
-    return tuple(tls.connection.get_verified_chain(as_cryptography=True) or ())
+    with without_warnings():
+        return tuple(tls.connection.get_verified_chain(as_cryptography=True) or ())
 
 
 def _client_certificate_authorities(tls: TLSDescriptor) -> tuple[str, ...]:

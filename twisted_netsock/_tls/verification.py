@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from .._hostnames import is_ip_address
 from ..errors import CertificateVerificationError, unraised
 from ..options import VerifyResult
+from .der import parse_certificate, without_warnings
 from .identity import is_for, server_identity
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Verification:
             if plain and self._compare_identity(encoded)[0] == X509_V_OK:
                 self.checked = True
                 return True
-            subject = x509.load_der_x509_certificate(encoded)
+            subject = parse_certificate(encoded)
             text = _describe(code)
             accepted = self._ask(depth, VerifyResult(code, text), subject)
             if accepted and depth == 0 and not self.checked:
@@ -176,7 +176,8 @@ def first_expiry(connection: SSL.Connection) -> float:
     cannot be parsed counts as expired.
     """
     try:
-        chain = connection.get_verified_chain(as_cryptography=True) or ()
+        with without_warnings():
+            chain = connection.get_verified_chain(as_cryptography=True) or ()
         expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
     except Exception:  # noqa: BLE001 - parsers raise what they like
         return 0.0

@@ -8,7 +8,9 @@ import hashlib
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
 
+from tests.support.odd_certificates import encoded_certificate, named
 from tests.support.processes import needs, run
 from twisted_netsock.commands.relay.access import Access, fingerprint, uri_pattern
 from twisted_netsock.commands.relay.routes import Routes, Target, route_name
@@ -215,3 +217,15 @@ def test_a_name_of_a_route_may_be_of_any_script():
 def test_what_is_no_name_makes_no_route(name):
     with pytest.raises(ValueError):
         route_name(name)
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("dns", "host.example"), ("uri", "spiffe://a/*")])
+def test_names_count_whatever_other_extensions_are_like(kind, rule):
+    policies = x509.UnrecognizedExtension(ExtensionOID.CERTIFICATE_POLICIES, b"no DER at all")
+    names = [x509.DNSName("HOST.example"), x509.UniformResourceIdentifier("spiffe://a/b")]
+    encoded = encoded_certificate(policies, x509.SubjectAlternativeName(names))
+    access = Access().with_rule(kind, rule)
+    assert access.allows(x509.load_der_x509_certificate(encoded))
+    assert not access.allows(
+        x509.load_der_x509_certificate(named(b"\x82\x01*", b"\x86\x03\xff\xfe\xfd"))
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -13,6 +12,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ..._tls.der import without_warnings
 
 __all__ = ["CertificateFacts", "describe"]
 
@@ -41,9 +42,7 @@ class CertificateFacts(NamedTuple):
 def _read(get: Callable[[], object], otherwise: object = _UNREADABLE) -> Any:
     """Return what *get* does, or *otherwise* where the certificate is malformed there."""
     try:
-        with warnings.catch_warnings():
-            # Of what is odd about certificates, which is not this program's doing.
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return get()
     except (ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm):
         return otherwise

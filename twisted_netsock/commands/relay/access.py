@@ -15,7 +15,11 @@ from typing import Final
 
 import attrs
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+
+from ..._tls.der import SEQUENCE, content, elements
+from ..._tls.identity import DNS_NAME, URI, alternative_names
 
 __all__ = ["KINDS", "Access", "fingerprint", "uri_pattern"]
 
@@ -28,7 +32,6 @@ _DIGEST_BYTES: Final = 32
 # and serial number, signature, issuer, validity and subject, which stand before the key.
 _VERSION: Final = 0xA0
 _FIELDS_BEFORE_KEY: Final = 5
-_LONG_FORM: Final = 0x80
 
 
 def uri_pattern(pattern: str) -> re.Pattern[str]:
@@ -166,22 +169,13 @@ class Access:
             return True
         if not (self.hosts or self.uris):
             return False
-        hosts, uris = _alternative_names(certificate)
-        return bool(self.hosts.intersection(hosts)) or any(
-            pattern.fullmatch(uri) for pattern in self.uris for uri in uris
+        names = alternative_names(certificate.public_bytes(Encoding.DER))
+        return any(
+            value.lower() in self.hosts
+            if tag == DNS_NAME
+            else tag == URI and any(pattern.fullmatch(value) for pattern in self.uris)
+            for tag, value in ((tag, raw.decode("ascii")) for tag, raw in names if raw.isascii())
         )
-
-
-def _alternative_names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
-    """Return the DNS names, in lower case, and the URIs of the subjectAltName."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return [], []
-    return (
-        [name.lower() for name in names.get_values_for_type(x509.DNSName)],
-        names.get_values_for_type(x509.UniformResourceIdentifier),
-    )
 
 
 def _subject(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> list[str]:
@@ -212,37 +206,8 @@ def public_key_digest(certificate: x509.Certificate) -> bytes:
     Raises:
         ValueError: The certificate is cut off.
     """
-    content = _inside(certificate.tbs_certificate_bytes)
-    if content[0] == _VERSION:
-        content = content[_size(content) :]
-    for _ in range(_FIELDS_BEFORE_KEY):
-        content = content[_size(content) :]
-    return hashlib.sha256(content[: _size(content)]).digest()
-
-
-def _header(element: memoryview) -> tuple[int, int]:
-    """Return the bytes of an element's header and of its content, in DER (X.690, 8.1.3)."""
-    length = element[1]
-    if length < _LONG_FORM:
-        return 2, length
-    end = 2 + length - _LONG_FORM
-    return end, int.from_bytes(element[2:end], "big")
-
-
-def _size(element: memoryview) -> int:
-    """
-    Return the bytes of the element that *element* begins with.
-
-    Raises:
-        ValueError: There are fewer.
-    """
-    size = sum(_header(element)) if len(element) > 1 else 0
-    if not 1 < size <= len(element):
+    fields = elements(content(certificate.tbs_certificate_bytes, SEQUENCE))
+    keys = [field.whole for field in fields if field.tag != _VERSION][_FIELDS_BEFORE_KEY:]
+    if not keys:
         raise ValueError("the certificate is cut off")
-    return size
-
-
-def _inside(element: bytes) -> memoryview:
-    view = memoryview(element)
-    header, length = _header(view)
-    return view[header : header + length]
+    return hashlib.sha256(keys[0]).digest()
