@@ -9,6 +9,7 @@ from OpenSSL import SSL, crypto
 from twisted.internet import ssl
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHandshakeListener, INegotiated, ISSLTransport
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -156,6 +157,7 @@ async def test_the_transport_provides_what_one_of_tls_does_from_then_on(plain, a
         start(pair, factories)
         for protocol in pair:
             assert verifyObject(ISSLTransport, protocol.transport)
+            assert isinstance(protocol.transport, TLSMemoryBIOProtocol)
             assert verifyObject(INegotiated, protocol.transport)
         pair.client.transport.write(b"x")
         await pair.server.receives(1)

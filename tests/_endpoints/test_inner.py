@@ -14,6 +14,7 @@ from twisted.internet.interfaces import (
     ISSLTransport,
     ITCPTransport,
 )
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -84,6 +85,7 @@ async def test_tls_stays_on_the_descriptor_where_there_is_one_of_ours(inner, tls
         for protocol in pair:
             ours = inner.name in {"netsock", "netsock-unix"}
             assert type(protocol.transport) is TLSTransport
+            assert isinstance(protocol.transport, TLSMemoryBIOProtocol)
             assert type(protocol.transport.tls) is (TLSDescriptor if ours else TLSInMemory)
 
 

@@ -8,6 +8,7 @@ import socket
 import pytest
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python import context
 from twisted.python.log import ILogContext
 
@@ -459,6 +460,35 @@ async def test_a_tls_transport_tells_what_was_negotiated(authority):
         assert server.getPeerCertificate() is None
         assert server.peer_certificate is None
         assert client.tls.tls_version == server.tls.tls_version == "TLSv1.3"
+
+
+async def test_the_extensions_of_a_certificate_are_found_as_pyopenssl_had_them(authority):
+    async with connected(Kind(authority, tls=True)) as pair:
+        certificate = pair.client.transport.getPeerCertificate()
+        extensions = pair.client.transport.peer_certificate.extensions
+        assert certificate.get_extension_count() == len(extensions) > 0
+        found = [certificate.get_extension(index) for index in range(len(extensions))]
+        names = {each.get_short_name() for each in found}
+        assert {b"subjectAltName", b"basicConstraints"} <= names
+        for ours, theirs in zip(found, extensions, strict=True):
+            assert ours.get_critical() == theirs.critical
+            assert ours.get_data() == theirs.value.public_bytes()
+            assert str(ours) == ours.get_data().hex(":")
+        assert certificate.to_cryptography() == pair.client.transport.peer_certificate
+
+
+async def test_a_tls_transport_is_an_instance_of_twisted_s(authority):
+    """Autobahn refuses a transport that provides ``ISSLTransport`` and is none."""
+    async with connected(Kind(authority, tls=True)) as pair:
+        for protocol in pair:
+            transport = protocol.transport
+            assert isinstance(transport, TLSMemoryBIOProtocol)
+            # Twisted's look for it in the transport beneath.
+            with pytest.raises(AttributeError, match="'TLSTransport' object has no"):
+                transport.nothing  # noqa: B018
+            assert transport.getHandle().get_finished()
+    async with connected(Kind(None, tls=False)) as pair:
+        assert not isinstance(pair.client.transport, TLSMemoryBIOProtocol)
 
 
 async def test_without_alpn_no_protocol_is_negotiated(authority):

@@ -1,21 +1,24 @@
 """
-``startTLS`` with a contextFactory object that is not of this package.
+What TLS transports have in common with Twisted's, and TLS by a contextFactory of others.
 
-Such an object makes OpenSSL connections on memory buffers, so Twisted's own TLS
-protocol comes between the transport and its protocol, as in Twisted's
-transports; but its handshake and its TLS shutdown have limits.
+A contextFactory object that is not of this package makes OpenSSL connections on memory
+buffers, so Twisted's own TLS protocol comes between the transport and its protocol, as in
+Twisted's transports; but its handshake and its TLS shutdown have limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cryptography import x509
+from OpenSSL import crypto
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLContextFactory,
     IOpenSSLServerConnectionCreator,
 )
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from .._io.descriptor import byte_view
 from ..errors import (
@@ -29,6 +32,7 @@ __all__ = [
     "FOREIGN_HANDSHAKE_SECONDS",
     "LIMITS",
     "PlainSide",
+    "TwistedTLS",
     "check_bytes",
     "check_context_factory",
     "joined",
@@ -69,6 +73,76 @@ def check_context_factory(context_factory: object, *, is_client: bool) -> None:
         "contextFactory must be made by client_context_factory or server_context_factory, "
         f"or be one that Twisted takes, not {context_factory!r}"
     )
+
+
+_UNKNOWN: Final = "Unknown OID"
+"""What cryptography calls the extensions that it has no name for."""
+
+
+class _Extension:
+    """An extension as pyOpenSSL had it before 26.2; its text is the value in DER."""
+
+    def __init__(self, extension: x509.Extension[x509.ExtensionType]) -> None:
+        self._extension = extension
+
+    def get_short_name(self) -> bytes:
+        """Return OpenSSL's name, of an extension that is unknown here its OID."""
+        oid = self._extension.oid
+        name: str = getattr(oid, "_name", _UNKNOWN)
+        return (oid.dotted_string if name == _UNKNOWN else name).encode()
+
+    def get_critical(self) -> bool:
+        """Return whether it is critical."""
+        return self._extension.critical
+
+    def get_data(self) -> bytes:
+        """Return the value in DER."""
+        return self._extension.value.public_bytes()
+
+    def __str__(self) -> str:
+        return self.get_data().hex(":")
+
+
+class PeerCertificate(crypto.X509):
+    """
+    A certificate of pyOpenSSL's, with the two methods that it has deprecated and removed.
+
+    Autobahn before 26 asks for the extensions of every peer's certificate that way.
+    """
+
+    def get_extension_count(self) -> int:
+        """Return how many extensions there are."""
+        return len(self.to_cryptography().extensions)
+
+    def get_extension(self, index: int) -> _Extension:
+        """Return one of them."""
+        return _Extension(self.to_cryptography().extensions[index])
+
+
+class TwistedTLS(TLSMemoryBIOProtocol):
+    """
+    Makes a transport of ours an instance of Twisted's TLS protocol, which it works without.
+
+    Twisted has no other, so that programs ask for the class: Autobahn refuses any TLS
+    transport that is none. Whatever the class does, transports do themselves.
+    """
+
+    # An attribute that is missing here is not looked for in a transport beneath.
+    __getattr__ = object.__getattribute__
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The peer's certificate, or `None`."""
+        raise NotImplementedError
+
+    def getPeerCertificate(self) -> PeerCertificate | None:
+        """Return the peer's certificate as Twisted does, as an object of pyOpenSSL's."""
+        certificate = self.peer_certificate
+        if certificate is None:
+            return None
+        found = crypto.X509.from_cryptography(certificate)
+        found.__class__ = PeerCertificate
+        return cast("PeerCertificate", found)
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from cryptography import x509
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
@@ -65,6 +65,7 @@ from .foreign_tls import (
     FOREIGN_HANDSHAKE_SECONDS,
     LIMITS,
     PlainSide,
+    TwistedTLS,
     check_bytes,
     check_context_factory,
     joined,
@@ -884,7 +885,7 @@ class Transport:
 
 
 @implementer(INegotiated)
-class TLSTransport(Transport):
+class TLSTransport(Transport, TwistedTLS):  # type: ignore[misc]
     """A `Transport` whose connection speaks TLS, and whose peer is verified."""
 
     _is_tls = True
@@ -894,11 +895,6 @@ class TLSTransport(Transport):
         """The protocol that ALPN chose, or `None`."""
         chosen: bytes = self.tls.connection.get_alpn_proto_negotiated()
         return chosen or None
-
-    def getPeerCertificate(self) -> crypto.X509 | None:
-        """Return the peer's certificate as Twisted does, as an object of pyOpenSSL's."""
-        certificate = self.peer_certificate
-        return None if certificate is None else crypto.X509.from_cryptography(certificate)
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:
@@ -913,7 +909,7 @@ class TLSTransport(Transport):
 
 
 @implementer(ISSLTransport, INegotiated)
-class ForeignTLSTransport(Transport):
+class ForeignTLSTransport(Transport, TwistedTLS):  # type: ignore[misc]
     """
     A `Transport` on which Twisted's own TLS was started; see `foreign_tls`.
 
@@ -1012,11 +1008,6 @@ class ForeignTLSTransport(Transport):
     def negotiatedProtocol(self) -> bytes | None:
         """The protocol that ALPN chose, or `None`."""
         return self._tls_protocol.negotiatedProtocol
-
-    def getPeerCertificate(self) -> crypto.X509 | None:
-        """Return the peer's certificate as Twisted does, as an object of pyOpenSSL's."""
-        certificate = self.peer_certificate
-        return None if certificate is None else crypto.X509.from_cryptography(certificate)
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:
