@@ -24,6 +24,7 @@ from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
 from .._net.connect import connect, connect_over
 from .._net.happy_eyeballs import Established
+from .._net.inner import address_of
 from .._net.open_socket import check_target
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import check_header
@@ -185,7 +186,7 @@ class ClientEndpoint:
         return fired_later(self._reactor, result)
 
     def _connect_over(
-        self, inner: IStreamClientEndpoint, factory: IProtocolFactory, protocols: Sequence[bytes]
+        self, inner: IStreamClientEndpoint, factory: object, protocols: Sequence[bytes]
     ) -> Deferred[Established]:
         assert self._context_factory is not None
         prefix = f"{log_prefix(factory)} (TLS)"
@@ -207,14 +208,6 @@ class ClientEndpoint:
             at_once=at_once,
         )
 
-    @property
-    def is_bare(self) -> bool:
-        """Whether `establish` can be used: no other endpoint beneath, no limits of transports."""
-        options = self._options
-        return (
-            self._inner is None and options.read_timeout is None and options.write_timeout is None
-        )
-
     def establish(self) -> Deferred[Established]:
         """
         Connect, for callers that use neither protocol nor transport.
@@ -229,7 +222,10 @@ class ClientEndpoint:
         Cancelling:
             As `connect`.
         """
-        return self._connect().addCallback(_with_peer)
+        connecting = (
+            self._connect() if self._inner is None else self._connect_over(self._inner, self, ())
+        )
+        return connecting.addCallback(_with_peer)
 
     def _build(
         self, established: Established, factory: IProtocolFactory, result: Deferred[IProtocol]
@@ -268,6 +264,8 @@ def _peer_of(established: Established) -> SocketAddress:
     """
     if established.peer is not None:
         return established.peer
+    if established.inner is not None:
+        return address_of(established.inner.getPeer())
     try:
         return SocketAddress.named(established.descriptor.sock.getpeername())
     except OSError:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
-from zope.interface import Attribute, Interface, implementer
+from zope.interface import Interface, implementer
 
 from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.interfaces import Reactor
@@ -20,6 +20,7 @@ from .._io.poller import Watch, contain, poller_for
 from .._net.accept import Acceptor
 from .._net.happy_eyeballs import Established
 from .._net.incoming import IncomingConnection, IncomingConnections, server_handshake
+from .._net.inner import address_of
 from .._net.unix_paths import bound_path
 from .._proxy_protocol.header import ProxyHeader
 from .._tls.context import negotiated_protocols
@@ -98,13 +99,11 @@ class AdmissionLimit(Protocol):
 class IConnectionFactory(Interface):
     """A factory that takes connections as they are, without protocol and transport."""
 
-    takes_connections = Attribute("Whether it does; looked at when the port is made.")
-
     def take_connection(
         established: Established,  # noqa: N805
         peer: SocketAddress,
         host: SocketAddress,
-        header: ProxyHeader | None,
+        options: SocketOptions,
         gone: Callable[[], None],
     ) -> None:
         """
@@ -112,18 +111,15 @@ class IConnectionFactory(Interface):
 
         Args:
             established: The connection.
-            peer: Where it comes from, by *header* where that names it.
+            peer: Where it comes from, by its PROXY header where that names it.
             host: Where it came to, likewise.
-            header: The PROXY header that it began with.
+            options: Has the time limits, `read_timeout` and `write_timeout`.
             gone: To be called once, when it is lost.
         """
 
 
 class Port:
     """Takes connections through PROXY header and handshake, and builds their protocols."""
-
-    _takes = False
-    """The factory takes connections as they are; see `IConnectionFactory`."""
 
     def __init__(
         self,
@@ -135,6 +131,7 @@ class Port:
         self._reactor = reactor
         self._factory = factory
         self._options = options
+        self._takes = IConnectionFactory.providedBy(factory)
         self._secured = context_factory is not None
         self._admission: AdmissionLimit | None = None
         self._file_watch: FileWatch | None = None
@@ -209,8 +206,12 @@ class Port:
         gone = partial(self._left, peer)
         try:
             if self._takes:
-                host = _local_address(descriptor.sock, header)
-                self._factory.take_connection(established, peer, host, header, gone)
+                host = (
+                    address_of(inner.getHost())
+                    if inner
+                    else _local_address(descriptor.sock, header)
+                )
+                self._factory.take_connection(established, peer, host, self._options, gone)
                 return
             address = inner.getPeer() if inner else twisted_peer(peer, header)
             protocol = self._factory.buildProtocol(address)
@@ -275,12 +276,6 @@ class ListeningPort(Port):
         self._poller = poller_for(reactor)
         self._sockets = sockets
         self._paused = False
-        self._takes = (
-            options.read_timeout is None
-            and options.write_timeout is None
-            and IConnectionFactory.providedBy(factory)
-            and factory.takes_connections
-        )
         self._host = SocketAddress.of(sockets[0].family, sockets[0].getsockname())
         self._path = None if adopted else bound_path(sockets[0])
         self._listening = False

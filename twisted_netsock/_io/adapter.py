@@ -320,11 +320,11 @@ class TransportDescriptor(StreamProtocol):
     @property
     def half_closes(self) -> bool:
         """Whether the transport can end what is sent, and go on with what is received."""
+        if not IHalfCloseableDescriptor.providedBy(self.wire):
+            return False
         # One of Twisted's over TLS says so, and closes the connection beneath without
-        # close_notify.
-        return IHalfCloseableDescriptor.providedBy(self.wire) and not ISSLTransport.providedBy(
-            self.wire
-        )
+        # close_notify; those of this package, which can be released, do not.
+        return hasattr(type(self.wire), "release_to") or not ISSLTransport.providedBy(self.wire)
 
     def try_shutdown(self, how: int) -> None:
         """

@@ -28,7 +28,6 @@ from .._io.descriptor import (
     adopt,
     byte_view,
     from_os_error,
-    set_linger_reset,
 )
 from .._io.drive import drive
 from .._io.fairness import BYTES, BYTES_OF_ONE
@@ -850,7 +849,7 @@ class Socket(SocketInfo, Attempts, Operating):
         if self._gone or self._aborted:
             return
         self._aborted = True
-        set_linger_reset(self._descriptor.sock)
+        self._descriptor.reset_on_close()
         if not self._closed:
             self._closed = True
             self._release(abort=True)
@@ -902,7 +901,7 @@ class Socket(SocketInfo, Attempts, Operating):
         failed = isinstance(result, Failure)
         if failed:
             # A stream that was cut off must not look complete to the peer.
-            set_linger_reset(self._descriptor.sock)
+            self._descriptor.reset_on_close()
         self._let_go(abort=failed or self._aborted)
 
     def _let_go(self, *, abort: bool) -> None:

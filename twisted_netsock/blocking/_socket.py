@@ -20,7 +20,7 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from .. import _validation as check
-from .._io.descriptor import Connect, Descriptor, adopt, byte_view, set_linger_reset, writable_view
+from .._io.descriptor import Connect, Descriptor, adopt, byte_view, writable_view
 from .._io.interfaces import Reactor
 from .._io.poller import Want, poller_for
 from .._proxy_protocol.header import ProxyHeader
@@ -783,7 +783,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """Have the end of the connection be a reset: it must not look complete."""
         with self._lock:
             if not self._gone:
-                set_linger_reset(self._descriptor.sock)
+                self._descriptor.reset_on_close()
 
     def _close_ports(self) -> bool:
         """Send what the output port holds, close both, and return whether all was sent."""

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
 
-from .._io.descriptor import Descriptor, set_linger_reset
+from .._io.descriptor import Descriptor
 from .._io.interfaces import Reactor
 from .._io.poller import Want, poller_for
 from .._public import public_in
@@ -309,7 +309,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
     def _cut_shutdown(self) -> None:
         assert threadable.isInIOThread()
         if self._shutdown is not None and not self._shutdown.called:
-            set_linger_reset(self._descriptor.sock)
+            self._descriptor.reset_on_close()
             self._shutdown.cancel()
 
     def _after_fork(self) -> None:

@@ -10,17 +10,22 @@ from types import SimpleNamespace
 
 import pytest
 from twisted.internet import reactor
+from twisted.internet.task import Clock
 
 from tests.support.clocks import turns, until
 from tests.support.loopback import LOOPBACK
-from twisted_netsock import client_endpoint, server_endpoint
+from twisted_netsock import SocketOptions, client_endpoint, server_endpoint
 from twisted_netsock._io.descriptor import PlainDescriptor
 from twisted_netsock._io.poller import WANT_READ, WANT_WRITE, poller_for
 from twisted_netsock._net.happy_eyeballs import Established
-from twisted_netsock.commands.relay.link import Link, TLSLink
+from twisted_netsock.commands.relay.link import PlainLink, TLSLink
 from twisted_netsock.commands.relay.service import RelayFactory, RelayService
 from twisted_netsock.commands.relay.splice import Pipes
-from twisted_netsock.errors import SocketConnectionLostError
+from twisted_netsock.errors import (
+    SocketConnectionLostError,
+    SocketReadTimeoutError,
+    SocketWriteTimeoutError,
+)
 
 BLOCK = bytes(range(256)) * 4096
 
@@ -68,7 +73,7 @@ def joined():
     relay = SimpleNamespace(sides=set(), ledger=SimpleNamespace(reactor=reactor), pipes=Pipes())
     with contextlib.ExitStack() as stack:
         links, peers = [], []
-        for kind, descriptor_kind in ((TLSLink, Scripted), (Link, PlainDescriptor)):
+        for kind, descriptor_kind in ((TLSLink, Scripted), (PlainLink, PlainDescriptor)):
             ours, theirs = socket.socketpair()
             for sock in ours, theirs:
                 sock.setblocking(False)
@@ -270,6 +275,52 @@ async def test_the_end_of_the_reactor_ends_both():
         assert first.lost
         assert second.lost
         assert not relay.sides
+
+
+# Time limits
+
+
+@pytest.mark.parametrize("which", ["read", "write"])
+@pytest.mark.parametrize("kind", [PlainLink, TLSLink])
+async def test_a_link_that_waits_for_too_long_is_lost(kind, which):
+    error = SocketReadTimeoutError if which == "read" else SocketWriteTimeoutError
+    with joined() as (relay, *links, client, server):
+        first, second, peer = (*links, client) if kind is TLSLink else (links[1], links[0], server)
+        relay.ledger.reactor = clock = Clock()
+        lost = []
+        first.session = SimpleNamespace(lost=lambda link, why: lost.append(why))
+        first.limit(SocketOptions(**{f"{which}_timeout": timedelta(seconds=40)}))
+        for _ in range(3):
+            # What passes, and a wait for the other direction, prolong it.
+            clock.pump([10] * 3)
+            if which == "read":
+                count = first.count
+                peer.send(b"x")
+                await until(lambda: first.count > count)  # noqa: B023
+            else:
+                second.count += 1
+        if which == "write":
+            clock.pump([10] * 12)
+            other = server if peer is client else client
+            while not first._stalled:
+                with contextlib.suppress(BlockingIOError):
+                    other.send(BLOCK)
+                await turns(2)
+        assert not first.lost
+        clock.pump([10] * 6)
+        assert [type(why) for why in lost] == [error]
+        assert first.lost
+        assert second.lost
+        assert not clock.getDelayedCalls()
+
+
+async def test_a_link_that_is_lost_has_no_limit_any_more():
+    with joined() as (relay, first, _, _, _):
+        relay.ledger.reactor = clock = Clock()
+        first.limit(SocketOptions(read_timeout=timedelta(seconds=4)))
+        assert clock.getDelayedCalls()
+        first.abort()
+        assert not clock.getDelayedCalls()
 
 
 class BrokenAccess:

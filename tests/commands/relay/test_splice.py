@@ -18,7 +18,7 @@ from twisted_netsock._io.descriptor import PlainDescriptor
 from twisted_netsock._io.poller import poller_for
 from twisted_netsock._net.happy_eyeballs import Established
 from twisted_netsock.commands.relay import splice
-from twisted_netsock.commands.relay.link import Link
+from twisted_netsock.commands.relay.link import PlainLink
 from twisted_netsock.commands.relay.splice import BULK, Pipe, Pipes
 from twisted_netsock.errors import SocketConnectionLostError
 
@@ -210,7 +210,7 @@ def joined(family=socket.AF_INET):
         for sock in (front, back):
             ours = socket.socket(fileno=sock.detach())
             watch = poller_for(reactor).watch(ours.fileno())
-            links.append(Link(relay, Established(PlainDescriptor(ours), watch)))
+            links.append(PlainLink(relay, Established(PlainDescriptor(ours), watch)))
         first, second = links
         first.other, second.other = second, first
         for link in links:

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from ..._endpoints.transport import TLSTransport
 from ..._io.interfaces import Reactor
+from ..._net.happy_eyeballs import Established
 from ..._tls.descriptor import TLSDescriptor
 from .._common.service import written
 from .._common.text import printable
@@ -95,13 +96,13 @@ class TLSAccount:
             return "malformed"
 
     @classmethod
-    def of(cls, transport: object) -> TLSAccount | None:
-        """Look at a transport of ours; `None` if it is plain, or another's."""
-        return cls.of_descriptor(transport.tls) if isinstance(transport, TLSTransport) else None
-
-    @classmethod
-    def of_descriptor(cls, tls: TLSDescriptor) -> TLSAccount:
-        """Look at a connection that has shaken hands."""
+    def of(cls, established: Established) -> TLSAccount | None:
+        """Look at a connection that has shaken hands; `None` if it is plain, or another's TLS."""
+        tls, inner = established.descriptor, established.inner
+        if isinstance(inner, TLSTransport):
+            tls = inner.tls
+        if not isinstance(tls, TLSDescriptor):
+            return None
         verification = tls.connection.state.verification
         certificate = tls.peer_certificate if verification.asked else None
         return cls(

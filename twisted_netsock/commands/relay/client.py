@@ -1,13 +1,13 @@
 """
 How a client of the relay gets its backend: access rules, choice of a backend, connecting.
 
-Every kind of connection goes this way, whether it is a transport's or a bare
-descriptor's.
+Every kind of connection goes this way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import attrs
@@ -19,22 +19,27 @@ from twisted.python.failure import Failure
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.transport import SCRATCH
 from ..._net.happy_eyeballs import Established
+from ..._net.inner import inner_connection
 from ..._proxy_protocol.header import ProxyHeader
 from ..._proxy_protocol.tlv import ProxyTLS, ProxyTLV
 from ..._text import printable
-from ..._tls.descriptor import TLSDescriptor
-from ...addresses import SocketAddress
+from ...options import SocketOptions, TLSSocketOptions
 from .._common.service import written
 from .access import Access, common_name
 from .accounting import Session, TLSAccount
 from .limits import OUT_OF_DESCRIPTORS, ConnectionLimits
-from .link import Link, Links, TLSLink, link_for
+from .link import Link, Links, link_for
 from .routes import Routes, Target
 
-__all__ = ["EARLY_LIMIT", "Client", "Relay", "serve_client"]
+__all__ = ["FOREIGN", "Client", "Relay", "serve_client"]
 
 EARLY_LIMIT: Final = 64 * 1024
 """Bytes of a client that wait for its backend to be connected."""
+
+FOREIGN: Final = TLSSocketOptions(close_timeout=timedelta(seconds=30))
+"""
+What holds for connections of other endpoints: Twisted's transports have no limit for their end.
+"""
 
 _LONGEST_ERROR: Final = 1000
 
@@ -108,65 +113,57 @@ def _lacks_descriptors(error: BaseException | None) -> bool:
 
 class Client:
     """
-    The side of a client; mixed into what has its connection.
+    A client: gets its connection a backend, and keeps what it sends until then.
 
     Attributes:
-        session: Its account, from `enter` on.
-        lost: The connection is gone.
+        link: Its connection.
     """
 
-    session: Session | None
-    lost: bool
+    def __init__(self, relay: Relay, established: Established, gone: Callable[[], None]) -> None:
+        self.link = link = link_for(relay, established)
+        link.other = self._early = _Early(link)
+        link.on_lost = self._left
+        self._relay = relay
+        self._header = established.header
+        self._gone = gone
+        self._targets: Sequence[Target] = ()
+        self._connecting: Deferred[Established] | None = None
+        self._timer: IDelayedCall | None = None
+        self._late = False
 
-    _relay: Relay
-    _header: ProxyHeader | None = None
-    _targets: Sequence[Target] = ()
-    _connecting: Deferred[object] | None = None
-    _timer: IDelayedCall | None = None
-    _late = False
-
-    def enter(self, client: Any, listener: object, tls: TLSAccount | None = None) -> None:
+    def begin(self, client: Any, listener: Any, tls: TLSAccount | None) -> None:
         """Open the account, and connect a backend if the client may come in."""
         relay = self._relay
-        session = self.session = relay.ledger.open(self, client, listener, tls)
+        session = self.link.session = relay.ledger.open(self.link, client, listener, tls)
         if not relay.access.allows(tls.certificate if tls is not None and tls.verified else None):
             self._turn_away(session, "denied")
             return
         self._targets = relay.routes.choose(None if tls is None else tls.server_name)
-        if self._targets:
-            self._try_next(session)
-        else:
+        if not self._targets:
             self._turn_away(session, "no-route")
+            return
+        self._try_next(session)
+        if self._connecting is not None:
+            self.link.resume()
 
-    def dial(self, backend: IStreamClientEndpoint, session: Session) -> Deferred[Any]:
-        """Connect to *backend*; what the Deferred fires with is passed to `reached`."""
-        raise NotImplementedError
-
-    def reached(self, back: Any, session: Session) -> None:
-        """Join this side with *back*, and note it in *session*."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """End the client's connection by a reset."""
-        raise NotImplementedError
-
-    def leave(self, session: Session) -> None:
-        """Note that the connection is lost; a backend is waited for no more."""
+    def _left(self, session: Session | None) -> None:
+        """Report that the connection is lost; a backend is waited for no more."""
         if self._connecting is not None:
             connecting = self._connecting
             self._stop_waiting()
             connecting.cancel()
+        self._gone()
 
     def _turn_away(self, session: Session, reason: str, error: str | None = None) -> None:
         session.attribute(reason, error)
-        self.abort()
+        self.link.abort()
 
     def _try_next(self, session: Session) -> None:
         target, *self._targets = self._targets
         session.target = target.name
         backend = _on_behalf_of(target.endpoint, self._header, session)
         self._late = False
-        connecting = self._connecting = self.dial(backend, session)
+        connecting = self._connecting = self._dial(backend)
         connecting.addCallbacks(
             self._connected,
             self._refused,
@@ -189,14 +186,34 @@ class Client:
             self._timer.cancel()
             self._timer = None
 
-    def _connected(self, back: Any, session: Session, target: Target) -> None:
+    def _dial(self, backend: IStreamClientEndpoint) -> Deferred[Established]:
+        """Connect to *backend*, whatever kind of endpoint it is."""
+        if isinstance(backend, ClientEndpoint):
+            return backend.establish()
+        reactor = self._relay.ledger.reactor
+        return inner_connection(reactor, backend, None, FOREIGN, "relay")
+
+    def _connected(self, back: Established, session: Session, target: Target) -> None:
+        """Join this connection with that of the backend, what early data there is first."""
         self._stop_waiting()
         self._relay.ledger.connected(target.name)
-        self.reached(back, session)
+        link, endpoint = self.link, target.endpoint
+        other = link_for(self._relay, back, session)
+        link.other, other.other = other, link
+        link.read_at_most(len(SCRATCH))
+        session.joined(other, back.peer if back.inner is None else back.inner.getPeer())
+        if isinstance(endpoint, ClientEndpoint):
+            other.limit(endpoint.options)
+        other.resume()
+        link.resume()
+        if self._early.pieces:
+            other.pass_on(memoryview(b"".join(self._early.pieces)))
+        if link.ended and not link.lost:
+            other.finish()
 
     def _refused(self, failure: Failure, session: Session, target: Target) -> None:
         self._stop_waiting()
-        if self.lost:
+        if self.link.lost:
             return
         cancelled = failure.check(CancelledError) is not None
         error = str(failure.value)
@@ -223,6 +240,7 @@ class _Early:
     """Stands for the other connection until there is one, and keeps what is to go there."""
 
     spliceable = False
+    count = 0
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -249,83 +267,29 @@ class _Early:
         """Do nothing: there is no connection."""
 
 
-class _LinkedClient(Link, Client):
-    """The connection of a client, whose first words wait until a backend is connected."""
-
-    _relay: Relay
-
-    def begin(
-        self,
-        client: SocketAddress,
-        listener: SocketAddress,
-        header: ProxyHeader | None,
-        gone: Callable[[], None],
-    ) -> None:
-        """Connect a backend; see `serve_client`."""
-        self.other = _Early(self)
-        self._header = header
-        self._gone = gone
-        self.on_lost = self._left
-        descriptor = self._descriptor
-        is_tls = isinstance(descriptor, TLSDescriptor)
-        self.enter(client, listener, TLSAccount.of_descriptor(descriptor) if is_tls else None)
-        if self._connecting is not None:
-            self.resume()
-
-    def _left(self, session: Session | None) -> None:
-        if session is not None:
-            self.leave(session)
-        self._gone()
-
-    def dial(self, backend: Any, session: Session) -> Deferred[Established]:
-        """Connect to *backend*, an endpoint of ours."""
-        endpoint: ClientEndpoint = backend
-        return endpoint.establish()
-
-    def reached(self, back: Established, session: Session) -> None:
-        """Join this connection with that of the backend."""
-        early: _Early = self.other
-        self.other = link = link_for(self._relay, back, session)
-        link.other = self
-        self.read_at_most(len(SCRATCH))
-        session.joined(link, back.peer)
-        link.resume()
-        self.resume()
-        if early.pieces:
-            link.pass_on(memoryview(b"".join(early.pieces)))
-        if self.ended and not self.lost:
-            link.finish()
-
-
-class _TLSLinkedClient(TLSLink, _LinkedClient):
-    """The same over TLS."""
-
-    _relay: Relay
-
-
 def serve_client(
     relay: Relay,
     established: Established,
-    client: SocketAddress,
-    listener: SocketAddress,
-    header: ProxyHeader | None,
+    client: Any,
+    listener: Any,
+    options: SocketOptions,
     gone: Callable[[], None],
 ) -> None:
     """
-    Relay the connection of a client, for which a link is made.
+    Relay the connection of a client.
 
     Args:
         relay: What it is part of.
         established: The connection, taken over.
         client: Where it comes from.
         listener: Where it came to.
-        header: The PROXY header that it began with.
+        options: Has its time limits.
         gone: Called when it is lost.
     """
-    is_tls = isinstance(established.descriptor, TLSDescriptor)
-    link = (_TLSLinkedClient if is_tls else _LinkedClient)(relay, established)
+    served = Client(relay, established, gone)
     try:
-        link.begin(client, listener, header, gone)
+        served.link.limit(options)
+        served.begin(client, listener, TLSAccount.of(established))
     except BaseException as error:  # noqa: BLE001 - it costs this connection and no other
         _log.failure("a new connection could not be relayed")
-        link.lose(error)
+        served.link.lose(error)
