@@ -16,7 +16,7 @@ from .._common.targets import TLS_FLAGS, TLS_PARAMETERS, parse_target, parse_tim
 from .._common.text import Style, encoded
 from .report import as_json, as_text
 from .run import Request, probe
-from .starttls import DEFAULT_PORTS
+from .starttls import DIALOGUES
 
 __all__ = ["ProbeOptions"]
 
@@ -36,7 +36,7 @@ class ProbeOptions(OneShotOptions):
         "6 UNVERIFIED, 7 expires too soon."
     )
     optParameters: ClassVar[Sequence[Sequence[object]]] = [
-        ["starttls", None, None, f"Ask for TLS first: {', '.join(DEFAULT_PORTS)}."],
+        ["starttls", None, None, f"Ask for TLS first: {', '.join(DIALOGUES)}."],
         ["expect-expiry", None, None, "Fail if a certificate expires sooner: 30d, 12h."],
         ["timeout", "t", "10s", "For the look-up, then for each address."],
         *TLS_PARAMETERS,
@@ -59,12 +59,14 @@ class ProbeOptions(OneShotOptions):
         """Check everything, and read the files."""
         super().postOptions()
         protocol = self["starttls"]
-        if protocol is not None and protocol not in DEFAULT_PORTS:
-            known = ", ".join(DEFAULT_PORTS)
+        if protocol is not None and protocol not in DIALOGUES:
+            known = ", ".join(DIALOGUES)
             raise usage.UsageError(f"--starttls {protocol}: it must be one of {known}")
         if self["ipv4"] and self["ipv6"]:
             raise usage.UsageError("--ipv4 and --ipv6: give one of them, or neither for both")
-        target = parse_target(self["target"], DEFAULT_PORTS.get(protocol, _HTTPS))
+        target = parse_target(
+            self["target"], _HTTPS if protocol is None else DIALOGUES[protocol].port
+        )
         expiry = self["expect-expiry"]
         self.request = Request(
             target=target,

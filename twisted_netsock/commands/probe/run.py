@@ -254,7 +254,8 @@ class _Visit:
         if protocol is None:
             return
         assert sock is not None
-        await self._timed("starttls", lambda: ask_for_tls(sock, protocol))
+        host = self._request.target.host
+        await self._timed("starttls", lambda: ask_for_tls(sock, protocol, host))
 
     async def _shake_hands(self) -> None:
         assert self._sock is not None
