@@ -79,7 +79,8 @@ async def test_every_address_is_probed_and_reported_in_its_order(authority):
     text = as_text(report, Style(False))
     assert text.count("verified, ") == 2
     # The second certificate is the same, and not written twice.
-    assert f"as that of 127.0.0.1:{port}" in text
+    assert f"127.0.0.2:{port}  verified, 29 days left, as 127.0.0.1:{port}\n" in text
+    assert f"as that of 127.0.0.1:{port}" in as_text(report, Style(False), verbose=True)
     assert text.endswith("\nUNREACHABLE: connection refused\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ from tests.support.loopback import LONGEST, LOOPBACK, reset
 from tests.support.processes import (
     NETSOCK,
     TWIST,
+    Handler,
     Ran,
     drain,
     find,
@@ -71,9 +73,114 @@ def test_a_good_server_is_verified(good, ca):
     assert (done.code, done.errors) == (0, "")
     assert f"127.0.0.1:{port}  verified, 29 days left\n" in done.output
     assert done.output.endswith("\nverified: 1 of 1\n")
-    for part in ("TLSv1.3", "CN=localhost", "by CN=throw-away authority", "connect ", "sha256//"):
+    for part in ("TLSv1.3", "CN=localhost", "CN=throw-away authority", "connect ", "sha256//"):
         assert part in done.output
     assert "\x1b" not in done.output
+    assert done.output.count("CN=localhost") == 1
+    assert len(done.output.splitlines()) < 24
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_the_whole_chain_is_told_on_demand_each_certificate_once(good, ca):
+    with serving(good) as port:
+        done = probe(port, "--ca", ca, "-v")
+    assert "  chain       0 CN=localhost\n                  by CN=throw-away" in done.output
+    assert "              1 CN=throw-away authority (not sent)\n" in done.output
+    assert done.output.count("CN=localhost\n") == 2
+
+
+def test_a_long_certificate_fits_the_terminal_and_is_whole_on_demand(tmp_path, authority, ca):
+    names = ["localhost", *(f"{'n' * 40}{number}.example" for number in range(30))]
+    with serving(tls(authority.issue(*names).pem, tmp_path)) as port:
+        short, whole = probe(port, "--ca", ca), probe(port, "--ca", ca, "-v")
+    assert len(short.output.splitlines()) < 24
+    assert max(map(len, short.output.splitlines())) <= 80
+    assert re.search(r"^  names       localhost.* and \d\d more$", short.output, re.MULTILINE)
+    assert " and 19 more\n" in whole.output
+
+
+@pytest.fixture
+def several(good, tmp_path):
+    """Yield a good server's host and port, one that refuses, and a list of both."""
+    with serving(good) as port:
+        hosts = [f"127.0.0.1:{free_port()}", f"localhost:{port}"]
+        listed = tmp_path / "hosts"
+        listed.write_text(f"# two\n{hosts[0]}  # refuses\n\n{hosts[1]}\n")
+        yield *hosts, listed
+
+
+@pytest.mark.parametrize("way", ["arguments", "file", "input", "both"])
+def test_several_hosts_are_a_table_and_the_worst_decides(way, several, ca):
+    refusing, good, listed = several
+    arguments = {
+        "arguments": [refusing, good],
+        "file": ["--hosts", listed],
+        "input": ["-"],
+        "both": [refusing, "--hosts", "-"],
+    }[way]
+    given = listed.read_bytes() if way == "input" else good.encode() if way == "both" else b""
+    done = netsock("probe", *arguments, "-4", "--ca", ca, given=given)
+    assert (done.code, done.errors) == (4, "")
+    head, first, second, empty, verdict = done.output.splitlines()
+    assert head.split() == ["host", "verdict", "days", "version", "group", "what", "is", "wrong"]
+    assert first.split()[:2] == [refusing, "UNREACHABLE"]
+    assert first.endswith("connection refused")
+    assert second.split()[:4] == [good, "verified", "29", "TLSv1.3"]
+    assert (empty, verdict) == ("", "UNREACHABLE: 1 of 2 hosts are verified")
+
+
+def test_several_hosts_are_lines_of_json(several, ca):
+    refusing, good, listed = several
+    done = netsock("probe", "--hosts", listed, "-4", "--ca", ca, "--json")
+    assert (done.code, done.errors) == (4, "")
+    reports = [json.loads(line) for line in done.output.splitlines()]
+    assert [f"{each['host']}:{each['service']}" for each in reports] == [refusing, good]
+    assert [each["exit_status"] for each in reports] == [4, 0]
+
+
+def test_each_of_several_is_reported_on_demand(several, ca):
+    _, _, listed = several
+    done = netsock("probe", "--hosts", listed, "-4", "--ca", ca, "-v")
+    assert done.output.count("looked up in") == 2
+    assert done.output.endswith("\nUNREACHABLE: 1 of 2 hosts are verified\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "give one HOST"),
+        (b"# none\n", "give one HOST"),
+        (b"good\nbad host\n", ", line 2: bad host: "),
+        (b"https://a.example/\xff\n", ", line 1: "),
+        (b"a.example\n" * 200_000, "more than 1048576 bytes"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_list_of_hosts_that_is_wrong_is_status_2(content, said, tmp_path, capfd):
+    path = tmp_path / "hosts"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["probe", "--hosts", str(path)]) == 2
+    output, errors = capfd.readouterr()
+    assert (output, len(errors.splitlines())) == ("", 1)
+    assert said in errors
+
+
+def test_post_quantum_key_exchange_can_be_expected(tmp_path, authority, ca):
+    old = tls(
+        authority.issue("localhost").pem,
+        tmp_path,
+        maximum_version=ssl.TLSVersion.TLSv1_2,
+    )
+    with serving(old) as port:
+        report, address = found_by(probe(port, "--ca", ca, "--expect-pq", "--json"))
+        text = probe(port, "--ca", ca, "--expect-pq").output
+        assert probe(port, "--ca", ca).code == 0
+    assert (report["exit_status"], address["outcome"], address["verified"]) == (
+        10, "classical", True
+    )  # fmt: skip
+    assert "\nCLASSICAL: " in text
+    assert text.endswith(" is not post-quantum\n")
 
 
 CERTIFICATE = {
@@ -85,7 +192,7 @@ ADDRESS = {
     "address": str, "port": int, "outcome": str, "reached": bool, "verified": bool,
     "counts": bool, "stage": (str, type(None)), "error": (dict, type(None)), "seconds": dict,
     "tls": (dict, type(None)), "problems": list, "client_certificate_authorities": list,
-    "chain_sent": list, "chain_verified": list, "expiring": list,
+    "chain_sent": list, "chain_verified": list, "expiring": list, "plain": (str, type(None)),
 }  # fmt: skip
 REPORT = {
     "schema": int, "host": str, "service": (int, str), "verified_name": str,
@@ -341,6 +448,45 @@ def test_a_server_that_speaks_no_tls_fails_in_bounded_time(handle, said, ca):
     assert said in done.output
 
 
+def greeting(text: bytes) -> Handler:
+    def handle(connection: socket.socket) -> None:
+        connection.sendall(text)
+        drain(connection)
+
+    return handle
+
+
+def page(connection: socket.socket) -> None:
+    """Answer anything as a server of HTTP that was not asked for a page."""
+    connection.recv(1000)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    drain(connection)
+
+
+@pytest.mark.parametrize(
+    ("handle", "said"),
+    [
+        (page, "HTTP"),
+        (greeting(b"SSH-2.0-OpenSSH_9.6\r\n"), "SSH"),
+        (greeting(b"220 mail.example ESMTP Postfix\r\n"), "SMTP; try --starttls smtp"),
+        (greeting(b"220-ProFTPD Server\r\n"), "FTP; try --starttls ftp"),
+        (greeting(b"220 hello\r\n"), "SMTP or FTP"),
+        (greeting(b"* OK [CAPABILITY IMAP4rev1] ready\r\n"), "IMAP; try --starttls imap"),
+        (greeting(b"+OK ready\r\n"), "POP3; try --starttls pop3"),
+        (greeting(b"200 news\r\n"), "NNTP; try --starttls nntp"),
+        (greeting(b'"IMPLEMENTATION" "x"\r\nOK\r\n'), "Sieve; try --starttls sieve"),
+        (greeting(b"\x4a\0\0\0\x0a8.0.36\0"), "MySQL; try --starttls mysql"),
+    ],
+)
+def test_a_server_that_speaks_something_else_is_recognised(handle, said, ca):
+    with serving(handle) as port:
+        text = probe(port, "--ca", ca)
+        _, address = found_by(probe(port, "--ca", ca, "--json"))
+    assert text.code == 5
+    assert text.output.endswith(f"\nTLS FAILED: no TLS there: looks like {said}\n")
+    assert address["plain"] == said.partition(";")[0]
+
+
 def test_a_port_that_refuses_is_unreachable(ca):
     report, address = found_by(probe(free_port(), "--ca", ca, "--json"))
     assert (report["outcome"], report["exit_status"]) == ("unreachable", 4)
@@ -384,7 +530,7 @@ def test_a_host_that_is_not_there_is_not_found():
         (["bad host"], "'bad host' is no name"),
         (["\x1b[2Jhost"], r"\x1b[2Jhost"),
         ([], "give one HOST"),
-        (["localhost", "example.com"], "give one HOST"),
+        (["localhost", "bad host"], "'bad host' is no name"),
         (["localhost", "--ca", "/nowhere.pem"], "--ca='/nowhere.pem'"),
         (["localhost", "--key", "key.pem"], "--key needs --cert"),
         (["localhost", "--min-tls", "1.1"], "--min-tls 1.1: it must be 1.2 or 1.3"),

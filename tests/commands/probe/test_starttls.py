@@ -177,7 +177,11 @@ def test_what_is_said_in_plain_text_behind_the_last_word_is_refused(protocol, tm
 WITHOUT_LINES = {
     "postgres-no": ("postgres", [(b"", b"N")], "does not offer TLS"),
     "postgres-error": ("postgres", [(b"", b"E")], "said 'E'"),
-    "postgres-closed": ("postgres", [(bytes.fromhex("0000000804d2162f"), b"")], "closed the connection before TLS began"),
+    "postgres-closed": (
+        "postgres",
+        [(bytes.fromhex("0000000804d2162f"), b"")],
+        "closed the connection before TLS began",
+    ),
     "mysql-no": ("mysql", [(b"", mysql(0xF7FF))], "does not offer TLS"),
     "mysql-error": ("mysql", [(b"", b"\x0a\0\0\0\xff\x10\x04Host is")], "Host is"),
     "mysql-endless": ("mysql", [(b"", b"\xff\xff\xff\0")], "a message of 16777215 bytes"),

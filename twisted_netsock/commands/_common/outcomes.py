@@ -36,6 +36,8 @@ class Outcome(IntEnum):
     EXPIRING = 7
     LOST = 8
     IDLE = 9
+    CLASSICAL = 10
+    """Verified, and without a post-quantum key exchange where one was expected."""
     INTERRUPTED = 130
     """128 and the number of SIGINT, as shells have it."""
     BROKEN_PIPE = 141

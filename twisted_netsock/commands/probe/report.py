@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from .._common.outcomes import Outcome, explain
 from .._common.text import Style, printable
 from .certificate import CertificateFacts
-from .run import AddressReport, Report
+from .run import AddressReport, Report, worst
 
-__all__ = ["as_json", "as_text"]
+__all__ = ["as_json", "as_table", "as_text"]
 
 SCHEMA: Final = 1
 """Raised when a key of the JSON goes or changes its meaning; new ones may come without."""
 
 _MOST_NAMES: Final = 12
+_WIDTH: Final = 80
+_LABEL: Final = 14
+_MORE: Final = len(" and 9999 more")
 _WORDS: Final = {
     Outcome.OK: ("verified", "green"),
     Outcome.EXPIRING: ("EXPIRING", "yellow"),
+    Outcome.CLASSICAL: ("CLASSICAL", "yellow"),
     Outcome.UNVERIFIED: ("UNVERIFIED", "red"),
     Outcome.TLS: ("TLS FAILED", "red"),
     Outcome.UNREACHABLE: ("UNREACHABLE", "red"),
@@ -32,14 +36,66 @@ _STAGES: Final = {"connect": "connect", "starttls": "STARTTLS", "handshake": "ha
 # For people
 
 
-def as_text(report: Report, style: Style, *, pem: bool = False) -> str:
-    """Return *report* as lines for a terminal or a file; *pem* adds the chains as sent."""
+def as_text(report: Report, style: Style, *, verbose: bool = False, pem: bool = False) -> str:
+    """
+    Return *report* as lines for a terminal or a file, the verdict last.
+
+    Without *verbose* that of an address fits a terminal of 80 columns and 24 lines. *pem* adds
+    the chains as sent.
+    """
     lines = [_heading(report, style)]
-    shown: dict[tuple[str, ...], str] = {}
+    shown: dict[tuple[object, ...], str] = {}
     for each in report.addresses:
-        lines += ["", *_address(each, style, shown, pem=pem)]
+        key = _key(each)
+        if key in shown and not verbose:
+            lines.append(f"{_verdict(each, style)}, as {shown[key]}")
+            continue
+        lines += ["", *_address(each, style, shown.get(key), verbose=verbose, pem=pem)]
+        shown.setdefault(key, str(each.address))
     lines += ["", _summary(report, style)]
     return "\n".join(lines) + "\n"
+
+
+def _key(each: AddressReport) -> tuple[object, ...]:
+    """Return what two addresses have in common that need be described but once."""
+    chain = tuple(fact.sha256 for fact in (*each.sent, *each.verified))
+    used = each.version, each.cipher, each.group, each.alpn
+    return each.outcome, str(each.error), str(each.plain), tuple(each.problems), used, chain
+
+
+def as_table(reports: Sequence[Report], style: Style) -> str:
+    """Return a line for each of several hosts, and a count."""
+    rows = [("host", "verdict", "days", "version", "group", "what is wrong"), *map(_row, reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        colour = "bold" if not number else _WORDS[reports[number - 1].outcome][1]
+        cells[1] = style(cells[1], colour)
+        lines.append("  ".join((*cells, row[-1])).rstrip())
+    good = sum(each.outcome == Outcome.OK for each in reports)
+    word, colour = _WORDS[worst(each.outcome for each in reports)]
+    lines += ["", style(f"{word}: {good} of {len(reports)} hosts are verified", colour)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(report: Report) -> tuple[str, ...]:
+    worst_first = sorted(report.addresses, key=lambda each: each.outcome != report.outcome)
+    each = worst_first[0] if worst_first else None
+    left = [found for address in report.addresses if (found := _days_left(address)) is not None]
+    return (
+        printable(str(report.request.target)),
+        _WORDS[report.outcome][0],
+        str(min(left)) if left else "",
+        (each and each.version) or "",
+        printable((each and each.group) or ""),
+        printable(_why(report)),
+    )
+
+
+def _days_left(each: AddressReport) -> int | None:
+    left = [fact.days_left for fact in each.verified if fact.days_left is not None]
+    return min(left) if left and each.error is None else None
 
 
 def _heading(report: Report, style: Style) -> str:
@@ -59,23 +115,25 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
-def _address(
-    each: AddressReport,
-    style: Style,
-    shown: dict[tuple[str, ...], str],
-    *,
-    pem: bool,
-) -> Iterator[str]:
+def _verdict(each: AddressReport, style: Style) -> str:
     word, colour = _WORDS[each.outcome]
-    left = [fact.days_left for fact in each.verified if fact.days_left is not None]
-    remains = f", {_count(min(left))} left" if left and each.error is None else ""
-    yield f"{style(str(each.address), 'bold')}  {style(word, colour, 'bold')}{remains}"
+    left = _days_left(each)
+    remains = "" if left is None else f", {_count(left)} left"
+    return f"{style(str(each.address), 'bold')}  {style(word, colour, 'bold')}{remains}"
+
+
+def _address(
+    each: AddressReport, style: Style, like: str | None, *, verbose: bool, pem: bool
+) -> Iterator[str]:
+    """Describe an address, whose chain was described for that of *like* already."""
+    yield _verdict(each, style)
     times = [f"{_STAGES[stage]} {_milliseconds(took)}" for stage, took in each.seconds.items()]
     if times:
         yield _line("time", ", ".join(times), style)
     if each.error is not None:
         stage = _STAGES.get(each.stage, each.stage)
-        yield _line("failed", f"{stage}: {printable(explain(each.error))}", style, "red")
+        why = str(each.plain or explain(each.error))
+        yield _line("failed", f"{stage}: {printable(why)}", style, "red")
     if each.no_route:
         yield _line("", "this machine has no way to such addresses", style)
     for problem in each.problems:
@@ -87,12 +145,13 @@ def _address(
     for expiring in each.expiring:
         yield _line("expires", _expiry(expiring), style, "yellow")
     yield from _client_certificate(each, style)
-    key = tuple(fact.sha256 for fact in (*each.sent, *each.verified))
-    if key and key in shown:
-        yield _line("chain", f"as that of {shown[key]}", style)
+    if like is not None and each.sent:
+        yield _line("chain", f"as that of {like}", style)
         return
-    shown[key] = str(each.address)
-    yield from _chains(each, style, pem=pem)
+    yield from _certificates(each, style, verbose=verbose)
+    if pem:
+        for fact in each.sent:
+            yield from fact.pem.splitlines()
 
 
 def _line(label: str, text: str, style: Style, colour: str | None = None) -> str:
@@ -104,7 +163,12 @@ def _count(days: int) -> str:
 
 
 def _expiry(fact: CertificateFacts) -> str:
-    return f"{printable(fact.subject)} on {fact.not_after[:10]}"
+    return f"{printable(fact.subject)} on {_minute(fact.not_after)}"
+
+
+def _minute(stamp: str) -> str:
+    """Return a time of a certificate's without its seconds."""
+    return f"{stamp[:10]} {stamp[11:16]} UTC" if stamp.endswith("Z") else stamp
 
 
 def _client_certificate(each: AddressReport, style: Style) -> Iterator[str]:
@@ -115,35 +179,63 @@ def _client_certificate(each: AddressReport, style: Style) -> Iterator[str]:
         yield _line("", f"and {more} more", style)
 
 
-def _chains(each: AddressReport, style: Style, *, pem: bool) -> Iterator[str]:
+def _certificates(each: AddressReport, style: Style, *, verbose: bool) -> Iterator[str]:
     if not each.sent:
         return
     leaf = each.sent[0]
-    yield _line("certificate", printable(leaf.subject), style)
-    names = [printable(name) for name in leaf.names[:_MOST_NAMES]]
-    more = len(leaf.names) - len(names)
-    yield _line("names", ", ".join(names) + (f" and {more} more" if more else ""), style)
-    yield _line("key", f"{leaf.key}; signed with {printable(leaf.signature)}", style)
-    yield _line("serial", leaf.serial, style)
+    clip = printable if verbose else _clip
+    yield _line("certificate", clip(leaf.subject), style)
+    yield _line("names", _names(leaf, verbose=verbose), style)
+    if not verbose:
+        yield _line("issuer", clip(leaf.issuer), style)
+        yield _line("valid", _validity(leaf, style), style)
+    yield _line("key", clip(f"{leaf.key}; signed with {leaf.signature}"), style)
     yield _line("SHA-256", leaf.sha256, style)
     yield _line("pin", f"sha256//{leaf.pin_sha256}", style)
-    yield from _chain("sent", each.sent, style)
-    if each.verified:
-        yield from _chain("verified", each.verified, style)
-    if pem:
-        for fact in each.sent:
-            yield from fact.pem.splitlines()
-
-
-def _chain(label: str, chain: list[CertificateFacts], style: Style) -> Iterator[str]:
-    for number, fact in enumerate(chain):
-        yield _line("" if number else label, f"{number} {printable(fact.subject)}", style)
-        validity = f"{fact.not_before[:10]} to {fact.not_after[:10]}"
-        left = fact.days_left
-        if left is not None:
-            validity += f", {_count(left)} left" if left >= 0 else f", {style('expired', 'red')}"
+    if not verbose:
+        return
+    yield _line("serial", leaf.serial, style)
+    # Each once: those that were sent, and those that were found here to verify them.
+    sent = {fact.sha256 for fact in each.sent}
+    path = {fact.sha256 for fact in each.verified}
+    found = [fact for fact in each.verified if fact.sha256 not in sent]
+    for number, fact in enumerate([*each.sent, *found]):
+        where = ""
+        if fact.sha256 not in sent:
+            where = " (not sent)"
+        elif path and fact.sha256 not in path:
+            where = " (not needed)"
+        label = "" if number else "chain"
+        yield _line(label, f"{number} {printable(fact.subject)}{where}", style)
         yield _line("", f"    by {printable(fact.issuer)}", style)
-        yield _line("", f"    {validity}", style)
+        yield _line("", f"    {_validity(fact, style)}", style)
+
+
+def _clip(text: str) -> str:
+    """Return *text* so that it fits a line behind its label."""
+    return printable(text, _WIDTH - _LABEL)
+
+
+def _names(leaf: CertificateFacts, *, verbose: bool) -> str:
+    """Return the names of a certificate, as many as fit a line."""
+    names = [printable(name) for name in leaf.names[:_MOST_NAMES]]
+    while not verbose and len(names) > 1 and len(", ".join(names)) > _WIDTH - _LABEL - _MORE:
+        names.pop()
+    more = len(leaf.names) - len(names)
+    text = ", ".join(names)
+    return (text if verbose else _clip(text)) + (f" and {more} more" if more else "")
+
+
+def _validity(fact: CertificateFacts, style: Style) -> str:
+    validity = f"{_minute(fact.not_before)} to {_minute(fact.not_after)}"
+    left = fact.days_left
+    if left is None:
+        return validity
+    return (
+        f"{validity}, {_count(left)} left"
+        if left >= 0
+        else f"{validity}, {style('expired', 'red')}"
+    )
 
 
 def _summary(report: Report, style: Style) -> str:
@@ -152,7 +244,7 @@ def _summary(report: Report, style: Style) -> str:
     if report.error is not None:
         return style(f"{word}: {printable(explain(report.error))}", colour, "bold")
     good = sum(each.outcome == Outcome.OK for each in report.addresses)
-    why = printable("; ".join(sorted(set(_reasons(report, outcome)))))
+    why = printable(_why(report))
     if outcome == Outcome.UNVERIFIED:
         return style(f"{word}: this may be anybody ({why or 'nothing was verified'})", colour)
     if outcome == Outcome.OK:
@@ -160,25 +252,33 @@ def _summary(report: Report, style: Style) -> str:
     return style(f"{word}: {why}" if why else word, colour)
 
 
-def _reasons(report: Report, outcome: Outcome) -> Iterator[str]:
-    """Yield why the addresses with the worst outcome have it."""
+def _why(report: Report) -> str:
+    """Return why the addresses with the worst outcome have it."""
+    if report.error is not None:
+        return explain(report.error)
+    return "; ".join(sorted(set(_reasons(report))))
+
+
+def _reasons(report: Report) -> Iterator[str]:
     for each in report.addresses:
-        if each.outcome != outcome:
+        if each.outcome != report.outcome or each.outcome == Outcome.OK:
             continue
         yield from (problem.reason for problem in each.problems)
         yield from map(_expiry, each.expiring)
+        if each.outcome == Outcome.CLASSICAL:
+            yield f"{each.group or 'the key exchange'} is not post-quantum"
         if each.error is not None and not each.problems:
-            yield explain(each.error)
+            yield str(each.plain or explain(each.error))
 
 
 # For programs
 
 
-def as_json(report: Report, *, pem: bool = False) -> str:
+def as_json(report: Report, *, pem: bool = False, indent: int | None = 2) -> str:
     """
     Return *report* as JSON, in ASCII without control characters but the line breaks.
 
-    *pem* adds each certificate itself.
+    *pem* adds each certificate itself; without *indent* it is one line.
     """
     request = report.request
     sni = request.options.sni
@@ -194,7 +294,7 @@ def as_json(report: Report, *, pem: bool = False) -> str:
         "error": _error(report.error),
         "addresses": [_address_json(each, pem=pem) for each in report.addresses],
     }
-    text = json.dumps(found, indent=2, ensure_ascii=True)
+    text = json.dumps(found, indent=indent, ensure_ascii=True)
     # The one control character that JSON lets through.
     return text.replace("\x7f", "\\u007f") + "\n"
 
@@ -219,6 +319,7 @@ def _address_json(each: AddressReport, *, pem: bool) -> dict[str, object]:
         "counts": not each.no_route,
         "stage": each.stage if each.error is not None else None,
         "error": _error(each.error),
+        "plain": each.plain.name if each.plain else None,
         "seconds": {name: each.seconds.get(name) for name in _STAGES},
         "tls": {
             "version": each.version,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket as _socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from cryptography import x509
 from twisted.internet.defer import (
@@ -37,9 +38,12 @@ from ...options import SocketOptions, TLSSocketOptions, VerifyResult
 from .._common.outcomes import Outcome, outcome_of
 from .._common.targets import Target
 from .certificate import CertificateFacts, describe
+from .plain import Plain, listen_to
 from .starttls import ask_for_tls
 
-__all__ = ["AddressReport", "Problem", "Report", "Request", "probe"]
+__all__ = ["AddressReport", "Problem", "Report", "Request", "probe", "probe_many", "worst"]
+
+T = TypeVar("T")
 
 _AT_ONCE: Final = 32
 """How many addresses are probed at a time."""
@@ -59,9 +63,20 @@ _WORST_FIRST: Final = (
     Outcome.FAILED,
     Outcome.UNVERIFIED,
     Outcome.TLS,
+    Outcome.NOT_FOUND,
     Outcome.UNREACHABLE,
+    Outcome.CLASSICAL,
     Outcome.EXPIRING,
 )
+
+_POST_QUANTUM: Final = ("MLKEM", "KYBER")
+"""In the names of key exchanges that a quantum computer would not undo."""
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return what decides about several."""
+    found = set(outcomes)
+    return next((each for each in _WORST_FIRST if each in found), Outcome.OK)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Request:
     family: int = _socket.AF_UNSPEC
     starttls: str | None = None
     expect_expiry: timedelta | None = None
+    expect_pq: bool = False
 
 
 class Problem(NamedTuple):
@@ -107,6 +123,8 @@ class AddressReport:
     problems: list[Problem] = field(default_factory=list)
     expiring: list[CertificateFacts] = field(default_factory=list)
     authorities: tuple[str, ...] = ()
+    plain: Plain | None = None
+    """What it speaks instead of TLS, where that was recognised."""
     no_route: bool = False
     """This machine has no way to such addresses at all: no fault of the server's."""
 
@@ -131,13 +149,46 @@ class Report:
         if self.error is not None:
             return outcome_of(self.error)
         counting = [each for each in self.addresses if not each.no_route] or self.addresses
-        found = {each.outcome for each in counting}
-        return next((each for each in _WORST_FIRST if each in found), Outcome.OK)
+        return worst(each.outcome for each in counting)
 
 
-async def probe(reactor: Reactor, request: Request) -> Report:
+async def probe_many(
+    reactor: Reactor, requests: Sequence[Request], done: Callable[[], object]
+) -> list[Report]:
+    """Probe several hosts side by side, and call *done* after each; see `probe`."""
+    hosts, addresses = DeferredSemaphore(_AT_ONCE), DeferredSemaphore(_AT_ONCE)
+
+    async def one(request: Request) -> Report:
+        report = await probe(reactor, request, addresses)
+        done()
+        return report
+
+    return await _side_by_side(hosts, [partial(one, request) for request in requests])
+
+
+async def _side_by_side(
+    some: DeferredSemaphore, begin: Sequence[Callable[[], Coroutine[Deferred[Any], Any, T]]]
+) -> list[T]:
+    """Run coroutines, *some* at a time, and return what they do, in order."""
+
+    def run(each: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> Deferred[T]:
+        return Deferred.fromCoroutine(each())
+
+    running = [some.run(run, each) for each in begin]
+    try:
+        return list(await gatherResults(running, consumeErrors=True))
+    except FirstError as error:
+        for each in running:
+            each.cancel()
+        error.subFailure.raiseException()
+        raise
+
+
+async def probe(
+    reactor: Reactor, request: Request, some: DeferredSemaphore | None = None
+) -> Report:
     """
-    Look the host of *request* up, and probe all its addresses, side by side.
+    Look the host of *request* up, and probe all its addresses, side by side, *some* at a time.
 
     Never fails for what a server or the network does: the report says it.
     Cancelling leaves nothing behind.
@@ -157,19 +208,10 @@ async def probe(reactor: Reactor, request: Request) -> Report:
         return report
     finally:
         report.look_up_seconds = reactor.seconds() - began
-    some = DeferredSemaphore(_AT_ONCE)
-
-    def begin(info: AddressInfo) -> Deferred[AddressReport]:
-        return Deferred.fromCoroutine(_probe_address(reactor, request, info))
-
-    running = [some.run(begin, info) for info in infos]
-    gathering = gatherResults(running, consumeErrors=True)
-    try:
-        report.addresses = list(await gathering)
-    except FirstError as error:
-        for each in running:
-            each.cancel()
-        error.subFailure.raiseException()
+    report.addresses = await _side_by_side(
+        some or DeferredSemaphore(_AT_ONCE),
+        [partial(_probe_address, reactor, request, info) for info in infos],
+    )
     return report
 
 
@@ -187,8 +229,16 @@ async def _probe_address(reactor: Reactor, request: Request, info: AddressInfo) 
     except (OSError, NetsockError, ValueError) as error:
         # ValueError: a certificate that cannot be parsed at all.
         report.error = error
+        if _may_be_plain(report):
+            report.plain = await listen_to(reactor, report.address)
     report.outcome = _judge(report, request)
     return report
+
+
+def _may_be_plain(report: AddressReport) -> bool:
+    """Return whether nothing came of an address that a server of TLS would have sent."""
+    refused = isinstance(report.error, TLSError) and report.error.alert is not None
+    return report.stage == "handshake" and not report.sent and not refused
 
 
 def _judge(report: AddressReport, request: Request) -> Outcome:
@@ -207,6 +257,8 @@ def _judge(report: AddressReport, request: Request) -> Outcome:
         end = datetime.now(UTC) + request.expect_expiry
         stamp = end.strftime("%Y-%m-%dT%H:%M:%SZ")
         report.expiring = [each for each in report.verified if each.not_after < stamp]
+    if request.expect_pq and not any(each in (report.group or "") for each in _POST_QUANTUM):
+        return Outcome.CLASSICAL
     return Outcome.EXPIRING if report.expiring else Outcome.OK
 
 
