@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import options as options
     from . import testing as testing
     from ._endpoints.agent import agent_endpoint_factory as agent_endpoint_factory
+    from ._endpoints.agent import https_policy as https_policy
     from ._endpoints.client import ClientEndpoint as ClientEndpoint
     from ._endpoints.client import client_endpoint as client_endpoint
     from ._endpoints.server import ServerEndpoint as ServerEndpoint
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
 # Where each public name lives; loaded when it is first used, so that importing the
 # package installs no reactor and loads no TLS library.
 _PUBLIC = {
-    "_endpoints.agent": ["agent_endpoint_factory"],
+    "_endpoints.agent": ["agent_endpoint_factory", "https_policy"],
     "_endpoints.client": ["ClientEndpoint", "client_endpoint"],
     "_endpoints.server": ["ServerEndpoint", "server_endpoint"],
     "_proxy_protocol.header": ["ProxyHeader"],

@@ -33,6 +33,7 @@ from tests.support.peers import (
     standard_server,
 )
 from twisted_netsock import (
+    CertificateVerificationError,
     ServerTLSSocketOptions,
     client_context_factory,
     client_endpoint,
@@ -115,6 +116,27 @@ async def test_clients_without_a_certificate_are_refused(
         assert server.received == b""
         good = authority.client_options(certificates=authority.issue("a client").pem, **limit)
         assert await ask(to(server, good)) == ANSWER
+
+
+@every_listener
+@versions
+async def test_the_reason_of_a_refusal_is_reported(version, listen, authority, other_authority):
+    """Of a certificate on this side: the other side has an alert."""
+    limit = {"maximum_version": version.replace("-tls1_", "TLSv1.")}
+    async with twisted_server(authority.server_options(), listen=listen) as server:
+        for options, node, why in (
+            (authority.client_options(**limit), "other.example", "not for 'other.example'"),
+            (other_authority.client_options(**limit), "127.0.0.1", "unable to get"),
+        ):
+            with pytest.raises(CertificateVerificationError, match=why) as caught:
+                await ask(to(server, options, node))
+            assert isinstance(caught.value, SSL.Error)
+            assert caught.value.depth == 0
+        # What is no refusal is reported as before.
+        old = authority.client_options(maximum_version="TLSv1.2")
+        async with twisted_server(authority.server_options(minimum_version="TLSv1.3")) as modern:
+            with pytest.raises(SSL.Error, match="alert protocol version"):
+                await ask(to(modern, old))
 
 
 @versions

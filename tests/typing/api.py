@@ -14,7 +14,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
-from twisted.web.iweb import IAgentEndpointFactory
+from twisted.web.iweb import IAgentEndpointFactory, IPolicyForHTTPS
 
 import twisted_netsock as netsock
 from twisted_netsock.testing import (
@@ -57,6 +57,9 @@ def http(reactor: object) -> None:
     )
     Agent.usingEndpointFactory(reactor, factory)
     netsock.agent_endpoint_factory(reactor, "options")  # type: ignore[arg-type]
+    policy: IPolicyForHTTPS = netsock.https_policy(netsock.TLSSocketOptions(alpn="http/1.1"))
+    policy.creatorForNetloc(b"example.com", 443)
+    netsock.https_policy(netsock.SocketOptions())  # type: ignore[arg-type]
 
 
 class Endpoints:

@@ -29,6 +29,7 @@ from .context import (
     alpn_protocols,
     base_context,
     factory_protocols,
+    reporting,
     require_handshake,
     trust,
 )
@@ -193,7 +194,7 @@ class ClientContextFactory:
 
     def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         """Return a connection for Twisted's TLS protocol."""
-        return self.connection(None, factory_protocols(tlsProtocol))
+        return reporting(self.connection(None, factory_protocols(tlsProtocol)))
 
     def __repr__(self) -> str:
         return f"<ClientContextFactory for {self.node!r}: {self.options!r}>"

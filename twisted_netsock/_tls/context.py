@@ -19,6 +19,7 @@ from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 
+from ..errors import CertificateVerificationError
 from ..options import TLSSocketOptions
 from .certificates import Identity, file_signature
 from .openssl import Connection, default_verify_paths, report_missing
@@ -33,6 +34,7 @@ __all__ = [
     "StatefulConnection",
     "base_context",
     "negotiated_protocols",
+    "reporting",
     "trust",
 ]
 
@@ -87,6 +89,44 @@ class StatefulConnection(Connection):
     """
 
     state: ConnectionState
+
+
+class ReportedVerificationError(CertificateVerificationError, SSL.Error):
+    """A refused certificate in a form that Twisted's TLS protocol passes on."""
+
+    default_strerror = "certificate verify failed"
+    """OpenSSL's words, for programs that look for them."""
+
+    def __init__(self, refusal: CertificateVerificationError) -> None:
+        super().__init__(
+            refusal.depth,
+            refusal.verify_message,
+            refusal.certificate,
+            code=refusal.verify_code,
+        )
+        # It looks in these for OpenSSL's errors, and takes what has none for the end of the
+        # stream.
+        self.args = ([("SSL routines", "", self.strerror)],)
+
+
+class ReportingConnection(StatefulConnection):
+    """A connection for Twisted's TLS protocol, which reports errors of OpenSSL's and no others."""
+
+    def do_handshake(self) -> None:
+        """Continue the handshake; raise why the peer's certificate was refused, if it was."""
+        try:
+            super().do_handshake()
+        except SSL.Error:
+            refusal = self.state.verification.failure
+            if refusal is None:
+                raise
+            raise ReportedVerificationError(refusal) from None
+
+
+def reporting(connection: StatefulConnection) -> SSL.Connection:
+    """Return *connection* as a `ReportingConnection`."""
+    connection.__class__ = ReportingConnection
+    return connection
 
 
 def alpn_protocols(options: TLSSocketOptions) -> tuple[bytes, ...]:

@@ -28,6 +28,7 @@ from .context import (
     alpn_protocols,
     base_context,
     factory_protocols,
+    reporting,
     require_handshake,
     trust,
 )
@@ -284,7 +285,7 @@ class ServerContextFactory:
 
     def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         """Return a connection for Twisted's TLS protocol."""
-        return self.connection(None, factory_protocols(tlsProtocol))
+        return reporting(self.connection(None, factory_protocols(tlsProtocol)))
 
     def __repr__(self) -> str:
         return f"<ServerContextFactory {list(self.records)!r}>"
