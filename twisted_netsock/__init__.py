@@ -11,7 +11,7 @@ Public modules beside these names, loaded when they are first used:
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import addresses as addresses
@@ -133,7 +133,7 @@ _MODULES = ["addresses", "blocking", "chibi", "errors", "options", "testing"]
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, which a test compares with the imports above
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name not in _HOMES:

@@ -339,7 +339,7 @@ class SocketPortError(SocketError):
         self.port = port
         SocketError.__init__(self, socket, errno, strerror)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Leave the port behind, as the socket is: neither can be copied."""
         rebuild, (cls, args, state) = super().__reduce__()
         return rebuild, (cls, args, {**state, "port": None})

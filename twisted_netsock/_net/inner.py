@@ -38,7 +38,7 @@ class InnerFactory:
     def __init__(
         self,
         reactor: Reactor,
-        factory: Any,
+        factory: object,
         options: TLSSocketOptions,
         prefix: str,
         made: Callable[[Established | Failure], None],

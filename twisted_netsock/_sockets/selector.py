@@ -252,8 +252,8 @@ class SocketSelector:
             if not self._closed:
                 self.add(socket, on_read, limit if timeout is None else timeout)
 
-        call: Callable[..., Any] = on_read
-        running: Deferred[Any] = maybeDeferred(call, socket, error, again)
+        call: Callable[..., object] = on_read
+        running: Deferred[object] = maybeDeferred(call, socket, error, again)
         running.addErrback(
             lambda failure: _log.failure("on_read of a socket selector failed", failure)
         )

@@ -156,7 +156,7 @@ class Socket(SocketInfo, Attempts, Operating):
         self._watch.close()
         return plain.sock.detach()
 
-    def _spend(self) -> tuple[PlainDescriptor, Operation[Any] | None]:
+    def _spend(self) -> tuple[PlainDescriptor, Operation[object] | None]:
         """
         Close this object, and leave its descriptor and watch to the caller.
 
@@ -689,7 +689,7 @@ class Socket(SocketInfo, Attempts, Operating):
         return operation
 
     @property
-    def _waiting_accept(self) -> Operation[Any] | None:
+    def _waiting_accept(self) -> Operation[object] | None:
         """The accept that waits for a connection, if one does."""
         operation = self._reader
         return operation if operation and operation.trying is _until_delivered else None

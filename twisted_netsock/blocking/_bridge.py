@@ -65,11 +65,11 @@ class _Answer(crochet.EventualResult):  # type: ignore[misc]
         # A crochet that calls it otherwise does not ask it by the name that warns.
         self._result_set = _Event()
 
-    def follow(self, deferred: Deferred[Any]) -> None:
+    def follow(self, deferred: Deferred[object]) -> None:
         """Have what *deferred* gives; in the reactor's thread."""
         deferred.addBoth(self.fire)
 
-    def fire(self, result: Any) -> None:
+    def fire(self, result: object) -> None:
         """Have *result*, unless there is one already; in any thread."""
         with suppress(AlreadyCalledError):
             self._outcome.callback(result)

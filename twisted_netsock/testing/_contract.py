@@ -121,7 +121,7 @@ class Contract:
 
 def _as_is(waiting: Any) -> Deferred[Any]:
     check(isinstance(waiting, Deferred), f"{waiting!r} must be a Deferred or a coroutine")
-    deferred: Deferred[Any] = waiting
+    deferred: Deferred[object] = waiting
     return deferred
 
 

@@ -341,7 +341,7 @@ class Ledger:
         for session in self._open:
             session.attribute(reason)
 
-    def snapshot(self, targets: list[str]) -> dict[str, Any]:
+    def snapshot(self, targets: list[str]) -> dict[str, object]:
         """Return the sums, as values of JSON."""
         return {
             "connections": {

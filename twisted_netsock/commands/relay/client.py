@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -131,7 +131,7 @@ class Client:
         self._timer: IDelayedCall | None = None
         self._late = False
 
-    def begin(self, client: Any, listener: Any, tls: TLSAccount | None) -> None:
+    def begin(self, client: object, listener: object, tls: TLSAccount | None) -> None:
         """Open the account, and connect a backend if the client may come in."""
         relay = self._relay
         session = self.link.session = relay.ledger.open(self.link, client, listener, tls)
@@ -270,8 +270,8 @@ class _Early:
 def serve_client(
     relay: Relay,
     established: Established,
-    client: Any,
-    listener: Any,
+    client: object,
+    listener: object,
     options: SocketOptions,
     gone: Callable[[], None],
 ) -> None:

@@ -93,8 +93,8 @@ class RelayFactory(InnerFactory):
     def take_connection(
         self,
         established: Established,
-        peer: Any,
-        host: Any,
+        peer: object,
+        host: object,
         options: SocketOptions,
         gone: Callable[[], None],
     ) -> None:

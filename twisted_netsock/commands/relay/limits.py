@@ -11,7 +11,7 @@ import errno
 import resource
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall
@@ -152,7 +152,7 @@ class ConnectionLimits:
         if self._most is not None and self.entered_now >= self._most:
             self._update()
 
-    def left(self, peer: Any) -> None:
+    def left(self, peer: object) -> None:
         """Note that one is gone, which *peer* was admitted with; `None` if it never was."""
         group = network_of(getattr(peer, "host", None))
         if self._per_client is not None and group is not None:
@@ -163,7 +163,7 @@ class ConnectionLimits:
         if self._paused:
             self._update()
 
-    def admits(self, peer: Any) -> bool:
+    def admits(self, peer: object) -> bool:
         """
         Return whether *peer* may have one more connection, which counts until it has `left`.
 
@@ -225,6 +225,6 @@ class ClosingLimit:
         self.entered = connection_limits.entered
         self.left = connection_limits.left
 
-    def admits(self, peer: Any) -> bool:
+    def admits(self, peer: object) -> bool:
         """Return whether there is room for one more connection, and for one of *peer*."""
         return not self._connection_limits.overfull and self._connection_limits.admits(peer)

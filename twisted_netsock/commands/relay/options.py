@@ -265,14 +265,14 @@ class RelayOptions(usage.Options):
         listen: list[Any],
         targets: list[Target],
         routes: dict[str, tuple[Target, ...]],
-    ) -> list[Any]:
+    ) -> list[object]:
         """Refuse plain text beyond loopback where the other side has TLS to protect it."""
         if self["unsafe-plain"]:
             return listen
         every = [("to", target) for target in targets]
         every += [("route", target) for group in routes.values() for target in group]
         secures = any(_is_tls(target.name) for _, target in every)
-        guarded: list[Any] = []
+        guarded: list[object] = []
         for text, endpoint in zip(texts, listen, strict=True):
             exposed = endpoint is not None and secures and not _is_tls(text)
             adopted = endpoint.adopted if isinstance(endpoint, ServerEndpoint) else None
@@ -289,7 +289,7 @@ class RelayOptions(usage.Options):
                     self._wrong(option, target.name, f"{_EXPOSED}, netsock-tls: avoids it")
         return guarded
 
-    def _status(self, reactor: object) -> Any:
+    def _status(self, reactor: object) -> object:
         text = self["status"]
         if text is None:
             return None
@@ -300,7 +300,7 @@ class RelayOptions(usage.Options):
 
     # Access
 
-    def _access(self, listen: list[Any]) -> Access:
+    def _access(self, listen: list[object]) -> Access:
         access = Access(everyone=bool(self["allow-all"]))
         for kind, text in self["allow"]:
             assert kind in KINDS
@@ -407,7 +407,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _is_local(endpoint: Any) -> bool:
+def _is_local(endpoint: object) -> bool:
     """Return whether an endpoint is of loopback or a UNIX socket; whatever is unknown is not."""
     if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
         if endpoint.options.ai_family == socket.AF_UNIX:

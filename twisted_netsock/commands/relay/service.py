@@ -205,7 +205,7 @@ class RelayService(ListeningService):
 
     # Telling
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, object]:
         """Return how it is, as values of JSON; see `twisted_netsock.commands.relay.status`."""
         connection_limits = self._factory.connection_limits
         names = list(dict.fromkeys(target.name for target in self._factory.routes))

@@ -100,7 +100,7 @@ def _json(values: Any) -> tuple[int, str, bytes]:
     return _OK, "application/json", json.dumps(values, indent=1).encode() + b"\n"
 
 
-def _metrics_page(values: Any) -> tuple[int, str, bytes]:
+def _metrics_page(values: object) -> tuple[int, str, bytes]:
     try:
         from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     except ImportError:

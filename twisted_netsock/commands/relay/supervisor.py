@@ -92,7 +92,7 @@ class _Worker(ProcessProtocol):
             self._send({"ask": "status"})
         return answer
 
-    def _forget(self, answer: Deferred[dict[str, Any]]) -> None:
+    def _forget(self, answer: Deferred[dict[str, object]]) -> None:
         self._askers.remove(answer)
 
     def reload(self, number: int) -> Deferred[str]:
@@ -104,7 +104,7 @@ class _Worker(ProcessProtocol):
             lambda _: f"worker {self.number} does not answer"
         )
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         transport: Any = self.transport
         try:
             transport.writeToChild(FROM_PARENT, Lines.encode(message))
@@ -427,9 +427,9 @@ def _reserve(bound: socket.socket) -> socket.socket:
     return sock
 
 
-def _added(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def _added(first: dict[str, Any], second: dict[str, object]) -> dict[str, object]:
     """Return two snapshots as one: numbers are added, what is in both is of the same form."""
-    result: dict[str, Any] = dict(first)
+    result: dict[str, object] = dict(first)
     for key, value in second.items():
         before = first.get(key)
         if before is None or isinstance(value, str):

@@ -131,7 +131,7 @@ class Channel(Protocol):
             return
         self._send({"answer": message["ask"], "status": self._snapshot()})
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         if self.transport is not None:
             self.transport.write(Lines.encode(message))
 
