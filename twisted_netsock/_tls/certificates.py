@@ -24,7 +24,14 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from ..options import OF_FILES, CertificateSource, KeySource, TLSSocketOptions
 from .der import without_warnings
 
-__all__ = ["Identity", "file_paths", "file_signature", "load_identity", "load_trusted"]
+__all__ = [
+    "Identity",
+    "file_paths",
+    "file_signature",
+    "load_authorities",
+    "load_identity",
+    "load_trusted",
+]
 
 T = TypeVar("T")
 
@@ -276,6 +283,27 @@ def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | No
             raise ValueError(f"{_label('trusted_certificates', source)} holds no certificate")
         trusted += found.certificates
     return tuple(trusted)
+
+
+def load_authorities(places: Iterable[str]) -> list[x509.Certificate]:
+    """
+    Return the certificates in files and directories, the platform's, as OpenSSL finds them.
+
+    What cannot be read or parsed is left out, as OpenSSL does.
+    """
+    found: list[x509.Certificate] = []
+    for place in places:
+        try:
+            names = sorted(name for name in os.listdir(place) if _HASHED.fullmatch(name))
+            files = [os.path.join(place, name) for name in names]
+        except OSError:
+            files = [place]
+        for file in files:
+            try:
+                found += _load("platform", file, None, want_key=False).certificates
+            except ValueError:
+                continue
+    return found
 
 
 def file_signature(paths: Iterable[str]) -> tuple[object, ...]:

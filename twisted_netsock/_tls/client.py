@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from .._hostnames import is_host_name, is_ip_address, reference_identity
 from ..options import ServerTLSSocketOptions, TLSSocketOptions, require_record
-from .certificates import file_paths, file_signature, load_identity, load_trusted
+from .certificates import file_paths, file_signature, load_authorities, load_identity, load_trusted
 from .context import (
     ConnectionState,
     StatefulConnection,
@@ -33,6 +33,7 @@ from .context import (
     require_handshake,
     trust,
 )
+from .paths import PathFinder
 from .sessions import Resumption, SessionStore
 from .verification import Verification, verify_callback
 
@@ -54,6 +55,7 @@ class _ClientContext:
     Attributes:
         context: Complete; never changed.
         sessions: Those of its connections.
+        paths: Finds paths to what it trusts.
         signature: That of the files that it was read from.
     """
 
@@ -74,6 +76,8 @@ class _ClientContext:
             context.trust_platform()
         else:
             trust(context, trusted)
+        places = context.platform_places
+        self.paths = PathFinder(lambda: load_authorities(places) if trusted is None else trusted)
         if verifies:
             context.set_verify(SSL.VERIFY_PEER, verify_callback)
         self.context = context
@@ -174,7 +178,7 @@ class ClientContextFactory:
         """
         connection = StatefulConnection(self._built.context, sock)
         state = connection.state = ConnectionState(
-            Verification(self._identity, self.options.certificate_verifier),
+            Verification(self._identity, self.options.certificate_verifier, self._built.paths),
             alpn_protocols(self.options),
             protocols,
         )

@@ -23,6 +23,7 @@ from ..errors import CertificateVerificationError
 from ..options import TLSSocketOptions
 from .certificates import Identity, file_signature
 from .openssl import Connection, default_verify_paths, report_missing
+from .paths import MAX_DEPTH
 from .sessions import Resumption
 from .verification import Verification
 
@@ -192,6 +193,7 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
     report_missing()
     context = Context()
     context.set_options(_OPTIONS)
+    context.set_verify_depth(MAX_DEPTH)
     # An idle connection keeps no buffers of OpenSSL's, some 34 KiB (SSL_CTX_set_mode(3)).
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_cipher_list(_CIPHERS_1_2)

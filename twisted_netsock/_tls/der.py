@@ -16,9 +16,20 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 
-__all__ = ["SEQUENCE", "Element", "content", "elements", "parse_certificate", "without_warnings"]
+__all__ = [
+    "SEQUENCE",
+    "Element",
+    "content",
+    "elements",
+    "extension",
+    "parse_certificate",
+    "without_warnings",
+]
 
 SEQUENCE: Final = 0x30
+_OCTETS: Final = 0x04
+_EXTENSIONS: Final = 0xA3
+"""The tag of a certificate's extensions (RFC 5280, section 4.1)."""
 _LONG_TAG: Final = 0x1F
 """These bits of a tag say that it goes on in the next byte (section 8.1.2.4)."""
 
@@ -87,3 +98,29 @@ def content(data: bytes, tag: int) -> bytes:
             return element.content
         break
     raise ValueError(f"the certificate has no value of type {tag:#04x} where one belongs")
+
+
+def extension(certificate: bytes, identifier: bytes) -> bytes | None:
+    """
+    Return the value of an extension of a certificate in DER, or `None` if it has none.
+
+    Args:
+        certificate: The whole of it.
+        identifier: The extension's object identifier, encoded.
+
+    Raises:
+        ValueError: It cannot be parsed, or there are two.
+    """
+    signed = content(content(certificate, SEQUENCE), SEQUENCE)
+    found: bytes | None = None
+    for part in elements(signed):
+        if part.tag != _EXTENSIONS:
+            continue
+        for each in elements(content(part.content, SEQUENCE)):
+            name, *_, value = elements(each.content)
+            if name.whole != identifier:
+                continue
+            if found is not None or value.tag != _OCTETS:
+                raise ValueError("an extension of the certificate is malformed, or there twice")
+            found = value.content
+    return found

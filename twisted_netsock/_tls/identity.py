@@ -16,13 +16,10 @@ from functools import lru_cache
 from typing import Final
 
 from .._hostnames import host_to_ascii, is_ip_address, reference_identity
-from .der import SEQUENCE, content, elements, parse_certificate
+from .der import SEQUENCE, content, elements, extension, parse_certificate
 
 __all__ = ["DNS_NAME", "IP_ADDRESS", "URI", "alternative_names", "is_for", "server_identity"]
 
-_EXTENSIONS: Final = 0xA3
-"""The tag of a certificate's extensions (RFC 5280, section 4.1)."""
-_OCTETS: Final = 0x04
 _SUBJECT_ALT_NAME: Final = b"\x06\x03\x55\x1d\x11"
 """Its object identifier, 2.5.29.17, encoded (RFC 5280, section 4.2.1.6)."""
 URI: Final = 0x86
@@ -41,20 +38,10 @@ def alternative_names(certificate: bytes) -> list[tuple[int, bytes]]:
     Raises:
         ValueError: They cannot be parsed, or there are two subjectAltNames.
     """
-    signed = content(content(certificate, SEQUENCE), SEQUENCE)
-    names: list[tuple[int, bytes]] | None = None
-    for part in elements(signed):
-        if part.tag != _EXTENSIONS:
-            continue
-        for extension in elements(content(part.content, SEQUENCE)):
-            identifier, *_, value = elements(extension.content)
-            if identifier.whole != _SUBJECT_ALT_NAME:
-                continue
-            if names is not None or value.tag != _OCTETS:
-                raise ValueError("the certificate's subjectAltName is malformed")
-            entries = elements(content(value.content, SEQUENCE))
-            names = [(entry.tag, entry.content) for entry in entries]
-    return names or []
+    names = extension(certificate, _SUBJECT_ALT_NAME)
+    if names is None:
+        return []
+    return [(entry.tag, entry.content) for entry in elements(content(names, SEQUENCE))]
 
 
 def server_identity(text: str) -> str:

@@ -13,6 +13,7 @@ from .._hostnames import distinguished_name
 from ..errors import SocketError
 from ..options import SocketOptions, TLSSocketOptions
 from .der import without_warnings
+from .verification import verified_chain
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -117,8 +118,7 @@ def _peer_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
 def _verified_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
     if not (tls.handshaken and tls.connection.state.verification.needed):
         return ()
-    with without_warnings():
-        return tuple(tls.connection.get_verified_chain(as_cryptography=True) or ())
+    return verified_chain(tls.connection)
 
 
 def _client_certificate_authorities(tls: TLSDescriptor) -> tuple[str, ...]:

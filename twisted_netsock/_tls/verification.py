@@ -8,6 +8,7 @@ still be refused, and every exception is a refusal.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from OpenSSL import SSL, crypto
@@ -18,20 +19,35 @@ from ..errors import CertificateVerificationError, unraised
 from ..options import VerifyResult
 from .der import parse_certificate, without_warnings
 from .identity import is_for, server_identity
+from .paths import Load, PathFinder, load_of, too_much
 
 if TYPE_CHECKING:
     from cryptography import x509
 
     from ..options import Verifier
+    from .context import StatefulConnection
 
-__all__ = ["Verification", "first_expiry", "verify_callback"]
+__all__ = ["Verification", "first_expiry", "verified_chain", "verify_callback"]
 
 # Of <openssl/x509_vfy.h>.
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
 
+_FINAL: Final = frozenset({1, 23, 28, 66})
+"""
+OpenSSL's errors that no other path makes good: an unspecified one (its own limit of comparisons
+with name constraints ends so), a revoked certificate, one that the platform distrusts, and a
+key of the peer's own that is too weak.
+"""
+_FREE_DEPTH: Final = 3
+"""Signatures that are not weighed before the last: most paths have no more."""
+
 _log = Logger()
+
+
+class _TooMuchError(Exception):
+    """What the peer has sent takes too long to verify."""
 
 
 class Verification:
@@ -42,27 +58,43 @@ class Verification:
         failure: The error to fail the handshake with, once there is one.
         asked: OpenSSL has called back, so the peer has shown a certificate.
         checked: The peer's own certificate has been accepted, identity included.
+        path: The path that `PathFinder` found where OpenSSL found none, the peer's own
+            certificate first; `None` where OpenSSL's path is good.
         may_be_skipped: A session is offered whose own handshake was verified; if it
             is resumed, no certificate is shown, and OpenSSL does not call back.
     """
 
     __slots__ = (
         "_identity",
+        "_loads",
+        "_paths",
         "_verifier",
         "asked",
         "checked",
         "failure",
         "may_be_skipped",
+        "path",
     )
 
-    def __init__(self, host: str | None, verifier: Verifier) -> None:
+    def __init__(
+        self, host: str | None, verifier: Verifier, paths: PathFinder | None = None
+    ) -> None:
         """
         Verify the identity *host* (a name, an address or a URI), or none if `None`.
 
         A server that asks for client certificates has no identity to compare.
+
+        Args:
+            host: As it is connected to.
+            verifier: Of the options.
+            paths: Asked where OpenSSL finds an error; `None` leaves it at OpenSSL's verdict. A
+                callable *verifier* is owed OpenSSL's verdicts, so then it is not asked.
         """
         self._identity = None if host is None else server_identity(host)
         self._verifier = verifier
+        self._paths = None if callable(verifier) else paths
+        self._loads: dict[int, Load] = {}
+        self.path: tuple[x509.Certificate, ...] | None = None
         self.failure: CertificateVerificationError | None = None
         self.checked = False
         self.may_be_skipped = False
@@ -78,38 +110,96 @@ class Verification:
         """Whether the handshake, which is done, resumed a session and verified nothing anew."""
         return self.may_be_skipped and not self.asked
 
-    def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
-        """Return whether to accept *certificate*, with OpenSSL's verdict *code* on it."""
+    def judge(
+        self,
+        certificate: crypto.X509,
+        code: int,
+        depth: int,
+        sent: Callable[[], Iterable[crypto.X509] | None] = tuple,
+    ) -> bool:
+        """
+        Return whether to accept *certificate*, with OpenSSL's verdict *code* on it.
+
+        Args:
+            certificate: At *depth* of OpenSSL's path.
+            code: 0 for a good one, after which OpenSSL may still find an error.
+            depth: 0 is the peer's own.
+            sent: Returns the certificates that the peer has sent, its own first.
+        """
         self.asked = True
         if self.failure is not None:
             return False
         try:
-            # Most certificates are good, and no verifier looks at them: then they are not parsed.
-            plain = code == X509_V_OK and not callable(self._verifier)
-            if plain and depth > 0:
-                return True
-            encoded = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
-            if plain and self._compare_identity(encoded)[0] == X509_V_OK:
-                self.checked = True
-                return True
-            subject = parse_certificate(encoded)
-            text = _describe(code)
-            accepted = self._ask(depth, VerifyResult(code, text), subject)
-            if accepted and depth == 0 and not self.checked:
-                code, text = self._compare_identity(encoded)
-                if code != X509_V_OK:
-                    accepted = self._ask(depth, VerifyResult(code, text), subject)
-                self.checked = accepted
+            return self._accepts(certificate, code, depth, sent)
+        except _TooMuchError as error:
+            text = str(error)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
             # Mostly a parser's: the certificate is the peer's, and may be malformed.
             text = f"verification failed with {type(error).__name__}"
-            self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
-            return False
+        self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
+        return False
+
+    def _accepts(
+        self,
+        certificate: crypto.X509,
+        code: int,
+        depth: int,
+        sent: Callable[[], Iterable[crypto.X509] | None],
+    ) -> bool:
+        encoded = _encode(certificate)
+        if code == X509_V_OK:
+            self._weigh(encoded, depth)
+        elif self._finds_another_path(code, sent):
+            return True
+        if self.path is not None and code not in _FINAL:
+            return True
+        # Most certificates are good, and no verifier looks at them: then they are not parsed.
+        plain = code == X509_V_OK and not callable(self._verifier)
+        if plain and (depth > 0 or self._compare_identity(encoded)[0] == X509_V_OK):
+            self.checked = self.checked or depth == 0
+            return True
+        subject = parse_certificate(encoded)
+        text = _describe(code)
+        accepted = self._ask(depth, VerifyResult(code, text), subject)
+        if accepted and depth == 0 and not self.checked:
+            code, text = self._compare_identity(encoded)
+            if code != X509_V_OK:
+                accepted = self._ask(depth, VerifyResult(code, text), subject)
+            self.checked = accepted
         if not accepted:
             if code == X509_V_OK:
                 code, text = 1, "certificate_verifier refused it"
             self.failure = CertificateVerificationError(depth, text, subject, code=code)
         return accepted
+
+    def _weigh(self, encoded: bytes, depth: int) -> None:
+        """
+        Note what the certificate *encoded* costs, which OpenSSL has found good so far.
+
+        OpenSSL calls back from the trusted certificate down to the peer's own, each after its
+        signature was checked and before the next one is, and compares names and constraints
+        after the last: what would hold the reactor too long is refused before.
+        """
+        self._loads[depth] = load_of(encoded)
+        loads = [self._loads[place] for place in sorted(self._loads, reverse=True)]
+        why = too_much(loads) if depth == 0 or len(loads) > _FREE_DEPTH else None
+        if why is not None:
+            raise _TooMuchError(why)
+
+    def _finds_another_path(
+        self, code: int, sent: Callable[[], Iterable[crypto.X509] | None]
+    ) -> bool:
+        """Return whether there is a path that is good though OpenSSL's is not, and note it."""
+        identity = self._identity
+        if self._paths is None or identity is None or code in _FINAL or self.path is not None:
+            return False
+        chain = [_encode(each) for each in sent() or ()]
+        path = self._paths.find(chain, identity)
+        if path is None or self._compare_identity(chain[0])[0] != X509_V_OK:
+            return False
+        self.path = path
+        self.checked = True
+        return True
 
     def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
         """Return the verifier's decision, or the verdict itself where it makes none."""
@@ -168,7 +258,20 @@ def _describe(code: int) -> str:
     return _TEXTS.get(code, f"error {code}")
 
 
-def first_expiry(connection: SSL.Connection) -> float:
+def _encode(certificate: crypto.X509) -> bytes:
+    return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+
+
+def verified_chain(connection: StatefulConnection) -> tuple[x509.Certificate, ...]:
+    """Return the path that was found good, the peer's own certificate first."""
+    path = connection.state.verification.path
+    if path is not None:
+        return path
+    with without_warnings():
+        return tuple(connection.get_verified_chain(as_cryptography=True) or ())
+
+
+def first_expiry(connection: StatefulConnection) -> float:
     """
     Return when the first certificate of the verified chain expires, in seconds since 1970.
 
@@ -176,8 +279,7 @@ def first_expiry(connection: SSL.Connection) -> float:
     cannot be parsed counts as expired.
     """
     try:
-        with without_warnings():
-            chain = connection.get_verified_chain(as_cryptography=True) or ()
+        chain = verified_chain(connection)
         expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
     except Exception:  # noqa: BLE001 - parsers raise what they like
         return 0.0
@@ -195,4 +297,5 @@ def verify_callback(
     verification = getattr(getattr(connection, "state", None), "verification", None)
     if not isinstance(verification, Verification):
         return False
-    return verification.judge(certificate, X509_V_OK if ok else code, depth)
+    code = X509_V_OK if ok else code
+    return verification.judge(certificate, code, depth, connection.get_peer_cert_chain)
