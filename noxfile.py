@@ -31,7 +31,7 @@ GUARDED = (
     "tests/_sockets/test_tls_endings.py",
     "tests/_sockets/test_tls_socket.py",
     "tests/_endpoints/test_transport.py",
-    "tests/_tls/test_verification.py",
+    "tests/_certificates/test_verification.py",
 )
 """What also runs without the inner parts of libraries."""
 

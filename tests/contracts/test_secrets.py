@@ -23,7 +23,7 @@ import pytest
 from twisted.internet import reactor
 from twisted.logger import LogEvent, formatEvent, formatEventAsClassicLogText, globalLogPublisher
 
-from tests._tls.test_certificate_secrets import assert_hides
+from tests._certificates.test_certificate_secrets import assert_hides
 from tests.support.clocks import until
 from tests.support.faults import ANSWER, FAULTS, QUESTION, misbehaving_server
 from tests.support.loopback import LOOPBACK

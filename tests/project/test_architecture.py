@@ -38,7 +38,8 @@ LAYERS = [
         "addresses",
     },
     {"_io"},
-    {"_proxy_protocol", "_tls"},
+    {"_proxy_protocol", "_certificates"},
+    {"_tls"},
     {"_net"},
     {"_sockets", "_endpoints"},
     {""},
@@ -161,7 +162,7 @@ def test_a_module_imports_inside_functions_only_where_that_is_the_design():
 
 
 def test_the_throw_away_authority_needs_only_values():
-    home = "_tls.throwaway_ca"
+    home = "_certificates.throwaway_ca"
     assert not [
         use.where for use in internal_imports() if use.module == home and layer_of(use.home) > 0
     ]

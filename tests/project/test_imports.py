@@ -68,7 +68,7 @@ def test_certificates_and_contracts_need_no_pytest():
         "from twisted_netsock.testing import CertificateAuthority, SocketContract\n"
         "from twisted_netsock.testing import ClientEndpointContract, ServerEndpointContract"
     )
-    assert "twisted_netsock._tls.throwaway_ca" in loaded
+    assert "twisted_netsock._certificates.throwaway_ca" in loaded
     assert not loaded & {"twisted.internet.reactor", "pytest"}
 
 

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .._certificates.reload import FileWatch, Reloader, watch_files
 from .._hostnames import numeric_service
 from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
@@ -31,7 +32,6 @@ from .._proxy_protocol.wire import check_header
 from .._public import public_in
 from .._tls.client import client_context_factory
 from .._tls.context import negotiated_protocols
-from .._tls.reload import FileWatch, Reloader, watch_files
 from ..addresses import SocketAddress, to_twisted_address
 from ..errors import SocketConnectionLostError
 from ..options import (

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
+from .._certificates.reload import FileWatch, Reloader
 from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.interfaces import Reactor
 from .._io.poller import Watch, contain, poller_for
@@ -26,7 +27,6 @@ from .._proxy_protocol.header import ProxyHeader
 from .._tls.context import negotiated_protocols
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import tls_shutdown
-from .._tls.reload import FileWatch, Reloader
 from .._tls.server import ServerContextFactory
 from ..addresses import SocketAddress, to_twisted_address
 from ..errors import SocketClosedError

@@ -20,12 +20,12 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from .._certificates.reload import FileWatch, Reloader, watch_files
 from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
 from .._net.listen import listen
 from .._net.open_socket import apply_options, check_listening
 from .._public import public_in
-from .._tls.reload import FileWatch, Reloader, watch_files
 from .._tls.server import ServerContextFactory, server_context_factory, server_records
 from .._validation import optional_duration
 from ..errors import SocketError

@@ -8,6 +8,7 @@ from typing import Self
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from .._certificates.reload import FileWatch, Reloader
 from .._io.descriptor import Descriptor
 from .._io.interfaces import Reactor
 from .._io.operation import Operation
@@ -17,7 +18,6 @@ from .._public import public_in
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
 from .._tls.info import TLSSocketInfo
-from .._tls.reload import FileWatch, Reloader
 from .._tls.server import ServerContextFactory
 from ..errors import SocketError
 from ..options import SocketOptions

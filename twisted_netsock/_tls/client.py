@@ -20,9 +20,17 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from .._certificates.certificates import (
+    file_paths,
+    file_signature,
+    load_authorities,
+    load_identity,
+    load_trusted,
+)
+from .._certificates.paths import PathFinder
+from .._certificates.verification import Verification, verify_callback
 from .._hostnames import is_host_name, is_ip_address, reference_identity
 from ..options import ServerTLSSocketOptions, TLSSocketOptions, require_record
-from .certificates import file_paths, file_signature, load_authorities, load_identity, load_trusted
 from .context import (
     ConnectionState,
     StatefulConnection,
@@ -33,9 +41,7 @@ from .context import (
     require_handshake,
     trust,
 )
-from .paths import PathFinder
 from .sessions import Resumption, SessionStore
-from .verification import Verification, verify_callback
 
 __all__ = ["ClientContextFactory", "client_context_factory"]
 

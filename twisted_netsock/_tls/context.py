@@ -19,13 +19,13 @@ from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 
+from .._certificates.certificates import Identity, file_signature
+from .._certificates.paths import MAX_DEPTH
+from .._certificates.verification import Verification
 from ..errors import CertificateVerificationError
 from ..options import TLSSocketOptions
-from .certificates import Identity, file_signature
 from .openssl import Connection, default_verify_paths, report_missing
-from .paths import MAX_DEPTH
 from .sessions import Resumption
-from .verification import Verification
 
 if TYPE_CHECKING:
     from _typeshed import StrOrBytesPath

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from OpenSSL import SSL
 
+from .._certificates.verification import first_expiry
 from .._io.descriptor import from_os_error, inherit, set_linger_reset
 from .._io.fairness import TLS_BYTES
 from .._io.poller import WANT_READ, WANT_WRITE, Want
@@ -36,7 +37,6 @@ from .client import ClientContextFactory
 from .info import TLSInfo
 from .openssl import RECORD, HandshakeRecords, can_handshake_in_memory, clear_errors
 from .server import ServerContextFactory, quiet_context
-from .verification import first_expiry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -195,7 +195,8 @@ class TLSDescriptor(TLSInfo):
             state.verification.conclude()
             if state.resumption is not None:
                 resumed = state.verification.skipped
-                state.resumption.verified(None if resumed else first_expiry(self.connection))
+                expiry = None if resumed else first_expiry(state.verification, self.connection)
+                state.resumption.verified(expiry)
         else:
             # See `quiet_context`.
             self.connection.set_context(quiet_context())

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from .._certificates.der import without_warnings
+from .._certificates.verification import verified_chain
 from .._hostnames import distinguished_name
 from ..errors import SocketError
 from ..options import SocketOptions, TLSSocketOptions
-from .der import without_warnings
-from .verification import verified_chain
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -118,7 +118,7 @@ def _peer_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
 def _verified_chain(tls: TLSDescriptor) -> tuple[x509.Certificate, ...]:
     if not (tls.handshaken and tls.connection.state.verification.needed):
         return ()
-    return verified_chain(tls.connection)
+    return verified_chain(tls.connection.state.verification, tls.connection)
 
 
 def _client_certificate_authorities(tls: TLSDescriptor) -> tuple[str, ...]:

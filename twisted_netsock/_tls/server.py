@@ -18,9 +18,10 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from .._certificates.certificates import file_paths, file_signature, load_identity, load_trusted
+from .._certificates.verification import Verification, verify_callback
 from .._hostnames import server_name_pattern
 from ..options import OF_SERVERS, ServerTLSSocketOptions, SocketOptions, require_record
-from .certificates import file_paths, file_signature, load_identity, load_trusted
 from .context import (
     VERSIONS,
     ConnectionState,
@@ -32,7 +33,6 @@ from .context import (
     require_handshake,
     trust,
 )
-from .verification import Verification, verify_callback
 
 __all__ = ["ServerContextFactory", "quiet_context", "server_context_factory", "server_records"]
 

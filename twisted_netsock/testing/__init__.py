@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .._tls.throwaway_ca import CertificateAuthority as CertificateAuthority
-    from .._tls.throwaway_ca import IssuedCertificate as IssuedCertificate
+    from .._certificates.throwaway_ca import CertificateAuthority as CertificateAuthority
+    from .._certificates.throwaway_ca import IssuedCertificate as IssuedCertificate
     from ._endpoint_contract import ClientEndpointContract as ClientEndpointContract
     from ._endpoint_contract import ServerEndpointContract as ServerEndpointContract
     from ._helpers import ScriptedResolver as ScriptedResolver
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 # Loaded when it is first used: not every user of the contracts has pytest.
 _HOMES = {
-    "CertificateAuthority": ".._tls.throwaway_ca",
+    "CertificateAuthority": ".._certificates.throwaway_ca",
     "ClientEndpointContract": "._endpoint_contract",
-    "IssuedCertificate": ".._tls.throwaway_ca",
+    "IssuedCertificate": ".._certificates.throwaway_ca",
     "ListenerContract": "._listener_contract",
     "ScriptedResolver": "._helpers",
     "ServerEndpointContract": "._endpoint_contract",

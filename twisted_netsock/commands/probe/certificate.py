@@ -13,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..._tls.der import without_warnings
+from ..._certificates.der import without_warnings
 
 __all__ = ["CertificateFacts", "describe"]
 

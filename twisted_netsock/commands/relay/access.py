@@ -18,8 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from ..._tls.der import SEQUENCE, content, elements
-from ..._tls.identity import DNS_NAME, URI, alternative_names
+from ..._certificates.der import SEQUENCE, content, elements
+from ..._certificates.identity import DNS_NAME, URI, alternative_names
 
 __all__ = ["KINDS", "Access", "fingerprint", "uri_pattern"]
 

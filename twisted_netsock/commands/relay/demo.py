@@ -16,10 +16,10 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from ..._certificates.throwaway_ca import CertificateAuthority, IssuedCertificate
 from ..._endpoints.client import client_endpoint
 from ..._endpoints.server import server_endpoint
 from ..._io.interfaces import Reactor
-from ..._tls.throwaway_ca import CertificateAuthority, IssuedCertificate
 from ...options import ServerTLSSocketOptions
 from .service import RelayService
 

@@ -15,12 +15,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..._certificates.reload import FileWatch
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.inner_port import PortOverEndpoint
 from ..._endpoints.listening_port import ListeningPort
 from ..._endpoints.server import ServerEndpoint
 from ..._io.interfaces import Reactor
-from ..._tls.reload import FileWatch
 from .._common.service import ListeningService, written
 from .access import Access
 from .factory import ForeignFactory, RelayFactory

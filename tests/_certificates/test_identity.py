@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support.odd_certificates import encoded_certificate, named
 from twisted_netsock import TLSSocketOptions
-from twisted_netsock._tls.certificates import load_trusted
-from twisted_netsock._tls.identity import alternative_names, is_for, server_identity
+from twisted_netsock._certificates.certificates import load_trusted
+from twisted_netsock._certificates.identity import alternative_names, is_for, server_identity
 
 HOST = "host.example.com"
 GOOD = b"\x82\x10host.example.com"

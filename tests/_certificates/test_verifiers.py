@@ -34,7 +34,7 @@ from twisted_netsock import (
     make_client_tls_socket,
     server_context_factory,
 )
-from twisted_netsock._tls.verification import Verification
+from twisted_netsock._certificates.verification import Verification
 from twisted_netsock.testing import CertificateAuthority
 
 NAME = "service.example"

@@ -16,8 +16,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL, crypto
 
 from twisted_netsock import TLSSocketOptions, client_context_factory
-from twisted_netsock._tls import paths
-from twisted_netsock._tls.paths import Load, PathFinder, load_of, too_much
+from twisted_netsock._certificates import paths
+from twisted_netsock._certificates.paths import Load, PathFinder, load_of, too_much
 from twisted_netsock.errors import CertificateVerificationError
 
 HOST = "host.example.com"

@@ -1,9 +1,9 @@
 """
 Verification of a peer's certificate, inside OpenSSL's verify callback.
 
-OpenSSL verifies the chain, `_tls.identity` the identity, and the `certificate_verifier` of the
-options may overrule either. All happens in the callback, while the handshake can
-still be refused, and every exception is a refusal.
+OpenSSL verifies the chain, `identity` the name, `paths` finds another chain where OpenSSL's has
+an error, and the `certificate_verifier` of the options may overrule all. It happens while the
+handshake can still be refused, and every exception is a refusal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from ..options import Verifier
-    from .context import StatefulConnection
 
 __all__ = ["Verification", "first_expiry", "verified_chain", "verify_callback"]
 
@@ -262,16 +261,17 @@ def _encode(certificate: crypto.X509) -> bytes:
     return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
 
-def verified_chain(connection: StatefulConnection) -> tuple[x509.Certificate, ...]:
+def verified_chain(
+    verification: Verification, connection: SSL.Connection
+) -> tuple[x509.Certificate, ...]:
     """Return the path that was found good, the peer's own certificate first."""
-    path = connection.state.verification.path
-    if path is not None:
-        return path
+    if verification.path is not None:
+        return verification.path
     with without_warnings():
         return tuple(connection.get_verified_chain(as_cryptography=True) or ())
 
 
-def first_expiry(connection: StatefulConnection) -> float:
+def first_expiry(verification: Verification, connection: SSL.Connection) -> float:
     """
     Return when the first certificate of the verified chain expires, in seconds since 1970.
 
@@ -279,7 +279,7 @@ def first_expiry(connection: StatefulConnection) -> float:
     cannot be parsed counts as expired.
     """
     try:
-        chain = verified_chain(connection)
+        chain = verified_chain(verification, connection)
         expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
     except Exception:  # noqa: BLE001 - parsers raise what they like
         return 0.0
