@@ -131,6 +131,11 @@ def optional_duration(value: object, name: str) -> timedelta | None:
     return None if value is None else duration(value, name)
 
 
+def in_seconds(value: timedelta | None) -> float | None:
+    """Return a time of a record's as clocks have it."""
+    return None if value is None else value.total_seconds()
+
+
 _UNITS = {"us": "microseconds", "ms": "milliseconds", "s": "seconds", "m": "minutes",
           "h": "hours"}  # fmt: skip
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", re.ASCII)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -17,7 +16,6 @@ __all__ = [
     "guard",
     "log_prefix",
     "place_of",
-    "seconds",
     "start_factory",
     "stop_factory",
 ]
@@ -73,11 +71,6 @@ def fired_later(reactor: Reactor, connecting: Deferred[IProtocol]) -> Deferred[I
     later: Deferred[IProtocol] = Deferred(cancel)
     call = reactor.callLater(0, connecting.chainDeferred, later)
     return later
-
-
-def seconds(timeout: timedelta | None) -> float | None:
-    """Return a `timedelta` in seconds, and `None` as it is."""
-    return None if timeout is None else timeout.total_seconds()
 
 
 def guard(function: Callable[..., object], *args: object) -> None:

@@ -51,6 +51,7 @@ from .._tls.context import negotiated_protocols
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
 from .._tls.server import ServerContextFactory
+from .._validation import in_seconds
 from ..errors import (
     SocketConnectionTimeoutError,
     SocketError,
@@ -59,7 +60,7 @@ from ..errors import (
     unraised,
 )
 from ..options import SocketOptions
-from .factory import guard, log_prefix, seconds
+from .factory import guard, log_prefix
 from .foreign_tls import (
     FOREIGN_CLOSE_SECONDS,
     FOREIGN_HANDSHAKE_SECONDS,
@@ -165,8 +166,8 @@ class Transport:
         self._after_handshake: SendQueue | None = None
         self._calls: set[IDelayedCall] = set()
         self._will_continue = False
-        self._read_limit = seconds(options.read_timeout)
-        self._write_limit = seconds(options.write_timeout)
+        self._read_limit = in_seconds(options.read_timeout)
+        self._write_limit = in_seconds(options.write_timeout)
         self._read_timer: IDelayedCall | None = None
         self._write_timer: IDelayedCall | None = None
         self._last_read = 0.0
@@ -773,7 +774,7 @@ class Transport:
         # What is written from now on is sent after the handshake.
         self._starting_tls = contextFactory
         self._after_handshake = SendQueue()
-        limit = seconds(contextFactory.options.handshake_timeout)
+        limit = in_seconds(contextFactory.options.handshake_timeout)
         if limit is not None:
             # From here on, and not from the first message: what is queued may never be sent.
             self._handshake_timer = self.reactor.callLater(limit, self._handshake_expired)

@@ -8,9 +8,8 @@ Look-up, Happy Eyeballs, the PROXY header and the TLS handshake share the one de
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from socket import AF_UNIX
-from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -24,69 +23,16 @@ from .._proxy_protocol.wire import send_header
 from .._tls.client import ClientContextFactory
 from .._tls.handshake import handshake
 from .._tls.in_memory import tls_over
-from ..addresses import AddressInfo, SocketAddress, as_socket_address, interleave_families
+from .._validation import in_seconds
+from ..addresses import AddressInfo, as_socket_address, interleave_families
 from ..errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
 from ..options import SocketOptions
+from .deadline import Deadline
 from .happy_eyeballs import Established, HappyEyeballs
 from .inner import inner_connection
 from .open_socket import look_up_known_place, look_up_place, unix_info
 
-__all__ = ["Deadline", "connect", "connect_over"]
-
-T = TypeVar("T")
-
-
-class Deadline:
-    """The end of `connection_timeout`, which several stages share."""
-
-    def __init__(self, reactor: Any, options: SocketOptions) -> None:
-        self._reactor = reactor
-        timeout = options.connection_timeout
-        self._end = None if timeout is None else reactor.seconds() + timeout.total_seconds()
-
-    def limit(self, seconds: float | None) -> None:
-        """End in *seconds* from now at the latest; `None` changes nothing."""
-        if seconds is not None:
-            self._end = self._reactor.seconds() + self.remaining(seconds)
-
-    def remaining(self, limit: float | None = None) -> float | None:
-        """Return the seconds left, at most *limit*; `None` for no end."""
-        if self._end is None:
-            return limit
-        left: float = max(0.0, self._end - self._reactor.seconds())
-        return left if limit is None else min(left, limit)
-
-    def bound(
-        self,
-        deferred: Deferred[T],
-        stage: str,
-        attempts: Callable[[], list[tuple[SocketAddress, Exception]]] = list,
-    ) -> Deferred[T]:
-        """
-        Cancel *deferred* when the time is over, and fail with `SocketConnectionTimeoutError`.
-
-        Its *attempts* are those at that time: once cancelled, there are none under way.
-        """
-        left = self.remaining()
-        if left is None or deferred.called:
-            return deferred
-        tried: list[tuple[SocketAddress, Exception]] = []
-
-        def expire() -> None:
-            tried.extend(attempts())
-            expired.append(True)
-            deferred.cancel()
-
-        def done(result: T | Failure) -> T | Failure:
-            if timer.active():
-                timer.cancel()
-            if expired and isinstance(result, Failure) and result.check(CancelledError):
-                return Failure(SocketConnectionTimeoutError(stage, attempts=tried))
-            return result
-
-        expired: list[bool] = []
-        timer = self._reactor.callLater(left, expire)
-        return deferred.addBoth(done)
+__all__ = ["connect", "connect_over"]
 
 
 def _known_infos(
@@ -122,7 +68,7 @@ def _reachable_from(
 
 
 def connect(
-    reactor: Any,
+    reactor: Reactor,
     node: str,
     service: str | int | None,
     options: SocketOptions,
@@ -168,15 +114,16 @@ def connect(
         connecting = attempts.run()
         if connecting.called:
             return connecting
-        return Deadline(reactor, options).bound(connecting, "connect", attempts.attempts)
-    deadline = Deadline(reactor, options)
+        deadline = Deadline(reactor, in_seconds(options.connection_timeout))
+        return deadline.bound(connecting, "connect", attempts.attempts)
+    deadline = Deadline(reactor, in_seconds(options.connection_timeout))
     return Deferred.fromCoroutine(
         _connect(reactor, deadline, infos, node, service, options, factory, protocols, header)
     )
 
 
 async def _connect(
-    reactor: Any,
+    reactor: Reactor,
     deadline: Deadline,
     infos: Sequence[AddressInfo] | None,
     node: str,
@@ -219,8 +166,7 @@ async def _secure(
     place: str | int | None,
 ) -> None:
     """Speak TLS on *established*, and perform the handshake unless that is left to the caller."""
-    limit = factory.options.handshake_timeout
-    seconds = deadline.remaining(None if limit is None else limit.total_seconds())
+    seconds = deadline.remaining(in_seconds(factory.options.handshake_timeout))
     descriptor = tls_over(established.descriptor, factory, protocols, place)
     established.descriptor = descriptor
     if factory.options.handshake:
@@ -259,7 +205,7 @@ async def connect_over(
     Cancelling:
         Fails with `CancelledError`, and resets the connection.
     """
-    deadline = Deadline(reactor, factory.options)
+    deadline = Deadline(reactor, in_seconds(factory.options.connection_timeout))
     connecting = inner_connection(reactor, endpoint, protocol_factory, factory.options, prefix)
     established = await deadline.bound(connecting, "connect")
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket as _socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import ITransport
@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .._io.descriptor import Descriptor, PlainDescriptor
+from .._io.interfaces import Reactor
 from .._io.poller import Watch, poller_for
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import receive_header
@@ -28,9 +29,11 @@ from .._text import FailureLog, printable
 from .._tls.handshake import handshake
 from .._tls.in_memory import tls_over
 from .._tls.server import ServerContextFactory
+from .._validation import in_seconds
 from ..addresses import SocketAddress, network_of
 from ..errors import NetsockError
 from ..options import SocketOptions, TLSSocketOptions
+from .deadline import Deadline
 from .happy_eyeballs import Established
 from .inner import address_of
 
@@ -131,15 +134,15 @@ class IncomingConnection:
         header: The PROXY header, or `None` where none was required.
         inner: See `Established`.
         network: The network for which it holds a slot, or `None`.
+        deadline: Of header and handshake.
         admitted: Its peer counts as one that has a connection.
         in_handshake: The header is done, and the TLS handshake has begun.
     """
 
     __slots__ = (
-        "_end",
-        "_reactor",
         "_real",
         "admitted",
+        "deadline",
         "descriptor",
         "header",
         "in_handshake",
@@ -151,15 +154,13 @@ class IncomingConnection:
 
     def __init__(
         self,
-        reactor: Any,
         descriptor: Descriptor,
         watch: Watch,
         peer: SocketAddress,
-        seconds: float | None,
+        deadline: Deadline,
     ) -> None:
-        self._reactor = reactor
         self._real = peer
-        self.start_clock(seconds)
+        self.deadline = deadline
         self.descriptor = descriptor
         self.watch = watch
         self.peer = peer
@@ -168,14 +169,6 @@ class IncomingConnection:
         self.network: str | None = None
         self.admitted = False
         self.in_handshake = False
-
-    def start_clock(self, seconds: float | None) -> None:
-        """Limit header and handshake to *seconds* from now on; `None`: no limit."""
-        self._end = None if seconds is None else self._reactor.seconds() + seconds
-
-    def remaining(self) -> float | None:
-        """Return the seconds that are left for header and handshake; `None`: no limit."""
-        return None if self._end is None else max(0.0, self._end - self._reactor.seconds())
 
     def set_header(self, header: ProxyHeader) -> None:
         """Keep *header*, and take its source for the peer."""
@@ -198,7 +191,7 @@ Secure = Callable[[IncomingConnection], "Deferred[Descriptor]"]
 
 
 def server_handshake(
-    reactor: Any, factory: ServerContextFactory, protocols: Sequence[bytes] = ()
+    reactor: Reactor, factory: ServerContextFactory, protocols: Sequence[bytes] = ()
 ) -> Secure:
     """
     Return a function that performs the server's handshake on incoming connections.
@@ -215,7 +208,7 @@ def server_handshake(
         incoming.descriptor = descriptor
         if not factory.options.handshake:
             return succeed(descriptor)
-        done = handshake(reactor, incoming.watch, descriptor, incoming.remaining())
+        done = handshake(reactor, incoming.watch, descriptor, incoming.deadline.remaining())
         return done.addCallback(lambda _: descriptor)
 
     return secure
@@ -234,7 +227,7 @@ class IncomingConnections:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         options: SocketOptions,
         deliver: Callable[[IncomingConnection, Descriptor], None],
         room: Callable[[], None],
@@ -272,11 +265,9 @@ class IncomingConnections:
         self._failures = FailureLog(reactor, _log)
         self._closed = False
         self.failed = 0
+        self._seconds: float | None = _PLAIN_SECONDS
         if isinstance(options, TLSSocketOptions):
-            limit = options.handshake_timeout
-            self._seconds = None if limit is None else limit.total_seconds()
-        else:
-            self._seconds = _PLAIN_SECONDS
+            self._seconds = in_seconds(options.handshake_timeout)
 
     @property
     def full(self) -> bool:
@@ -287,9 +278,8 @@ class IncomingConnections:
     def begin(self, sock: _socket.socket, peer: SocketAddress) -> None:
         """Prepare *sock*, which this owns from now on, and which *peer* has connected."""
         watch = poller_for(self._reactor).watch(sock.fileno())
-        incoming = IncomingConnection(
-            self._reactor, PlainDescriptor(sock), watch, peer, self._seconds
-        )
+        deadline = Deadline(self._reactor, self._seconds)
+        incoming = IncomingConnection(PlainDescriptor(sock), watch, peer, deadline)
         self._run(
             incoming,
             self._enter(incoming)
@@ -306,9 +296,8 @@ class IncomingConnections:
 
     def begin_on(self, established: Established, peer: SocketAddress) -> None:
         """Prepare *established* as `begin` does; its header has been read."""
-        incoming = IncomingConnection(
-            self._reactor, established.descriptor, established.watch, peer, self._seconds
-        )
+        deadline = Deadline(self._reactor, self._seconds)
+        incoming = IncomingConnection(established.descriptor, established.watch, peer, deadline)
         incoming.header, incoming.inner = established.header, established.inner
         self._run(incoming, self._enter(incoming))
 
@@ -326,7 +315,7 @@ class IncomingConnections:
             incoming.network = network
             if waiting is not None:
                 # The time limit begins now, as if it had waited in the kernel's queue.
-                incoming.start_clock(self._seconds)
+                incoming.deadline = Deadline(self._reactor, self._seconds)
             return proceed(incoming)
 
         return given(None) if waiting is None else waiting.addCallback(given)
@@ -343,7 +332,7 @@ class IncomingConnections:
             incoming.watch,
             incoming.descriptor.sock,
             self._version,
-            incoming.remaining(),
+            incoming.deadline.remaining(),
         ).addCallback(self._header_received, incoming)
 
     def _header_received(

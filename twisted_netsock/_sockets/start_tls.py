@@ -11,15 +11,15 @@ from twisted.python.failure import Failure
 from .._io.descriptor import Descriptor, PlainDescriptor
 from .._io.drive import drive
 from .._io.operation import Operation
-from .._net.connect import Deadline
+from .._net.deadline import Deadline
 from .._tls.client import ClientContextFactory
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake
 from .._tls.server import ServerContextFactory, server_records
+from .._validation import in_seconds
 from ..errors import SocketConnectionTimeoutError, SocketError
 from ..options import (
     ServerTLSSocketOptions,
-    SocketOptions,
     TLSSocketOptions,
     require_reactor_mode,
     require_record,
@@ -143,10 +143,10 @@ async def _upgrade(
     reactor, watch, options = socket._reactor, socket._watch, factory.options
     is_client = isinstance(factory, ClientContextFactory)
     # A server's record has no use for `connection_timeout`.
-    deadline = Deadline(reactor, options if is_client else SocketOptions())
+    limits = [options.handshake_timeout, options.connection_timeout if is_client else None]
     # One for what is still to be sent and the handshake behind it.
-    limit = options.handshake_timeout
-    deadline.limit(None if limit is None else limit.total_seconds())
+    limit = min((each for each in limits if each is not None), default=None)
+    deadline = Deadline(reactor, in_seconds(limit))
     connection: Descriptor = plain
     try:
         if sending is not None:

@@ -19,6 +19,7 @@ from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
 from .._tls.info import TLSSocketInfo
 from .._tls.server import ServerContextFactory
+from .._validation import in_seconds
 from ..errors import SocketError
 from ..options import SocketOptions
 from .attempts import Attempt, send_through
@@ -167,8 +168,7 @@ class TLSSocket(TLSSocketInfo, Socket):
         if self._closed or self._reader is not None or self._writer is not None:
             return self._refuse()
         descriptor = self._tls()
-        timeout = descriptor.options.handshake_timeout
-        seconds = None if timeout is None else timeout.total_seconds()
+        seconds = in_seconds(descriptor.options.handshake_timeout)
         outer: Operation[None]
         outer = Operation(lambda _: running.cancel(), lambda: WANT_READ, WANT_READ)
         # The handshake needs both directions, so both are taken while it runs.

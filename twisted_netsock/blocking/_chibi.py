@@ -15,7 +15,7 @@ from ..chibi import check_family, check_timeout
 from ._bridge import run, use
 from ._make import make_client_socket
 from ._socket import BlockingSocket
-from ._waiting import Deadline, Expired, check_thread, limited
+from ._waiting import Countdown, Expired, check_thread, limited
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -325,7 +325,7 @@ def receive_non_blocking(
 def _within(seconds: float, operation: Callable[[], T]) -> T | None:
     """Give *operation* that many seconds, and return `None` then."""
     try:
-        with limited(Deadline(seconds)):
+        with limited(Countdown(seconds)):
             return operation()
     except Expired:
         return None

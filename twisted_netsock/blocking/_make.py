@@ -17,7 +17,7 @@ from .._sockets.start_tls import tls_factory
 from .._tls.client import ClientContextFactory
 from .._tls.descriptor import TLSDescriptor
 from .._tls.server import ServerContextFactory, server_records
-from .._validation import optional_duration
+from .._validation import in_seconds, optional_duration
 from ..errors import SocketClosedError, SocketConnectionTimeoutError
 from ..options import (
     ServerTLSSocketOptions,
@@ -26,10 +26,9 @@ from ..options import (
     require_record,
 )
 from ._bridge import Call, run
-from ._operation import in_seconds
 from ._socket import BlockingSocket, Taken, take
 from ._tls_socket import BlockingTLSSocket, shake_hands
-from ._waiting import Deadline, Expired, limited
+from ._waiting import Countdown, Expired, limited
 
 __all__ = [
     "make_client_socket",
@@ -268,7 +267,7 @@ def start_tls(
     name = factory.node if isinstance(factory, ClientContextFactory) else socket.node
     service = socket.service
     # One limit for what the port still holds and the handshake behind it.
-    limit = Deadline(in_seconds(factory.options.handshake_timeout))
+    limit = Countdown(in_seconds(factory.options.handshake_timeout))
     try:
         with limited(limit):
             plain = socket._surrender()
@@ -298,7 +297,7 @@ class _Beginning:
         plain: Descriptor,
         factory: ClientContextFactory | ServerContextFactory,
         service: str | int | None,
-        limit: Deadline,
+        limit: Countdown,
     ) -> None:
         self._limit = limit
         self._plain = plain

@@ -24,7 +24,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from typing import Final, Protocol, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -33,6 +32,7 @@ from .._io.descriptor import Descriptor
 from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, Want
 from .._sockets.attempts import UNIX_DATAGRAM_PACE
+from .._validation import in_seconds
 from ..errors import (
     SocketBusyError,
     SocketClosedError,
@@ -43,7 +43,7 @@ from ..errors import (
 from ..options import SocketOptions
 from ._bridge import Call
 from ._waiting import (
-    Deadline,
+    Countdown,
     Expired,
     Waiter,
     current_waiter,
@@ -51,7 +51,7 @@ from ._waiting import (
     reactor_stopped,
 )
 
-__all__ = ["BlockingOperating", "in_seconds"]
+__all__ = ["BlockingOperating"]
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class BlockingOperating:
                     self._settle()
 
     def _write(
-        self, attempt: Callable[[], T | Want], by: int = DIRECT, deadline: Deadline | None = None
+        self, attempt: Callable[[], T | Want], by: int = DIRECT, deadline: Countdown | None = None
     ) -> T:
         """Run an operation in the sending direction."""
         waiter = current_waiter()
@@ -166,7 +166,7 @@ class BlockingOperating:
         by: int,
         *,
         reading: bool,
-        deadline: Deadline | None = None,
+        deadline: Countdown | None = None,
     ) -> T:
         """Try *attempt*, and wait, until it is done."""
         result: T | Want
@@ -177,7 +177,7 @@ class BlockingOperating:
         if type(result) is not Want:
             return cast("T", result)
         if deadline is None:
-            deadline = Deadline(self._read_seconds if reading else self._write_seconds)
+            deadline = Countdown(self._read_seconds if reading else self._write_seconds)
         while True:
             self._wait(waiter, result, deadline, by, reading=reading)
             result = self._attempt(attempt)
@@ -193,7 +193,7 @@ class BlockingOperating:
             raise
 
     def _wait(
-        self, waiter: Waiter, want: Want, deadline: Deadline, by: int, *, reading: bool
+        self, waiter: Waiter, want: Want, deadline: Countdown, by: int, *, reading: bool
     ) -> None:
         """Wait for *want*, or until this thread is woken."""
         if not self._waits:
@@ -335,11 +335,6 @@ class BlockingOperating:
         self._flushing = self._cut_send = False
         if self._ending:
             self._settle()
-
-
-def in_seconds(duration: timedelta | None) -> float | None:
-    """Return the seconds of a `timedelta`, or `None`."""
-    return None if duration is None else duration.total_seconds()
 
 
 def _after_fork() -> None:

@@ -29,7 +29,7 @@ from ._socket import BlockingSocket
 from ._waiting import (
     READ,
     WRITE,
-    Deadline,
+    Countdown,
     MultiWaiter,
     Waiter,
     check_thread,
@@ -119,7 +119,7 @@ def _wait_any(sockets: tuple[S, ...], timeout: timedelta | None, events: int) ->
     for socket in sockets:
         _require_socket(socket)
     waiter = current_waiter()
-    deadline = Deadline(_wait_seconds(timeout))
+    deadline = Countdown(_wait_seconds(timeout))
     taken: list[S] = []
     try:
         for socket in dict.fromkeys(sockets):

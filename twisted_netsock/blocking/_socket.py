@@ -29,7 +29,7 @@ from .._sockets.attempts import FLUSH_LIMIT, Attempt, Attempts
 from .._sockets.info import SocketInfo
 from .._sockets.sendfile import FileSource
 from .._sockets.socket import Socket
-from .._validation import byte_count
+from .._validation import byte_count, in_seconds
 from ..addresses import Address, SocketAddress
 from ..errors import (
     SocketBusyError,
@@ -40,10 +40,10 @@ from ..errors import (
 )
 from ..options import SocketOptions
 from ._bridge import in_reactor, run, use
-from ._operation import BlockingOperating, in_seconds
+from ._operation import BlockingOperating
 from ._ports import RawPort, drop, has_failed, held_by, open_input_port, open_output_port
 from ._serve import Service
-from ._waiting import Deadline, Expired, check_thread, current_waiter
+from ._waiting import Countdown, Expired, check_thread, current_waiter
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -411,7 +411,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """
         view = data if isinstance(data, bytes) else byte_view(data)
         descriptor = self._descriptor
-        deadline = Deadline(self._write_seconds)
+        deadline = Countdown(self._write_seconds)
         offset = 0
         size = len(view)
 
@@ -448,7 +448,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             SocketClosedError: As `sendall`; the position of *file* shows how much was sent.
         """
         source = FileSource(file, offset, count, self._descriptor, self._others_turn)
-        deadline = Deadline(self._write_seconds)
+        deadline = Countdown(self._write_seconds)
         try:
             return self._write(lambda: source.attempt(deadline.renew), deadline=deadline)
         finally:
@@ -812,7 +812,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             self._writer = waiter
         seconds = self._write_seconds
         before = waiter.limit
-        waiter.limit = Deadline(FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
+        waiter.limit = Countdown(FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
         self._waits = True
         try:
             self._flush_output(port)

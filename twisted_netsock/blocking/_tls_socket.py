@@ -23,10 +23,10 @@ from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
 from .._tls.info import TLSSocketInfo
 from .._tls.server import ServerContextFactory
+from .._validation import in_seconds
 from ..errors import SocketBusyError, SocketError, opened_before_fork
 from ..options import SocketOptions, TLSSocketOptions
 from ._bridge import in_reactor, run, use
-from ._operation import in_seconds
 from ._socket import BlockingSocket
 
 __all__ = ["BlockingTLSSocket", "shake_hands"]

@@ -75,7 +75,7 @@ class Waiter:
         """The descriptor that was reported last for an error alone."""
         self.ended = False
         """The program has ended but for its daemon threads, of which this is one."""
-        self.limit: Deadline | None = None
+        self.limit: Countdown | None = None
         """When the call that is under way gives up, whatever its socket says."""
 
     @property
@@ -291,7 +291,7 @@ class Expired(Exception):  # noqa: N818 - it never leaves this package
     """The `Waiter.limit` of a call has passed."""
 
 
-class Deadline:
+class Countdown:
     """A moment that begins to approach at the first wait."""
 
     __slots__ = ("_end", "seconds")
@@ -315,7 +315,7 @@ class Deadline:
 
 
 @contextlib.contextmanager
-def limited(limit: Deadline) -> Iterator[None]:
+def limited(limit: Countdown) -> Iterator[None]:
     """Have the waits of this thread end at *limit* within this context, by `Expired`."""
     waiter = current_waiter()
     before, waiter.limit = waiter.limit, limit

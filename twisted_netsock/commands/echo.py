@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from .._endpoints.transport import IViewProtocol
 from .._io.interfaces import Reactor, StreamProtocol
-from .._validation import duration_text
+from .._validation import duration_text, in_seconds
 from ._common.service import ListeningService, end_stream, endpoint_option, fail_at_exit
 
 __all__ = ["EchoFactory", "EchoOptions", "make_echo"]
@@ -94,7 +94,7 @@ class EchoFactory(Factory):
             idle_timeout: How long a client may be silent, or `None` for no limit.
         """
         self._reactor = reactor
-        self._seconds = None if idle_timeout is None else idle_timeout.total_seconds()
+        self._seconds = in_seconds(idle_timeout)
         self._echoes: set[_Echo] = set()
 
     def __repr__(self) -> str:
