@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket as _socket
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .._proxy_protocol.header import ProxyHeader
@@ -43,6 +44,18 @@ class SocketInfo:
         if self._closed:
             raise SocketClosedError(self)
 
+    @contextmanager
+    def _asking(self) -> Iterator[_socket.socket]:
+        """Give the socket beneath, unless this is closed; its errors are this one's."""
+        with self._lock:
+            self._check_open()
+            try:
+                yield self._descriptor.sock
+            except OSError as error:
+                if isinstance(error, SocketError):
+                    raise
+                raise SocketError(self, error.errno, error.strerror) from None
+
     @property
     def closed(self) -> bool:
         """Whether it was closed on this side (``socket-closed?``)."""
@@ -64,9 +77,8 @@ class SocketInfo:
         Raises:
             SocketClosedError: The socket is closed.
         """
-        with self._lock:
-            self._check_open()
-            return SocketAddress.of(self._family, self._descriptor.sock.getsockname())
+        with self._asking() as sock:
+            return SocketAddress.of(sock.family, sock.getsockname())
 
     def getpeername(self) -> SocketAddress:
         """
@@ -76,12 +88,8 @@ class SocketInfo:
             SocketError: There is no peer.
             SocketClosedError: The socket is closed.
         """
-        with self._lock:
-            self._check_open()
-            try:
-                return SocketAddress.of(self._family, self._descriptor.sock.getpeername())
-            except OSError as error:
-                raise SocketError(self, error.errno, error.strerror) from None
+        with self._asking() as sock:
+            return SocketAddress.of(sock.family, sock.getpeername())
 
     def getsockopt(self, level: int, name: int, size: int | None = None) -> Any:
         """
@@ -91,14 +99,10 @@ class SocketInfo:
             SocketError: There is no such option.
             SocketClosedError: The socket is closed.
         """
-        with self._lock:
-            self._check_open()
-            try:
-                if size is None:
-                    return self._descriptor.sock.getsockopt(level, name)
-                return self._descriptor.sock.getsockopt(level, name, size)
-            except OSError as error:
-                raise SocketError(self, error.errno, error.strerror) from None
+        with self._asking() as sock:
+            if size is None:
+                return sock.getsockopt(level, name)
+            return sock.getsockopt(level, name, size)
 
     def setsockopt(self, level: int, name: int, value: int | Buffer) -> None:
         """
@@ -108,12 +112,8 @@ class SocketInfo:
             SocketError: There is no such option, or it refuses the value.
             SocketClosedError: The socket is closed.
         """
-        with self._lock:
-            self._check_open()
-            try:
-                self._descriptor.sock.setsockopt(level, name, value)
-            except OSError as error:
-                raise SocketError(self, error.errno, error.strerror) from None
+        with self._asking() as sock:
+            sock.setsockopt(level, name, value)
 
     def _local_end(self) -> str:
         try:
@@ -143,13 +143,12 @@ class SocketInfo:
             SocketClosedError: The socket is closed.
             ValueError: *address* is a name, or of another family.
         """
-        with self._lock:
-            self._check_open()
+        with self._asking() as sock:
             target = as_socket_address(address)
             try:
-                self._descriptor.sock.bind(target.native(self._family))
+                sock.bind(target.native(sock.family))
             except OSError as error:
-                port = None if self._family == _socket.AF_UNIX else target.port
+                port = None if sock.family == _socket.AF_UNIX else target.port
                 raise SocketBindError(target.host, port, socket=self, cause=error) from None
 
     def listen(self, backlog: int = 128) -> None:
@@ -163,9 +162,5 @@ class SocketInfo:
             SocketError: This kind of socket cannot listen.
             SocketClosedError: The socket is closed.
         """
-        with self._lock:
-            self._check_open()
-            try:
-                self._descriptor.sock.listen(backlog)
-            except OSError as error:
-                raise SocketError(self, error.errno, error.strerror) from None
+        with self._asking() as sock:
+            sock.listen(backlog)
