@@ -297,7 +297,8 @@ CASES = [
         CertificateVerificationError(1, "certificate has expired", None, code=10),
         TLS,
         (ssl.SSLCertVerificationError, ssl.SSLError, OSError),
-        "The peer's certificate was refused (depth 1): certificate has expired",
+        "The peer's certificate was refused (depth 1): certificate has expired; "
+        "its owner must renew it, or this machine's clock is wrong",
         None,
         {
             "depth": 1,

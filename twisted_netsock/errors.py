@@ -412,13 +412,30 @@ class TLSHandshakeError(TLSError):
     default_strerror = "The TLS handshake failed"
 
 
+_ISSUER_UNKNOWN = "trust its authority with trusted_certificates (--ca FILE)"
+_ADVICE = {
+    2: _ISSUER_UNKNOWN,
+    9: "or this machine's clock is wrong",
+    10: "its owner must renew it, or this machine's clock is wrong",
+    18: "trust it with trusted_certificates (--ca FILE)",
+    19: _ISSUER_UNKNOWN,
+    20: f"{_ISSUER_UNKNOWN}, or have the peer send its intermediate certificates",
+    21: f"{_ISSUER_UNKNOWN}, or have the peer send its intermediate certificates",
+    66: "its owner needs one with a longer key",
+    67: "its owner needs one from an authority with a longer key",
+    68: "its owner needs one that is signed with SHA-256 or better",
+}
+"""What to do about OpenSSL's verification codes, for those who have not met them before."""
+
+
 class CertificateVerificationError(TLSError, _ssl.SSLCertVerificationError):
     """
     The peer's certificate was refused on this side.
 
     Attributes:
         depth: The place in the chain: 0 is the peer's own certificate.
-        reason: Why, in words.
+        reason: Why, in OpenSSL's words where it refused it; the text of the error says what to
+            do about it as well.
         certificate: The certificate that was refused, or `None`.
         verify_code: OpenSSL's verification code.
     """
@@ -438,11 +455,12 @@ class CertificateVerificationError(TLSError, _ssl.SSLCertVerificationError):
         self.certificate = certificate
         self.verify_code = code
         self.verify_message = reason
+        advice = [_ADVICE[code]] if code in _ADVICE else []
         TLSError.__init__(
             self,
             reason=reason,
             socket=socket,
-            strerror=f"{self.default_strerror} (depth {depth}): {reason}",
+            strerror="; ".join((f"{self.default_strerror} (depth {depth}): {reason}", *advice)),
         )
 
 

@@ -158,7 +158,7 @@ def test_a_callable_verifier_gets_the_verdicts_of_openssl():
     assert seen[0] != 0
 
 
-@pytest.mark.parametrize("code", [1, 23, 28, 66])
+@pytest.mark.parametrize("code", [1, 23, 28, 66, 94])
 def test_some_errors_are_final(code):
     """No other path forgives them, before one is found or after."""
     certificate = crypto.X509.from_cryptography(LEAF.certificate)

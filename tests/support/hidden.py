@@ -26,6 +26,7 @@ LIBRARY = (
     "SSL_write",
     "X509_get_default_cert_dir",
     "X509_get_default_cert_file",
+    "X509_verify_cert_error_string",
 )
 CONNECTION = ("_from_ssl", "_into_ssl", "_raise_ssl_error", "_socket", "_ssl")
 DEFER = ("_CancellationStatus", "_gotResultInlineCallbacks")

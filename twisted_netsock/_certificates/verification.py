@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
     from ..options import Verifier
 
-__all__ = ["Verification", "first_expiry", "verified_chain", "verify_callback"]
+__all__ = ["Verification", "first_expiry", "verified_chain"]
 
 # Of <openssl/x509_vfy.h>.
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
 
-_FINAL: Final = frozenset({1, 23, 28, 66})
+_FINAL: Final = frozenset({1, 23, 28, 66, 94})
 """
 OpenSSL's errors that no other path makes good: an unspecified one (its own limit of comparisons
-with name constraints ends so), a revoked certificate, one that the platform distrusts, and a
-key of the peer's own that is too weak.
+with name constraints ends so), a revoked certificate, one that the platform distrusts, a key of
+the peer's own that is too weak, and one with curve parameters of its own (CVE-2020-0601), which
+the validator does not mind.
 """
 _FREE_DEPTH: Final = 3
 """Signatures that are not weighed before the last: most paths have no more."""
@@ -115,6 +116,7 @@ class Verification:
         code: int,
         depth: int,
         sent: Callable[[], Iterable[crypto.X509] | None] = tuple,
+        text: str | None = None,
     ) -> bool:
         """
         Return whether to accept *certificate*, with OpenSSL's verdict *code* on it.
@@ -124,24 +126,26 @@ class Verification:
             code: 0 for a good one, after which OpenSSL may still find an error.
             depth: 0 is the peer's own.
             sent: Returns the certificates that the peer has sent, its own first.
+            text: The verdict in OpenSSL's words, where they can be had.
         """
         self.asked = True
         if self.failure is not None:
             return False
         try:
-            return self._accepts(certificate, code, depth, sent)
+            return self._accepts(certificate, code, text or _describe(code), depth, sent)
         except _TooMuchError as error:
-            text = str(error)
+            why = str(error)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a refusal
             # Mostly a parser's: the certificate is the peer's, and may be malformed.
-            text = f"verification failed with {type(error).__name__}"
-        self.failure = CertificateVerificationError(depth, text, None, code=code or 1)
+            why = f"verification failed with {type(error).__name__}"
+        self.failure = CertificateVerificationError(depth, why, None, code=code or 1)
         return False
 
     def _accepts(
         self,
         certificate: crypto.X509,
         code: int,
+        text: str,
         depth: int,
         sent: Callable[[], Iterable[crypto.X509] | None],
     ) -> bool:
@@ -158,7 +162,6 @@ class Verification:
             self.checked = self.checked or depth == 0
             return True
         subject = parse_certificate(encoded)
-        text = _describe(code)
         accepted = self._ask(depth, VerifyResult(code, text), subject)
         if accepted and depth == 0 and not self.checked:
             code, text = self._compare_identity(encoded)
@@ -254,7 +257,7 @@ _TEXTS: Final = _texts()
 
 
 def _describe(code: int) -> str:
-    return _TEXTS.get(code, f"error {code}")
+    return _TEXTS.get(code, f"OpenSSL's verification error {code}")
 
 
 def _encode(certificate: crypto.X509) -> bytes:
@@ -284,18 +287,3 @@ def first_expiry(verification: Verification, connection: SSL.Connection) -> floa
     except Exception:  # noqa: BLE001 - parsers raise what they like
         return 0.0
     return min(expiries, default=0.0)
-
-
-def verify_callback(
-    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
-) -> bool:
-    """
-    Call the `Verification` in the connection's state.
-
-    Never raises: pyOpenSSL would raise the exception from a later, unrelated call.
-    """
-    verification = getattr(getattr(connection, "state", None), "verification", None)
-    if not isinstance(verification, Verification):
-        return False
-    code = X509_V_OK if ok else code
-    return verification.judge(certificate, code, depth, connection.get_peer_cert_chain)

@@ -28,7 +28,7 @@ from .._certificates.certificates import (
     load_trusted,
 )
 from .._certificates.paths import PathFinder
-from .._certificates.verification import Verification, verify_callback
+from .._certificates.verification import Verification
 from .._hostnames import is_host_name, is_ip_address, reference_identity
 from ..options import ServerTLSSocketOptions, TLSSocketOptions, require_record
 from .context import (
@@ -40,6 +40,7 @@ from .context import (
     reporting,
     require_handshake,
     trust,
+    verify_callback,
 )
 from .sessions import Resumption, SessionStore
 

@@ -24,7 +24,7 @@ from .._certificates.paths import MAX_DEPTH
 from .._certificates.verification import Verification
 from ..errors import CertificateVerificationError
 from ..options import TLSSocketOptions
-from .openssl import Connection, default_verify_paths, report_missing
+from .openssl import Connection, default_verify_paths, report_missing, verification_text
 from .sessions import Resumption
 
 if TYPE_CHECKING:
@@ -316,3 +316,19 @@ def require_handshake(options: TLSSocketOptions) -> None:
             "handshake=False is for sockets, whose handshake method the caller calls; "
             "here it would never be called"
         )
+
+
+def verify_callback(
+    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
+) -> bool:
+    """
+    Call the `Verification` in the connection's state.
+
+    Never raises: pyOpenSSL would raise the exception from a later, unrelated call.
+    """
+    verification = getattr(getattr(connection, "state", None), "verification", None)
+    if not isinstance(verification, Verification):
+        return False
+    code = 0 if ok else code
+    text = None if ok else verification_text(code)
+    return verification.judge(certificate, code, depth, connection.get_peer_cert_chain, text)

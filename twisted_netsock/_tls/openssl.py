@@ -53,6 +53,7 @@ __all__ = [
     "clear_errors",
     "default_verify_paths",
     "report_missing",
+    "verification_text",
 ]
 
 RECORD: Final = 16384
@@ -120,6 +121,7 @@ _CAN_USE_BUFFERS: Final = _has(("SSL_read", "SSL_write"), ("_ssl", "_raise_ssl_e
 _CAN_RETURN: Final = _has(("SSL_clear_mode", "SSL_MODE_AUTO_RETRY"), ("_ssl",))
 _KNOWS_VERIFY_PATHS: Final = _has(("X509_get_default_cert_file", "X509_get_default_cert_dir"))
 _CAN_CLEAR_ERRORS: Final = _has(("ERR_clear_error",))
+_KNOWS_VERIFICATION_TEXTS: Final = _has(("X509_verify_cert_error_string",))
 
 _empty = SSL.Context(SSL.TLS_METHOD)
 """Has no key: checking it fails, which reads OpenSSL's queue of errors."""
@@ -155,6 +157,14 @@ def clear_errors() -> None:
     with suppress(Exception):
         # It has no key. pyOpenSSL builds the exception from the whole queue, and so empties it.
         _empty.check_privatekey()
+
+
+def verification_text(code: int) -> str | None:
+    """Return what OpenSSL says of a verification error; `None` where it cannot be asked."""
+    if not _KNOWS_VERIFICATION_TEXTS:
+        return None
+    text: bytes = ffi.string(lib.X509_verify_cert_error_string(code))
+    return text.decode("ascii", "backslashreplace")
 
 
 def report_missing() -> None:

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from .._certificates.certificates import file_paths, file_signature, load_identity, load_trusted
-from .._certificates.verification import Verification, verify_callback
+from .._certificates.verification import Verification
 from .._hostnames import server_name_pattern
 from ..options import OF_SERVERS, ServerTLSSocketOptions, SocketOptions, require_record
 from .context import (
@@ -32,6 +32,7 @@ from .context import (
     reporting,
     require_handshake,
     trust,
+    verify_callback,
 )
 
 __all__ = ["ServerContextFactory", "quiet_context", "server_context_factory", "server_records"]

@@ -289,8 +289,8 @@ def test_secrets_that_cannot_be_kept_are_told_before_anything_is_done(command, t
     ("faults", "code", "reason"),
     [
         ({"expired": True}, 10, "certificate has expired"),
-        ({"not_yet_valid": True}, 9, "certificate not yet valid"),
-        ({"self_signed": True}, 18, "self signed"),
+        ({"not_yet_valid": True}, 9, "certificate is not yet valid"),
+        ({"self_signed": True}, 18, "self-signed certificate"),
         ({"names": ["other.example"]}, 62, "not for 'localhost'"),
         ({"malformed_names": True}, 62, "not for 'localhost'"),
     ],
