@@ -243,6 +243,14 @@ class Peer:
             size += len(chunk)
         return b"".join(chunks)
 
+    async def receive_some(self) -> bytes:
+        """Return what comes next; nothing at a clean end."""
+        try:
+            data: bytes = await self._done(self.sock.recv, 65536)
+        except ssl.SSLZeroReturnError:
+            return b""
+        return data
+
     def end(self) -> None:
         """End the direction from here: with close_notify on TLS."""
         if isinstance(self.sock, ssl.SSLSocket):

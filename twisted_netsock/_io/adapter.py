@@ -37,7 +37,7 @@ from ..errors import (
     opened_before_fork,
     unraised,
 )
-from .descriptor import byte_view
+from .descriptor import byte_view, in_flight
 from .fairness import BYTES, DELIVERY, REPORTS
 from .interfaces import Reactor, StreamProtocol
 from .poller import WANT_READ, WANT_WRITE, Slots, Want
@@ -364,6 +364,18 @@ class TransportDescriptor(StreamProtocol):
     def _expire(self) -> None:
         self._timer = None
         self.reset()
+
+    def in_flight(self) -> int:
+        """
+        Return how many bytes the kernel has to send, as far as the transport shows its socket.
+
+        What is in the transport's own buffer is not counted; as long as something is there, so
+        it is in the kernel's.
+        """
+        number: Callable[[], int] | None = getattr(self.wire, "fileno", None)
+        if number is None or self.lost is not None:
+            return 0
+        return int(self.blocked) + in_flight(self.family, number())
 
     def close(self) -> None:
         """

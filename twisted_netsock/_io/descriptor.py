@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket as _socket
 import ssl
+import sys
+import termios
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack
 
@@ -215,6 +218,9 @@ class Descriptor(Protocol):
     def reset_on_close(self) -> None:
         """Make `close` reset the connection instead of ending it in order."""
 
+    def in_flight(self) -> int:
+        """Return how many bytes the kernel has to send, or sent and not acknowledged by TCP."""
+
     def close(self) -> None:
         """Close the descriptor, whatever state it is in."""
 
@@ -398,6 +404,10 @@ class PlainDescriptor:
         """Make `close` reset the connection; see `Descriptor`."""
         set_linger_reset(self.sock)
 
+    def in_flight(self) -> int:
+        """Return how many bytes TCP has to send; see `Descriptor`."""
+        return in_flight(self.sock.family, self.sock.fileno())
+
     def close(self) -> None:
         """Close the descriptor."""
         self.sock.close()
@@ -441,6 +451,22 @@ def adopt(sock: _socket.socket | int) -> PlainDescriptor:
         with contextlib.suppress(OSError):
             adopted.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
     return PlainDescriptor(adopted)
+
+
+def in_flight(family: int, number: int) -> int:
+    """
+    Return how many bytes TCP has to send, or sent and not acknowledged yet; 0 of other sockets.
+
+    What is sent on a UNIX socket has arrived. Of what is shut down, the FIN counts as a byte.
+    """
+    if family == _socket.AF_UNIX:
+        return 0
+    try:
+        # It is SIOCOUTQ on Linux (tcp(7)), which takes 1.1 µs; TCP_INFO counts segments.
+        return int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):
+        # It is closed, or no socket.
+        return 0
 
 
 def set_linger_reset(sock: _socket.socket) -> None:

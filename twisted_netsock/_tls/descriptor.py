@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from OpenSSL import SSL
 
 from .._certificates.verification import first_expiry
-from .._io.descriptor import from_os_error, inherit, set_linger_reset
+from .._io.descriptor import from_os_error, in_flight, inherit, set_linger_reset
 from .._io.fairness import TLS_BYTES
 from .._io.poller import WANT_READ, WANT_WRITE, Want
 from ..errors import (
@@ -489,6 +489,20 @@ class TLSDescriptor(TLSInfo):
     def reset_on_close(self) -> None:
         """Make `close` reset the connection; see `Descriptor`."""
         set_linger_reset(self.sock)
+
+    def check_reset(self) -> None:
+        """
+        Raise what the kernel has to report of a reset; what arrived before can still be read.
+
+        After a send that has failed, OpenSSL reads nothing any more. This costs 0.4 µs.
+        """
+        number = self.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if number:
+            raise from_os_error(OSError(number, os.strerror(number)))
+
+    def in_flight(self) -> int:
+        """Return how many bytes TCP has to send; see `Descriptor`."""
+        return in_flight(self.sock.family, self.sock.fileno())
 
     def close(self) -> None:
         """Close the descriptor, without close_notify."""

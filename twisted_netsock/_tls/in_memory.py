@@ -277,6 +277,14 @@ class TLSInMemory(TLSDescriptor):
         """Make `close` reset the connection beneath."""
         self.inner.reset_on_close()
 
+    def check_reset(self) -> None:
+        """Do nothing: OpenSSL's own sends do not fail."""
+
+    def in_flight(self) -> int:
+        """Return how many bytes the descriptor beneath has to send."""
+        count: int = self.inner.in_flight()
+        return count
+
     def close(self) -> None:
         """
         Close the descriptor beneath, in order as far as that can be.

@@ -17,7 +17,7 @@ class Side:
     """As much of one side of a connection as its account looks at."""
 
     def __init__(self):
-        self.count = 0
+        self.count = self.unsent = 0
         self.ended = self.lost = self.aborted = False
         self.session = None
 

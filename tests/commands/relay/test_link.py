@@ -62,6 +62,9 @@ class Scripted(PlainDescriptor):
         want = self._wanted("shutdown")
         return want if want is not None else super().try_shutdown(how)
 
+    def check_reset(self):
+        """Do nothing: there is none."""
+
     def try_tls_shutdown(self):
         self.goodbyes += 1
         return self.goodbye
@@ -265,7 +268,7 @@ async def test_what_was_complete_arrives_although_its_sender_is_lost():
         first.lose(SocketConnectionLostError())
         assert not second.lost
         assert len(await whole(server)) == first.count
-        assert second.lost
+        await until(lambda: second.lost)
         assert not relay.sides
 
 
@@ -275,6 +278,85 @@ async def test_the_end_of_the_reactor_ends_both():
         assert first.lost
         assert second.lost
         assert not relay.sides
+
+
+# Cuts
+
+
+@contextlib.contextmanager
+def over_tcp():
+    """Two plain links over TCP on a clock, and the peer of each."""
+    clock = Clock()
+    relay = SimpleNamespace(sides=set(), ledger=SimpleNamespace(reactor=clock), pipes=Pipes())
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((LOOPBACK, 0)))
+        links, peers = [], []
+        for _ in range(2):
+            ours = socket.create_connection(listener.getsockname())
+            peers.append(stack.enter_context(listener.accept()[0]))
+            for sock in ours, peers[-1]:
+                sock.setblocking(False)
+            watch = poller_for(reactor).watch(ours.fileno())
+            links.append(PlainLink(relay, Established(PlainDescriptor(ours), watch)))
+        first, second = links
+        first.other, second.other = second, first
+        for link in links:
+            link.resume()
+        try:
+            yield clock, *links, *peers
+        finally:
+            for link in links:
+                link.abort()
+    assert not relay.sides
+    assert not clock.getDelayedCalls()
+
+
+async def fill(client, link):
+    """Send through *link* until it is held up."""
+    while link._watch.receive is not None:
+        with contextlib.suppress(BlockingIOError):
+            client.send(BLOCK)
+        await turns(2)
+
+
+async def test_a_peer_that_takes_nothing_is_given_up_after_five_seconds():
+    with over_tcp() as (clock, first, second, client, server):
+        await fill(client, first)
+        first.lose(SocketConnectionLostError())
+        assert first.lost
+        clock.pump([0.1] * 49)
+        assert not second.lost
+        # Progress prolongs it.
+        for _ in range(20):
+            with contextlib.suppress(BlockingIOError):
+                server.recv(1 << 20)
+            await turns(2)
+        clock.pump([0.1] * 45)
+        assert not second.lost
+        clock.pump([0.1] * 10)
+        assert second.lost
+        assert second.unsent > 0
+        with pytest.raises(ConnectionResetError):
+            await whole(server)
+
+
+async def test_an_explicit_abort_waits_for_nothing():
+    with over_tcp() as (_, first, second, client, server):
+        await fill(client, first)
+        first.abort()
+        assert first.lost
+        assert second.lost
+        with pytest.raises(ConnectionResetError):
+            await whole(server)
+
+
+async def test_one_that_is_cut_off_can_still_be_aborted():
+    with over_tcp() as (_, first, second, client, _):
+        await fill(client, first)
+        first.lose(SocketConnectionLostError())
+        assert not second.lost
+        second.abort()
+        assert second.lost
 
 
 # Time limits

@@ -152,9 +152,12 @@ class Session:
 
     @property
     def sent(self) -> int:
-        """Bytes that have come from the backend."""
-        count: int = 0 if self._back is None else self._back.count
-        return count
+        """Bytes that have come from the backend, without those that did not reach the client."""
+        if self._back is None:
+            return 0
+        # Over TLS what is not acknowledged counts encrypted, a little more.
+        count: int = self._back.count - self._front.unsent
+        return max(0, count)
 
     def joined(self, back: object, address: object) -> None:
         """Note the backend's connection, and the *address* that it was made to."""

@@ -28,7 +28,7 @@ from .._common.service import written
 from .access import Access, common_name
 from .accounting import Session, TLSAccount
 from .limits import OUT_OF_DESCRIPTORS, ConnectionLimits
-from .link import Link, Links, link_for
+from .link import Link, Links, Nowhere, link_for
 from .routes import Routes, Target
 
 __all__ = ["FOREIGN", "Client", "Relay", "serve_client"]
@@ -236,17 +236,19 @@ class Client:
         self._turn_away(session, "unreachable", error)
 
 
-class _Early:
+class _Early(Nowhere):
     """Stands for the other connection until there is one, and keeps what is to go there."""
-
-    spliceable = False
-    count = 0
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._left = EARLY_LIMIT
         self.pieces: list[bytes] = []
         link.read_at_most(EARLY_LIMIT)
+
+    @property
+    def holds_early_data(self) -> bool:
+        """Whether there is something to be passed on."""
+        return bool(self.pieces)
 
     def pass_on(self, data: memoryview) -> None:
         """Keep *data*, within bounds: reading detects that the client goes away."""
@@ -256,15 +258,6 @@ class _Early:
             self._link.read_at_most(self._left)
         else:
             self._link.pause()
-
-    def finish(self) -> None:
-        """Do nothing: the link itself remembers."""
-
-    def let_go(self) -> None:
-        """Do nothing: what was kept goes with the link."""
-
-    def abort(self) -> None:
-        """Do nothing: there is no connection."""
 
 
 def serve_client(

@@ -29,12 +29,22 @@ from ...errors import (
     SocketError,
     SocketReadTimeoutError,
     SocketWriteTimeoutError,
+    TLSTruncatedError,
 )
 from ...options import SocketOptions
 from .accounting import Ledger, Session
 from .splice import BULK, Pipe, Pipes
 
-__all__ = ["Link", "Links", "PlainLink", "TLSLink", "link_for"]
+__all__ = ["Link", "Links", "Nowhere", "PlainLink", "TLSLink", "link_for"]
+
+_GIVE_UP_SECONDS: Final = 5.0
+"""Without progress, when what has been passed on is waited for to be acknowledged."""
+
+_SOONEST, _LATEST = 0.002, 0.25
+"""
+Seconds between two looks at that: the kernel does not report it. They double without progress. A
+look takes 1.1 µs of processor time.
+"""
 
 _LOOKS: Final = 4
 """
@@ -51,6 +61,34 @@ class Links(Protocol):
     pipes: Pipes
 
 
+class Nowhere:
+    """Stands in the place of the other connection: takes what comes, and keeps nothing."""
+
+    spliceable = False
+    other: Any = None
+
+    @property
+    def count(self) -> int:
+        """Bytes that have arrived."""
+        return 0
+
+    @property
+    def holds_early_data(self) -> bool:
+        """Whether something is kept here all the same, for a connection to come."""
+        return False
+
+    def pass_on(self, data: memoryview) -> None:
+        """Drop *data*."""
+
+    def nothing(self) -> None:
+        """Do nothing: there is no connection."""
+
+    finish = let_go = cut_off = abort = pause = resume = nothing
+
+
+NOWHERE: Final = Nowhere()
+
+
 class Link:
     """
     One of the two connections: passes on to the other what arrives.
@@ -65,11 +103,14 @@ class Link:
         lost: The connection is gone.
         other: The other one.
         session: The account.
+        unsent: Of what was to be sent, the bytes that the peer had not acknowledged when the
+            connection broke.
         on_lost: Called with the account, if there is one, when the connection is gone.
     """
 
     spliceable = False
     """What is in a pipe can be sent on it."""
+    holds_early_data = False
 
     _descriptor: Any
 
@@ -79,6 +120,7 @@ class Link:
         self.count = 0
         self.ended = False
         self.lost = False
+        self.unsent = 0
         self.other: Any = None
         self.session = session
         self.on_lost: Callable[[Session | None], None] | None = None
@@ -91,11 +133,13 @@ class Link:
         self._stalled = False
         self._finishing = False
         self._finished = False
+        self._broken: BaseException | None = None
+        """Why it is lost as soon as all that has arrived is read and passed on."""
         self._ending: Deferred[Any] | None = None
         """It closes in order, or waits until a transport that was closed is gone."""
         self._closed = False
         self._call: IDelayedCall | None = None
-        self._limits: list[_Limit] = []
+        self._limits: list[_Limit | _Drain] = []
         self._watch.owner = self
         self._watch.keep()
         relay.sides.add(self)
@@ -108,7 +152,7 @@ class Link:
 
     def resume(self) -> None:
         """Read, unless the peer has finished."""
-        if not self.ended:
+        if not self.ended and not self.lost:
             self._watch.want_receive()
             self._read_on_if_buffered()
 
@@ -121,10 +165,12 @@ class Link:
         try:
             count = self._descriptor.try_recv_into(self._room)
         except SocketError as error:
-            self.lose(error)
+            self._broke(error)
             return
         if count.__class__ is Want:
-            if count is not self._watch.receive:
+            if self._broken is not None:
+                self.lose(self._broken)
+            elif count is not self._watch.receive:
                 self._watch.want_receive(count)
             return
         if not count:
@@ -136,7 +182,9 @@ class Link:
 
     def _read_on_if_buffered(self) -> None:
         """Read on in the next reactor iteration if bytes wait where the poller cannot see them."""
-        if self._call is None and self._descriptor.buffered and self._watch.receive is not None:
+        # TLS that has failed is reported by no poller either.
+        hidden = self._descriptor.buffered or self._broken is not None
+        if hidden and self._call is None and self._watch.receive is not None:
             self._call = self._relay.ledger.reactor.callLater(0, self._read_on)
 
     def _read_on(self) -> None:
@@ -146,6 +194,10 @@ class Link:
 
     def _end(self) -> None:
         """Pass the end of the stream on, and go on with the other direction."""
+        if self._broken is not None and self._descriptor.gone() is None:
+            # The error was reported to a send, and the kernel shows none any more.
+            self.lose(self._broken)
+            return
         self.ended = True
         self.other.finish()
         if self._finished:
@@ -156,12 +208,19 @@ class Link:
         if gone is not None:
             gone.addCallback(self._vanished)
 
+    def _broke(self, error: BaseException) -> None:
+        """Lose the connection; after its early data, unless it was reset."""
+        if isinstance(error, TLSTruncatedError) and self.other.holds_early_data:
+            self._broken = error
+            self.pause()
+        else:
+            self.lose(error)
+
     def _vanished(self, _: None) -> None:
         """Let go of both: a transport is gone, although this side has not finished."""
         other = self.other
         self.lose(None)
-        if other is not None:
-            other.let_go()
+        other.let_go()
 
     # Sending
 
@@ -184,7 +243,7 @@ class Link:
         try:
             want = self._send_queue()
         except OSError as error:
-            self.lose(from_os_error(error))
+            self._sending_failed(error)
             return
         if want is not None:
             self._stall(want)
@@ -206,6 +265,37 @@ class Link:
             self._queue = memoryview(self._queue)[count:]
             want = WANT_WRITE if descriptor.unflushed else None
         return want
+
+    def _sending_failed(self, error: OSError) -> None:
+        """Read what has arrived, then lose the connection: the kernel reports a reset once."""
+        if self.ended or self.other is NOWHERE:
+            self.lose(from_os_error(error))
+            return
+        if self._broken is None:
+            self._broken = from_os_error(error)
+            self.unsent = self._outstanding
+        self._drop_queue()
+        self._finishing = False
+        self._watch.stop_send()
+        self.other.other = _Unsendable(self)
+        if self._stalled:
+            self._stalled = False
+            self.other.resume()
+        self._read_on_if_buffered()
+
+    def _drop_queue(self) -> None:
+        self._queue = b""
+
+    @property
+    def _unsent(self) -> int:
+        """How many bytes wait here to be sent."""
+        return len(self._queue)
+
+    @property
+    def _outstanding(self) -> int:
+        """How many bytes the peer has not acknowledged, those that wait here among them."""
+        in_flight: int = self._descriptor.in_flight()
+        return self._unsent + in_flight
 
     def _stall(self, want: Want = WANT_WRITE) -> None:
         """Go on when it is possible to send, and have nothing more read for that."""
@@ -231,7 +321,7 @@ class Link:
         try:
             want = self._descriptor.try_shutdown(SHUT_WR)
         except SocketError as error:
-            self.lose(error)
+            self._sending_failed(error)
             return
         if want is not None:
             self._watch.want_send(want)
@@ -239,16 +329,40 @@ class Link:
         self._watch.stop_send()
         self._finishing = False
         self._finished = True
+        if self.other is NOWHERE:
+            self._wait_for_peer()
 
     def let_go(self) -> None:
-        """Close the connection when everything is sent: the other one is gone."""
-        self.ended = True
-        self.pause()
-        self.finish()
+        """
+        Close the connection when everything is sent and acknowledged: the other one is gone.
+
+        What comes meanwhile is read and dropped: the kernel resets a connection that is closed
+        with something unread, and what is under way is lost then.
+        """
+        if not self.lost and self._ending is None:
+            self.other = NOWHERE
+            self.resume()
+            if self._finished:
+                self._wait_for_peer()
+            else:
+                self.finish()
+
+    def _wait_for_peer(self) -> None:
+        self._limits.append(_Drain(self, lambda: self.lose(None)))
+
+    def cut_off(self) -> None:
+        """Do as `let_go`, and reset the connection then: the other one has broken."""
+        if not self.lost and self._ending is None:
+            self.other = NOWHERE
+            self._finishing = False
+            self.resume()
+            self._limits.append(_Drain(self, self.abort))
 
     def on_poller_lost(self, reason: Exception) -> None:
-        """Lose the connection: the reactor shuts down; for the poller."""
+        """Lose both connections: the reactor shuts down; for the poller."""
+        other = self.other
         self.lose(reason)
+        other.abort()
 
     def on_fork(self) -> None:
         """Become unusable in a forked child; for the poller."""
@@ -271,9 +385,9 @@ class Link:
         Close the connection, in order by TLS shutdown, whose time the options limit.
 
         Args:
-            error: Why, and then the other one is reset: a stream that was cut off must
-                not look complete. One that was complete arrives. `None` after both
-                directions have ended.
+            error: Why, and then the other one is reset when everything has arrived there: a
+                stream that was cut off must not look complete. `None` after both directions
+                have ended.
         """
         if self.lost or self._ending is not None:
             return
@@ -294,6 +408,8 @@ class Link:
 
     def _close(self, error: BaseException | None) -> None:
         self._closed = True
+        if error is not None and self._broken is None:
+            self.unsent = self._outstanding
         self._watch.close()
         self._descriptor.close()
         gone: Deferred[None] | None = self._descriptor.gone()
@@ -305,23 +421,27 @@ class Link:
 
     def _lost(self, error: BaseException | None) -> None:
         self.lost = True
-        self._queue = b""
+        self._drop_queue()
         self._relay.sides.discard(self)
         if not self._relay.sides:
             self._relay.pipes.close()
-        other, self.other = self.other, None
+        other, self.other = self.other, NOWHERE
+        if other.other is self:
+            other.other = NOWHERE
         session, self.session = self.session, None
         if session is not None:
             session.lost(self, error)
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
             on_lost(session)
-        if error is None or other is None:
+        if error is None:
             return
         if self.ended:
             other.let_go()
-        else:
+        elif isinstance(error, ConnectionAborted):
             other.abort()
+        else:
+            other.cut_off()
 
     # Time limits
 
@@ -338,11 +458,7 @@ class Link:
         return None if self._watch.receive is None else self.count
 
     def _sending(self) -> object:
-        return (self.other.count, self._unsent) if self._stalled and self.other else None
-
-    @property
-    def _unsent(self) -> int:
-        return len(self._queue)
+        return (self.other.count, self._unsent) if self._stalled else None
 
 
 class _Limit:
@@ -379,6 +495,63 @@ class _Limit:
             self._call.cancel()
 
 
+class _Unsendable(Nowhere):
+    """Stands for a link to which nothing can be sent, while what it had received is passed on."""
+
+    def __init__(self, link: Link) -> None:
+        self.pause = link.pause  # type: ignore[method-assign]
+        self.resume = link.resume  # type: ignore[method-assign]
+        self._link = link
+
+    @property
+    def count(self) -> int:
+        """Bytes that have arrived."""
+        return self._link.count
+
+    def pass_on(self, data: memoryview) -> None:
+        """Drop *data*, and note how much that is."""
+        self._link.unsent += len(data)
+
+    def _give_up(self) -> None:
+        """Lose the link: the other one is gone, too."""
+        self._link.lose(self._link._broken)
+
+    let_go = cut_off = abort = _give_up
+
+
+class _Drain:
+    """Waits until the peer of a link has acknowledged everything, or nothing for too long."""
+
+    def __init__(self, link: Link, done: Callable[[], None]) -> None:
+        """Call *done* then."""
+        self._link = link
+        self._done = done
+        self._reactor = link._relay.ledger.reactor
+        self._since = self._reactor.seconds()
+        self._least = link._outstanding
+        self._delay = _SOONEST
+        self._call: IDelayedCall | None = self._reactor.callLater(_SOONEST, self._look)
+
+    def _look(self) -> None:
+        self._call = None
+        now, least, left = self._reactor.seconds(), self._least, self._link._outstanding
+        # Twice in a row: what a transport of Twisted's was given is with the kernel in the next
+        # iteration of the reactor.
+        if not (left or least) or (left >= least and now - self._since >= _GIVE_UP_SECONDS):
+            self._done()
+            return
+        if left < least:
+            self._least, self._since, self._delay = left, now, _SOONEST
+        else:
+            self._delay = min(2 * self._delay, _LATEST)
+        self._call = self._reactor.callLater(self._delay, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._call is not None:
+            self._call.cancel()
+
+
 class PlainLink(Link):
     """A `Link` on a socket of the kernel's: nothing stands between, and bulk passes by pipes."""
 
@@ -396,13 +569,13 @@ class PlainLink(Link):
 
     def on_receive_ready(self) -> None:
         """Receive, and pass it on; for the poller."""
-        pipe = self._relay.pipes.lend() if self._in_bulk else None
+        pipe = self._relay.pipes.lend() if self._in_bulk and self.other.spliceable else None
         try:
             count = self._receive_into(self._room) if pipe is None else pipe.fill(self._watch.fd)
         except OSError as error:
             self._receiving_failed(error, pipe)
             return
-        self._in_bulk = count >= BULK and self.other.spliceable
+        self._in_bulk = count >= BULK
         self.count += count
         if pipe is not None:
             # None is no sure sign of the end: in front of a byte out of band there is none
@@ -422,8 +595,10 @@ class PlainLink(Link):
             self._in_bulk = False
             if pipes.disabled_by(error):
                 return
-        if not isinstance(error, BlockingIOError):
-            self.lose(from_os_error(error))
+        if self._broken is not None:
+            self.lose(self._broken)
+        elif not isinstance(error, BlockingIOError):
+            self._broke(from_os_error(error))
 
     def pass_on(self, data: memoryview) -> None:
         """Send *data*; what the kernel does not take is copied, and pauses the other one."""
@@ -432,7 +607,7 @@ class PlainLink(Link):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.lose(from_os_error(error))
+            self._sending_failed(error)
             return
         if sent < len(data):
             self._queue = bytes(data[sent:])
@@ -463,9 +638,9 @@ class PlainLink(Link):
             self._relay.pipes.take_back(self._pipe)
             self._pipe = None
 
-    def _lost(self, error: BaseException | None) -> None:
+    def _drop_queue(self) -> None:
+        self._queue = b""
         self._give_pipe_back()
-        super()._lost(error)
 
     @property
     def _unsent(self) -> int:
@@ -474,6 +649,10 @@ class PlainLink(Link):
 
 class TLSLink(Link):
     """A `Link` that speaks TLS: it ends with a TLS shutdown."""
+
+    def _send_queue(self) -> Want | None:
+        self._descriptor.check_reset()
+        return super()._send_queue()
 
     def _shut_down(self) -> Deferred[Any]:
         descriptor: TLSDescriptor = self._descriptor
