@@ -145,6 +145,16 @@ def test_each_of_several_is_reported_on_demand(several, ca):
     assert done.output.endswith("\nUNREACHABLE: 1 of 2 hosts are verified\n")
 
 
+@needs("setsid")
+def test_a_terminal_shows_how_far_several_hosts_are(several, ca):
+    _, _, listed = several
+    with in_terminal("probe", "--hosts", listed, "-4", "--ca", ca) as terminal:
+        assert terminal.ends() == 4
+    assert "\r0 of 2 hosts\r" in terminal.shown
+    assert "\r2 of 2 hosts\r\x1b[K" in terminal.shown
+    assert "UNREACHABLE" in terminal.shown.partition("\x1b[K")[2]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -519,6 +529,7 @@ def test_a_host_that_is_not_there_is_not_found():
     [
         (["--expct-expiry", "30d", "localhost"], "did you mean --expect-expiry?"),
         (["localhost", "--starttls", "smpt"], "--starttls smpt: it must be one of smtp,"),
+        (["localhost", "--starttls", "postgresql"], "did you mean postgres?"),
         (["localhost", "--timeout", "5"], "--timeout='5' must be a number with a unit"),
         (["localhost", "--expect-expiry", "30"], "also d, for days"),
         (["localhost:port:443"], "localhost:port:443: "),

@@ -7,6 +7,7 @@ import socket as _socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import ClassVar, Final
 
 from twisted.python import usage
@@ -80,7 +81,9 @@ class ProbeOptions(OneShotOptions):
         protocol = self["starttls"]
         if protocol is not None and protocol not in DIALOGUES:
             known = ", ".join(DIALOGUES)
-            raise usage.UsageError(f"--starttls {protocol}: it must be one of {known}")
+            near = get_close_matches(protocol, DIALOGUES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise usage.UsageError(f"--starttls {protocol}: it must be one of {known}{hint}")
         if self["ipv4"] and self["ipv6"]:
             raise usage.UsageError("--ipv4 and --ipv6: give one of them, or neither for both")
         port = _HTTPS if protocol is None else DIALOGUES[protocol].port
