@@ -218,7 +218,10 @@ TLS = [
     (f"alpn={quoteStringArgument('a:b')}", {"alpn": "a:b"}),
     ("alpn=a=b", {"alpn": "a=b"}),
     ("minimumVersion=TLSv1.3", {"minimum_version": "TLSv1.3"}),
-    ("minimumVersion=1.3", {"minimum_version": "TLSv1.3"}),
+    *(
+        (f"minimumVersion={text}", {"minimum_version": "TLSv1.3"})
+        for text in ("1.3", "TLS1.3", "tlsv1.3", "TLSV1.3")
+    ),
     ("maximumVersion=TLSv1.2", {"maximum_version": "TLSv1.2"}),
     ("maximumVersion=1.2", {"maximum_version": "TLSv1.2"}),
     ("handshakeTimeout=5s", {"handshake_timeout": timedelta(seconds=5)}),

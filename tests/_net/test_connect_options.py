@@ -75,6 +75,12 @@ async def test_an_option_that_the_kernel_refuses_is_named(start, listener):
     assert open_sockets() == before
 
 
+async def test_an_option_that_the_kernel_refuses_is_named_as_in_c(start, listener):
+    options = SocketOptions(socket_options=(IPPROTO_TCP, socket.TCP_CONGESTION, b"nosuch"))
+    with pytest.raises(SocketConnectionError, match=r"b'nosuch'\) \(TCP_CONGESTION\): No such"):
+        await start(the_reactor(), port_of(listener), options, "127.0.0.1")
+
+
 class Refusing(socket.socket):
     """A socket of a kernel that shares nothing: some do so with UNIX sockets."""
 

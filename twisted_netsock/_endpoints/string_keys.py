@@ -202,7 +202,7 @@ _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "verifier": _verifier,
     # The number alone is customary elsewhere, and on our own command line.
-    "version": lambda _key, value: f"TLSv{value}" if value[:1].isdigit() else value,
+    "version": lambda _key, value: re.sub(r"(?i)^(tlsv?)?(?=\d)", "TLSv", value),
 }
 """How the text of each kind of field is read; `twisted_netsock.options` has the kinds."""
 

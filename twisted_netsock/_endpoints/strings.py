@@ -204,14 +204,19 @@ def _near(kind: str, known: Iterable[str]) -> str:
 
 def _place_meant(make: Callable[[Any, str], object], reactor: object, text: str) -> str:
     """Say how a place is written that stands without a type, by trying what it may mean."""
-    host, _, port = text.rpartition(":")
+    scheme, is_url, rest = text.partition("://")
+    where = rest.partition("/")[0] if is_url else text
+    host, _, port = where.rpartition(":")
     host = quoteStringArgument(host.removeprefix("[").removesuffix("]"))
-    if "/" in text:
-        meant = [f"netsock:{text}:aiFamily=unix"]
+    if "/" in where:
+        meant = [f"netsock:{where}:aiFamily=unix"]
     elif make is serverFromString:
-        meant = [f"netsock:{text}", f"netsock:{port}:node={host}"]
+        meant = [f"netsock:{where}", f"netsock:{port}:node={host}", f"netsock:{port}"]
     else:
-        meant = [f"netsock:localhost:{text}" if text.isdigit() else f"netsock:{text}"]
+        usual = {"https": 443, "wss": 443, "http": 80, "ws": 80}.get(scheme, "")
+        meant = [f"netsock:{where}", f"netsock:{where}:{usual}", f"netsock:localhost:{where}"]
+        if not where[:1].isdigit():
+            meant.pop()
     for each in meant:
         with suppress(ValueError):
             make(reactor, each)

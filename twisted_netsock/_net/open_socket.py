@@ -59,8 +59,21 @@ def _set_option(
     try:
         sock.setsockopt(level, name, value)
     except OSError as error:
-        given = given or f"socket_options=({level}, {name}, {value!r})"
+        given = given or f"socket_options=({level}, {name}, {value!r}){_called(level, name)}"
         raise SocketError(errno=error.errno, strerror=f"{given}: {error.strerror}") from None
+
+
+def _called(level: int, name: int) -> str:
+    """Return what C calls a socket option, in parentheses, for who has written that."""
+    prefix = {
+        SOL_SOCKET: "SO_",
+        _socket.IPPROTO_TCP: "TCP_",
+        _socket.IPPROTO_IP: "IP_",
+        _socket.IPPROTO_IPV6: "IPV6_",
+    }.get(level)
+    found = [each for each in dir(_socket) if prefix and each.startswith(prefix)]
+    names = [each for each in found if getattr(_socket, each) == name]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def open_socket(family: int, kind: int, protocol: int) -> _socket.socket:
