@@ -90,6 +90,7 @@ WRONG_ITEMS: dict[str, list[Any]] = {
 WRONG_SECRETS: dict[str, list[Any]] = {
     "private_key": [1, True, ["key.pem"], object()],
     "private_key_password": [1, True, ["x"], object(), bytearray(b"x")],
+    "trusted_certificates_password": [1, True, ["x"], object(), bytearray(b"x")],
     "certificates": [1, True, [1], [None], [["chain.pem"]], object()],
     "trusted_certificates": [1, True, [1], [None], [["ca.pem"]], object()],
 }
@@ -319,6 +320,7 @@ def test_the_repr_shows_no_secret(cls, authority):
             cls(
                 private_key=key,
                 private_key_password=SECRET,
+                trusted_certificates_password=SECRET,
                 certificates=certificates,
                 trusted_certificates=certificates,
             )

@@ -129,6 +129,7 @@ class TLSSocketOptionFields(SocketOptionFields, total=False):
     certificates: CertificateSource | Iterable[CertificateSource] | None
     certificate_verifier: Verifier
     trusted_certificates: CertificateSource | Iterable[CertificateSource] | None
+    trusted_certificates_password: str | bytes | None
     sni: str | Iterable[str] | None
     alpn: str | Iterable[str] | None
     minimum_version: Version
@@ -353,6 +354,7 @@ class TLSSocketOptions(SocketOptions):
             to keep it, `False` to refuse, `True` to accept that one error.
         trusted_certificates: The authorities to believe; the platform's list if
             `None`.
+        trusted_certificates_password: What decrypts those that are PKCS#12.
         sni: The name to send and to verify instead of the node; ``()`` sends
             none and verifies the node.
         alpn: Application protocols to offer, the preferred first.
@@ -380,6 +382,9 @@ class TLSSocketOptions(SocketOptions):
     )
     trusted_certificates: tuple[CertificateSource, ...] | None = _field(
         None, check.certificate_sources, "paths", secret=True, of_names=True
+    )
+    trusted_certificates_password: bytes | None = _field(
+        None, check.password, None, secret=True, of_names=True
     )
     sni: tuple[str, ...] | None = _field(None, check.server_names, "names", of_names=True)
     alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "protocols", of_names=True)
@@ -410,6 +415,8 @@ class TLSSocketOptions(SocketOptions):
         super().__attrs_post_init__()
         if self.private_key is not None and self.certificates is None:
             raise ValueError("private_key needs certificates: it proves nothing without one")
+        if self.trusted_certificates_password is not None and self.trusted_certificates is None:
+            raise ValueError("trusted_certificates_password needs trusted_certificates")
         if self.maximum_version is not None and self.maximum_version < self.minimum_version:
             raise ValueError(
                 f"maximum_version ({self.maximum_version.name}) must not be older than "

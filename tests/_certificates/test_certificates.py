@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,12 +37,14 @@ from tests.support.peers import (
     problem_of,
     store,
 )
+from tests.support.processes import needs, run
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSSocketOptions,
     client_context_factory,
     server_context_factory,
 )
+from twisted_netsock._certificates.certificates import load_trusted
 
 pytestmark = pytest.mark.once
 
@@ -348,7 +351,7 @@ def test_what_holds_no_key_is_refused(what, chain):
     content = NOT_KEYS[what](chain.leaf)
     message = problem_of(certificates=chain.leaf.certificate, private_key=content)
     assert message.startswith("private_key")
-    assert "holds no private key" in message
+    assert ("holds no private key" in message) or (what == "no end" and "is cut off" in message)
 
 
 @pytest.mark.parametrize("form", ["PEM", "DER", "object", "PKCS#12 without a key"])
@@ -477,3 +480,92 @@ def test_a_store_of_which_cryptography_warns_is_taken_whatever_warnings_do() -> 
         server_context_factory(
             ServerTLSSocketOptions(certificates=data + data[-20:], private_key_password=PASSWORD)
         )
+
+
+# Files as the world has them
+
+
+def trusting(*settings: str, chain: Any) -> bytes:
+    """Return the root as OpenSSL's TRUSTED CERTIFICATE, with *settings*."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(chain.root.certificate_pem)
+        return run("openssl", "x509", "-in", file.name, "-trustout", *settings).output.encode()
+
+
+def trusted_by(record: type[TLSSocketOptions], data: bytes, **fields: Any) -> list[bytes] | None:
+    found = load_trusted(record(trusted_certificates=data, **fields))
+    return None if found is None else [der(certificate) for certificate in found]
+
+
+CUT = {
+    "within Base64": lambda pem: pem[:-120],
+    "within the END line": lambda pem: pem[:-10],
+    "after BEGIN": lambda pem: pem + b"-----BEGIN CERTIFICATE-----\n",
+    "before another": lambda pem: pem[:-60] + b"\n" + pem,
+    "within a line": lambda pem: pem.replace(b"\n-----END", b"A\n-----END", 1),
+}
+
+
+@pytest.mark.parametrize("place", CUT)
+def test_a_block_that_is_cut_off_is_refused_wherever_it_stands(place, chain):
+    whole = chain.leaf.certificate_pem + chain.root.certificate_pem
+    message = problem_of(certificates=CUT[place](whole), private_key=chain.leaf.key)
+    assert "cut off" in message
+    with pytest.raises(ValueError, match="cut off"):
+        trusted_by(TLSSocketOptions, CUT[place](whole))
+
+
+TEXTS: dict[str, Callable[[bytes], bytes]] = {
+    "a byte order mark": lambda pem: b"\xef\xbb\xbf" + pem,
+    "CRLF": lambda pem: pem.replace(b"\n", b"\r\n"),
+    "CR": lambda pem: pem.replace(b"\n", b"\r"),
+    "blanks behind lines": lambda pem: pem.replace(b"\n", b" \t\n"),
+    "no newline at the end": lambda pem: pem.rstrip(),
+    "comments": lambda pem: b"# CA, after -----BEGIN CERTIFICATE-----\nSubject: x\n" + pem + b"#",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pem_is_taken_as_editors_and_tools_save_it(text, chain):
+    pem = TEXTS[text](chain.root.certificate_pem)
+    assert trusted_by(TLSSocketOptions, pem) == [der(chain.root.certificate)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(encoding, chain):
+    text = chain.root.certificate_pem.decode().encode(encoding)
+    with pytest.raises(ValueError, match="UTF-16"):
+        trusted_by(TLSSocketOptions, text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "servers", "clients"),
+    [
+        ((), True, True),
+        (("-addtrust", "serverAuth"), True, False),
+        (("-addtrust", "clientAuth"), False, True),
+        (("-addtrust", "anyExtendedKeyUsage"), True, True),
+        (("-addreject", "serverAuth"), False, True),
+        (("-addreject", "anyExtendedKeyUsage"), False, False),
+    ],
+)
+@needs("openssl")
+def test_trust_settings_of_openssl_count(settings, servers, clients, chain):
+    block = trusting(*settings, chain=chain)
+    other = make_entity("other").certificate
+    for record, trusted in ((TLSSocketOptions, servers), (ServerTLSSocketOptions, clients)):
+        expected = [der(chain.root.certificate)] if trusted else []
+        both = block + other.public_bytes(Encoding.PEM)
+        assert trusted_by(record, both) == [*expected, der(other)]
+        if not trusted:
+            with pytest.raises(ValueError, match="no certificate that is to be trusted"):
+                trusted_by(record, block)
+
+
+def test_a_trust_store_may_have_a_password(chain):
+    data = store(chain.root, PASSWORD)
+    fields = {"trusted_certificates_password": PASSWORD}
+    assert trusted_by(TLSSocketOptions, data, **fields) == [der(chain.root.certificate)]
+    for wrong in ({}, {"trusted_certificates_password": "wrong"}):
+        with pytest.raises(ValueError, match="trusted_certificates_password"):
+            trusted_by(TLSSocketOptions, data, **wrong)

@@ -96,7 +96,7 @@ SNI = {
     "server": st.lists(PLAIN_NAMES, min_size=1, max_size=3, unique=True),
 }
 TRUST = {"trusted_certificates", "certificates", "private_key"}
-NOT_IN_STRINGS = {"handshake", "private_key_password"}
+NOT_IN_STRINGS = {"handshake", "private_key_password", "trusted_certificates_password"}
 ONE_VALUE = {"ai_socktype", "non_blocking"}
 """What strings have keys for, of which endpoints take no other value than the default."""
 

@@ -161,6 +161,7 @@ TLS_DEFAULTS = {
     "certificates": None,
     "certificate_verifier": None,
     "trusted_certificates": None,
+    "trusted_certificates_password": None,
     "sni": None,
     "alpn": None,
     "minimum_version": TLSVersion.TLSv1_2,
@@ -195,10 +196,18 @@ def refusal(cls: type[SocketOptions], error: type[Exception], **fields: Any) -> 
 
 def beside(field: str) -> dict[str, Any]:
     """Return the fields that *field* needs beside it."""
+    if field == "trusted_certificates_password":
+        return {"trusted_certificates": "trusted.p12"}
     return {"certificates": "chain.pem"} if field == "private_key" else {}
 
 
-SECRET_FIELDS = ("private_key", "private_key_password", "certificates", "trusted_certificates")
+SECRET_FIELDS = (
+    "private_key",
+    "private_key_password",
+    "certificates",
+    "trusted_certificates",
+    "trusted_certificates_password",
+)
 
 WRONG_HOST_NAMES = [
     "",

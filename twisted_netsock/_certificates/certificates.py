@@ -8,12 +8,13 @@ wrong with it, without repeating any of a key.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,8 +22,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from ..options import OF_FILES, CertificateSource, KeySource, TLSSocketOptions
-from .der import without_warnings
+from ..options import (
+    OF_FILES,
+    CertificateSource,
+    KeySource,
+    ServerTLSSocketOptions,
+    TLSSocketOptions,
+)
+from .der import SEQUENCE, Element, elements, without_warnings
 
 __all__ = [
     "Identity",
@@ -35,9 +42,19 @@ __all__ = [
 
 T = TypeVar("T")
 
-_PEM_MARK = b"-----BEGIN"
-_PEM_KEY = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
-_PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
+_PEM_BEGIN = re.compile(rb"^-----BEGIN ([A-Z0-9 ]+)-----[ \t]*$", re.MULTILINE)
+"""The line that a block begins with; what stands between blocks is comment (RFC 7468, 2)."""
+_WITH_SETTINGS: Final = b"TRUSTED CERTIFICATE"
+"""OpenSSL's label of a certificate with its trust settings behind."""
+_CERTIFICATES: Final = (b"CERTIFICATE", b"X509 CERTIFICATE", _WITH_SETTINGS)
+_REJECTED: Final = 0xA0
+_SERVERS: Final = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01"
+_CLIENTS: Final = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02"
+_ANY_PURPOSE: Final = b"\x06\x04\x55\x1d\x25\x00"
+"""Purposes: serverAuth, clientAuth, and any (RFC 5280, section 4.2.1.12)."""
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff", b"-\0", b"\0-")
+"""What a PEM file begins with that an editor or PowerShell has saved as UTF-16."""
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+", re.IGNORECASE)
 """Names of files in an OpenSSL CApath: the hash of the authority's subject, and a number."""
 
@@ -155,16 +172,80 @@ def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> 
     raise ValueError(f"{label} holds no private key that can be used: {key.value}")
 
 
-def _load_pem(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
-    certificates: list[x509.Certificate] = []
-    if _PEM_CERTIFICATE.search(data):
-        found = _parsed(lambda: x509.load_pem_x509_certificates(data))
-        if isinstance(found, _Refusal):
-            raise ValueError(f"{label} holds a certificate that cannot be used: {found.value}")
-        certificates = found
-    block = _PEM_KEY.search(data) if want_key else None
-    key = None if block is None else _load_key(label, block.group(0), password, pem=True)
-    return _Material(tuple(certificates), key)
+class _Block(NamedTuple):
+    """A block of PEM: its label, and the whole of it."""
+
+    label: bytes
+    whole: bytes
+
+    def decoded(self) -> bytes:
+        """Return what is encoded; one that is malformed raises ValueError."""
+        lines = self.whole.split(b"\n")[1:-1]
+        return base64.b64decode(b"".join(b"".join(lines).split()), validate=True)
+
+
+def _blocks(label: str, data: bytes) -> Iterator[_Block]:
+    """
+    Yield the blocks of a PEM file.
+
+    Raises:
+        ValueError: One has no end. What stands behind it would be left out without a word.
+    """
+    at = 0
+    while begin := _PEM_BEGIN.search(data, at):
+        end = re.compile(rb"^-----END " + begin[1] + rb"-----[ \t]*$", re.MULTILINE)
+        found = end.search(data, begin.end())
+        another = _PEM_BEGIN.search(data, begin.end())
+        if found is None or (another is not None and another.start() < found.start()):
+            line = data.count(b"\n", 0, begin.start()) + 1
+            what = begin[1].decode().lower()
+            raise ValueError(f"{label} is cut off: the {what} of line {line} has no end")
+        at = found.end()
+        yield _Block(begin[1], data[begin.start() : at])
+
+
+def _load_block(label: str, block: _Block, purpose: bytes | None) -> x509.Certificate | None:
+    """Return the certificate in *block*; `None` if it is not trusted for *purpose*."""
+
+    def parse() -> x509.Certificate | None:
+        encoded, *settings = elements(block.decoded())
+        if settings and block.label != _WITH_SETTINGS:
+            raise ValueError("more than a certificate is in the block")
+        if settings and purpose is not None and not _is_trusted(settings[0], purpose):
+            return None
+        return x509.load_der_x509_certificate(encoded.whole)
+
+    found = _parsed(parse)
+    if isinstance(found, _Refusal):
+        raise ValueError(  # noqa: TRY004
+            f"{label} holds a certificate that cannot be used: {found.value}"
+        )
+    return found
+
+
+def _is_trusted(settings: Element, purpose: bytes) -> bool:
+    """Return whether OpenSSL's trust settings, behind a certificate, trust it for *purpose*."""
+    wanted = {purpose, _ANY_PURPOSE}
+    # X509_CERT_AUX: what it is trusted for, and as [0] what it is rejected for.
+    for purposes in elements(settings.content):
+        listed = bool(wanted.intersection(each.whole for each in elements(purposes.content)))
+        if purposes.tag == SEQUENCE and not listed:
+            return False
+        if purposes.tag == _REJECTED and listed:
+            return False
+    return True
+
+
+def _load_pem(
+    label: str, data: bytes, password: bytes | None, *, want_key: bool, purpose: bytes | None
+) -> _Material:
+    blocks = list(_blocks(label, data))
+    found = [
+        _load_block(label, block, purpose) for block in blocks if block.label in _CERTIFICATES
+    ]
+    keys = [block.whole for block in blocks if block.label.endswith(b"PRIVATE KEY")]
+    key = _load_key(label, keys[0], password, pem=True) if keys and want_key else None
+    return _Material(tuple(each for each in found if each is not None), key)
 
 
 def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
@@ -180,7 +261,8 @@ def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool
     locked = None
     if store is _Refusal.LOCKED:
         said = "does not decrypt it" if password is not None else "may be missing"
-        locked = ValueError(f"{label}: private_key_password {said}")
+        which = "trusted_certificates" if label.startswith("trusted") else "private_key"
+        locked = ValueError(f"{label}: {which}_password {said}")
     if want_key:
         try:
             return _Material((), _load_key(label, data, password, pem=False))
@@ -199,8 +281,18 @@ def _load(
     password: bytes | None,
     *,
     want_key: bool,
+    purpose: bytes | None = None,
 ) -> _Material:
-    """Load one source of any kind."""
+    """
+    Load one source of any kind.
+
+    Args:
+        field: Names the source in errors.
+        source: A path, content, or what it would hold.
+        password: Decrypts it.
+        want_key: A key that it holds is wanted, too.
+        purpose: Left out is what OpenSSL's trust settings do not trust for it.
+    """
     if isinstance(source, x509.Certificate):
         return _Material((source,), None)
     if not isinstance(source, str | bytes):
@@ -208,8 +300,12 @@ def _load(
         return _Material((), cast("PrivateKeyTypes", source))
     label = _label(field, source)
     data = _read(field, source)
-    load = _load_pem if _PEM_MARK in data else _load_der
-    return load(label, data, password, want_key=want_key)
+    if data.startswith(_UTF_16):
+        raise ValueError(f"{label} is encoded in UTF-16: save it as UTF-8 or ASCII")
+    text = data.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if _PEM_BEGIN.search(text):
+        return _load_pem(label, text, password, want_key=want_key, purpose=purpose)
+    return _load_der(label, data, password, want_key=want_key)
 
 
 def load_identity(options: TLSSocketOptions) -> Identity | None:
@@ -277,10 +373,13 @@ def load_trusted(options: TLSSocketOptions) -> tuple[x509.Certificate, ...] | No
     if options.trusted_certificates is None:
         return None
     trusted: list[x509.Certificate] = []
+    purpose = _CLIENTS if isinstance(options, ServerTLSSocketOptions) else _SERVERS
+    password = options.trusted_certificates_password
     for source in options.trusted_certificates:
-        found = _load("trusted_certificates", source, None, want_key=False)
+        found = _load("trusted_certificates", source, password, want_key=False, purpose=purpose)
         if not found.certificates:
-            raise ValueError(f"{_label('trusted_certificates', source)} holds no certificate")
+            label = _label("trusted_certificates", source)
+            raise ValueError(f"{label} holds no certificate that is to be trusted")
         trusted += found.certificates
     return tuple(trusted)
 
