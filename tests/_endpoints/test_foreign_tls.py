@@ -137,6 +137,18 @@ async def test_what_has_get_context_and_no_interface_serves_with_twisted_s_warni
         assert await pair.server.receives(8) == b"question"
 
 
+async def test_another_protocol_may_take_the_place_of_the_first(plain, authority):
+    async with connected(plain) as pair:
+        start(pair, Certified("twisted", authority))
+        transport, other = pair.server.transport, Recorder()
+        assert transport.wrappedProtocol is pair.server
+        transport.wrappedProtocol = other
+        other.makeConnection(transport)
+        pair.client.transport.write(b"question")
+        assert await other.receives(8) == b"question"
+        transport.wrappedProtocol = pair.server
+
+
 async def test_either_side_may_be_tls_s_client(plain, authority):
     factories = Certified("twisted", authority)
     async with connected(plain) as pair:

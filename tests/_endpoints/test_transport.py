@@ -477,6 +477,20 @@ async def test_the_extensions_of_a_certificate_are_found_as_pyopenssl_had_them(a
         assert certificate.to_cryptography() == pair.client.transport.peer_certificate
 
 
+@pytest.mark.parametrize("name", ["protocol", "wrappedProtocol"])
+async def test_another_protocol_may_take_the_place_of_the_first(authority, name):
+    """As Daphne and Autobahn do it, where HTTP becomes a WebSocket."""
+    async with connected(Kind(authority, tls=True)) as pair:
+        transport, other = pair.server.transport, Recorder()
+        assert getattr(transport, name) is pair.server
+        setattr(transport, name, other)
+        other.makeConnection(transport)
+        pair.client.transport.write(b"question")
+        assert await other.receives(8) == b"question"
+        assert pair.server.received == b""
+        setattr(transport, name, pair.server)
+
+
 async def test_a_tls_transport_is_an_instance_of_twisted_s(authority):
     """Autobahn refuses a transport that provides ``ISSLTransport`` and is none."""
     async with connected(Kind(authority, tls=True)) as pair:

@@ -127,8 +127,19 @@ class TwistedTLS(TLSMemoryBIOProtocol):
     transport that is none. Whatever the class does, transports do themselves.
     """
 
+    protocol: Any
+
     # An attribute that is missing here is not looked for in a transport beneath.
     __getattr__ = object.__getattribute__
+
+    @property
+    def wrappedProtocol(self) -> Any:
+        """The protocol; Daphne and Autobahn set another, where HTTP becomes a WebSocket."""
+        return self.protocol
+
+    @wrappedProtocol.setter
+    def wrappedProtocol(self, protocol: Any) -> None:
+        self.protocol = protocol
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:

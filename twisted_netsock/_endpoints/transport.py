@@ -946,6 +946,15 @@ class ForeignTLSTransport(Transport, TwistedTLS):  # type: ignore[misc]
         if producer is not None:
             self.registerProducer(producer, streaming)
 
+    @property
+    def wrappedProtocol(self) -> Any:
+        """The protocol behind TLS, which may be set."""
+        return self._tls_protocol.wrappedProtocol
+
+    @wrappedProtocol.setter
+    def wrappedProtocol(self, protocol: Any) -> None:
+        self._tls_protocol.wrappedProtocol = protocol
+
     # What goes through TLS
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
