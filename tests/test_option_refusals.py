@@ -64,6 +64,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "proxy_protocol": [1, 2, True, b"v1", ["v1"]],
     "handshake": BOOLEANS,
     "certificate_verifier": [True, 0, 1, "no", []],
+    "certificate_profile": [None, True, 1, b"strict", ["strict"]],
     "sni": [1, b"example.com", True, object()],
     "alpn": [1, b"h2", True, object()],
     "minimum_version": [None, 1.2, b"TLSv1.2", ["TLSv1.2"], object()],
@@ -125,6 +126,7 @@ WRONG_VALUES: dict[str, list[tuple[Any, str]]] = {
     ],
     "backlog": WRONG_NUMBERS,
     "proxy_protocol": [("", "v1, v2, any"), ("V1", "v1, v2, any"), ("v3", "v1, v2, any")],
+    "certificate_profile": [(name, "default, strict") for name in ("", "Strict", "strict ", "no")],
     "alpn": [
         ("", "1 to 255"),
         ("x" * 256, "1 to 255"),

@@ -106,6 +106,8 @@ ACCEPTED = [
     ("certificate_verifier", verifier, verifier),
     ("trusted_certificates", "ca.pem", ("ca.pem",)),
     ("trusted_certificates", [b"\x30", "ca.pem"], (b"\x30", "ca.pem")),
+    ("certificate_profile", "default", "default"),
+    ("certificate_profile", "strict", "strict"),
     ("sni", "example.com", ("example.com",)),
     ("sni", ["example.com"], ("example.com",)),
     ("sni", (), ()),
@@ -127,6 +129,13 @@ ACCEPTED = [
     ("keylog_file", "/tmp/keys", "/tmp/keys"),
     ("keylog_file", PurePosixPath("/tmp/keys"), "/tmp/keys"),
 ]
+
+
+def test_a_strict_record_verifies():
+    told = refusal(
+        TLSSocketOptions, ValueError, certificate_profile="strict", certificate_verifier=False
+    )
+    assert "verify nothing" in told
 
 
 def test_what_a_field_takes_is_stored_in_one_form():

@@ -22,6 +22,7 @@ from ._hostnames import is_host_name
 Member = TypeVar("Member", AddressFamily, SocketKind)
 
 FAMILIES = (AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX)
+CERTIFICATE_PROFILES = ("default", "strict")
 PROXY_PROTOCOLS = ("v1", "v2", "any")
 _KINDS = (SocketKind.SOCK_STREAM, SocketKind.SOCK_DGRAM, SocketKind.SOCK_RAW)
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
@@ -184,6 +185,15 @@ def connection_timeout(value: object, name: str) -> timedelta | None:
     elif not isinstance(value, timedelta | None):
         raise _wrong_type(value, name, "a datetime.timedelta, an int of microseconds or None")
     return optional_duration(value, name)
+
+
+def certificate_profile(value: object, name: str) -> str:
+    """Take the name of a profile."""
+    if not isinstance(value, str):
+        raise _wrong_type(value, name, f"one of {', '.join(CERTIFICATE_PROFILES)}")
+    if value not in CERTIFICATE_PROFILES:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(CERTIFICATE_PROFILES)}")
+    return value
 
 
 def proxy_protocol(value: object, name: str) -> str | None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 __all__ = [
+    "CertificateProfile",
     "CertificateSource",
     "CertificateVerifier",
     "KeySource",
@@ -98,6 +99,7 @@ SocketOption: TypeAlias = "tuple[int, int, int | bytes]"
 """Level, name and value, as `socket.socket.setsockopt` takes them."""
 
 LocalAddress: TypeAlias = "tuple[str, int]"
+CertificateProfile: TypeAlias = 'Literal["default", "strict"]'
 Version: TypeAlias = 'Literal["TLSv1.2", "TLSv1.3"] | _ssl.TLSVersion'
 
 
@@ -130,6 +132,7 @@ class TLSSocketOptionFields(SocketOptionFields, total=False):
     certificate_verifier: Verifier
     trusted_certificates: CertificateSource | Iterable[CertificateSource] | None
     trusted_certificates_password: str | bytes | None
+    certificate_profile: CertificateProfile
     sni: str | Iterable[str] | None
     alpn: str | Iterable[str] | None
     minimum_version: Version
@@ -355,6 +358,9 @@ class TLSSocketOptions(SocketOptions):
         trusted_certificates: The authorities to believe; the platform's list if
             `None`.
         trusted_certificates_password: What decrypts those that are PKCS#12.
+        certificate_profile: How chains are judged. ``"default"``: one is good if OpenSSL
+            finds it so, or another path to a trusted certificate is good. ``"strict"``:
+            only if it is as public authorities have to issue them.
         sni: The name to send and to verify instead of the node; ``()`` sends
             none and verifies the node.
         alpn: Application protocols to offer, the preferred first.
@@ -385,6 +391,9 @@ class TLSSocketOptions(SocketOptions):
     )
     trusted_certificates_password: bytes | None = _field(
         None, check.password, None, secret=True, of_names=True
+    )
+    certificate_profile: str = _field(
+        "default", check.certificate_profile, "certificate_profile", of_names=True
     )
     sni: tuple[str, ...] | None = _field(None, check.server_names, "names", of_names=True)
     alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "protocols", of_names=True)
@@ -421,6 +430,10 @@ class TLSSocketOptions(SocketOptions):
             raise ValueError(
                 f"maximum_version ({self.maximum_version.name}) must not be older than "
                 f"minimum_version ({self.minimum_version.name})"
+            )
+        if self.certificate_profile == "strict" and self.certificate_verifier is False:
+            raise ValueError(
+                "certificate_profile='strict' with certificate_verifier=False would verify nothing"
             )
         self._check_role()
 

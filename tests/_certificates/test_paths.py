@@ -18,6 +18,7 @@ from OpenSSL import SSL, crypto
 from twisted_netsock import TLSSocketOptions, client_context_factory
 from twisted_netsock._certificates import paths
 from twisted_netsock._certificates.paths import Load, PathFinder, load_of, too_much
+from twisted_netsock._certificates.verification import Verification
 from twisted_netsock.errors import CertificateVerificationError
 
 HOST = "host.example.com"
@@ -125,8 +126,8 @@ def finder(*trusted: Issued) -> PathFinder:
     return PathFinder(lambda: [each.certificate for each in trusted or (ROOT,)])
 
 
-def find(*sent: Issued, host: str = HOST, trusted: tuple[Issued, ...] = ()) -> object:
-    return finder(*trusted).find([each.encoded for each in sent], host)
+def find(*sent: Issued, trusted: tuple[Issued, ...] = ()) -> object:
+    return finder(*trusted).find([each.encoded for each in sent]).path
 
 
 PATH = (LEAF.certificate, GOOD.certificate, ROOT.certificate)
@@ -136,6 +137,17 @@ def test_the_good_one_of_two_intermediates_is_found_where_openssl_takes_the_othe
     assert handshake(LEAF, WRONG, GOOD).state.verification.path == PATH
     with pytest.raises(CertificateVerificationError, match="purpose"):
         handshake(LEAF, WRONG)
+
+
+@pytest.mark.parametrize("host", ["_x.example.com", "spiffe://example.com/a"])
+def test_identities_that_the_validator_does_not_know_have_other_paths_too(host):
+    kind = x509.UniformResourceIdentifier if ":" in host else x509.DNSName
+    own = issue("leaf", GOOD, x509.SubjectAlternativeName([kind(host)]), SERVER, ca=False)
+    found = finder()
+    sent = [crypto.X509.from_cryptography(each.certificate) for each in (own, WRONG, GOOD)]
+    for identity, good in ((host, True), ("other.example.com", False)):
+        verification = Verification(identity, None, found)
+        assert verification.judge(sent[1], 26, 1, lambda: sent) is good
 
 
 def test_openssl_is_believed_where_it_finds_a_path():
@@ -179,18 +191,11 @@ def test_renewed_and_cross_signed_ones_are_found():
     assert find(LEAF, GOOD, trusted=(stranger,)) is None
 
 
-@pytest.mark.parametrize(
-    "host", ["_x.example.com", "a..example.com", "", "spiffe://example.com/a"]
-)
-def test_what_the_validator_takes_for_no_name_has_no_other_path(host):
-    assert find(LEAF, GOOD, host=host) is None
-
-
 def test_what_cannot_be_read_is_on_no_path():
     chain = [LEAF.encoded, b"nonsense", GOOD.encoded[:-1], GOOD.encoded]
-    assert finder().find(chain, HOST) == PATH
-    assert finder().find(chain[1:], HOST) is None
-    assert finder().find([], HOST) is None
+    assert finder().find(chain).path == PATH
+    assert finder().find(chain[1:]).path is None
+    assert finder().find([]).path is None
 
 
 def test_a_judgement_is_kept_until_a_date_passes(monkeypatch):
@@ -209,20 +214,18 @@ def test_a_judgement_is_kept_until_a_date_passes(monkeypatch):
     found = finder()
     chain = [LEAF.encoded, short.encoded]
     for _ in range(3):
-        assert found.find(chain, HOST) == (LEAF.certificate, short.certificate, ROOT.certificate)
+        assert found.find(chain).path == (LEAF.certificate, short.certificate, ROOT.certificate)
     assert len(searched) == 1
     clock[0] = now + 86400 + 5
-    assert found.find(chain, HOST) is None
-    assert found.find(chain, HOST) is None
+    assert found.find(chain).path is None
+    assert found.find(chain).path is None
     assert len(searched) == 2
-    assert found.find(chain, "other.example.com") is None
-    assert len(searched) == 3
 
 
 def test_few_judgements_are_kept():
     found = finder()
     for number in range(70):
-        found.find([LEAF.encoded, GOOD.encoded], f"{number}.example.com")
+        found.find([LEAF.encoded, b"%d" % number])
     assert len(found._kept) == 64
 
 

@@ -145,6 +145,7 @@ FIELDS = {
     "reusePort": "reuse_port",
     "v6Only": "v6_only",
     "proxyProtocol": "proxy_protocol",
+    "certificateProfile": "certificate_profile",
     "certificateVerifier": "certificate_verifier",
     "alpn": "alpn",
     "minimumVersion": "minimum_version",

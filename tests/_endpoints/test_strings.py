@@ -217,6 +217,8 @@ TLS = [
     (r"alpn=a\\,b,c", {"alpn": ("a,b", "c")}),
     (f"alpn={quoteStringArgument('a:b')}", {"alpn": "a:b"}),
     ("alpn=a=b", {"alpn": "a=b"}),
+    ("certificateProfile=strict", {"certificate_profile": "strict"}),
+    ("certificateProfile=default", {}),
     ("minimumVersion=TLSv1.3", {"minimum_version": "TLSv1.3"}),
     *(
         (f"minimumVersion={text}", {"minimum_version": "TLSv1.3"})

@@ -17,6 +17,7 @@ from twisted_netsock.commands.connect import _CRLF, _is_host_and_port
         (["localhost", "--tls"], "the port is missing"),
         (["localhost:1", "--ca", "ca.pem"], "--ca goes with --tls"),
         (["localhost:1", "--no-sni"], "--no-sni goes with --tls"),
+        (["localhost:1", "--strict"], "--strict goes with --tls"),
         (["localhost:1", "--idle", "5"], "--idle='5' must be a number with a unit"),
         (["localhost:1", "--idel", "5s"], "did you mean --idle?"),
         (["localhost:1", "localhost:2"], "give one ENDPOINT"),

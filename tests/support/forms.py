@@ -162,6 +162,7 @@ TLS_DEFAULTS = {
     "certificate_verifier": None,
     "trusted_certificates": None,
     "trusted_certificates_password": None,
+    "certificate_profile": "default",
     "sni": None,
     "alpn": None,
     "minimum_version": TLSVersion.TLSv1_2,

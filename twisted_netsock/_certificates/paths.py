@@ -11,7 +11,6 @@ time, and what a search may cost is counted here.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,13 +22,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import verification
+from cryptography.x509 import ExtendedKeyUsage, verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from .._hostnames import is_ip_address
-from .der import SEQUENCE, content, elements, extension, parse_certificate
+from .der import SEQUENCE, content, elements, extension, parse_certificate, without_warnings
 from .identity import alternative_names
+from .profile import broken_rule
 
-__all__ = ["MAX_DEPTH", "Load", "PathFinder", "load_of", "too_much"]
+__all__ = ["MAX_DEPTH", "Judgement", "Load", "PathFinder", "load_of", "too_much"]
 
 MAX_DEPTH: Final = 10
 """
@@ -133,80 +133,106 @@ class _ExhaustedError(Exception):
     """The search has cost what it may."""
 
 
-class _Judged(NamedTuple):
-    """The judgement of a chain, and the time of day from which on it may be another."""
+class Judgement(NamedTuple):
+    """
+    What was made of a chain.
+
+    Attributes:
+        path: A valid path, the peer's own certificate first; `None` if there is none.
+        why: Why there is none.
+        until: The time of day from which on it may be another.
+    """
 
     path: tuple[x509.Certificate, ...] | None
+    why: str
     until: float
 
 
-Approves = Callable[[Sequence[x509.Certificate]], bool]
+_NO_PATH: Final = "there is no valid path to a trusted certificate"
 
 
 class PathFinder:
-    """Finds paths to the trusted certificates of one context."""
+    """
+    Finds paths to the trusted certificates of one context.
+
+    Attributes:
+        searches: Whether another path is sought where OpenSSL's has an error.
+        strict: Whether it decides, by the strict profile, also where OpenSSL finds no error.
+    """
 
     def __init__(
         self,
         trusted: Callable[[], Iterable[x509.Certificate]],
-        approves: Approves | None = None,
+        *,
+        of_clients: bool = False,
+        searches: bool = True,
+        strict: bool = False,
     ) -> None:
         """
         Find paths to *trusted*, which is called when the first path is sought.
 
         Args:
             trusted: Returns the trusted certificates.
-            approves: Whether a path that is valid is good enough as well.
+            of_clients: The certificates are those of clients.
+            searches: See the class.
+            strict: See the class.
         """
+        self.searches = searches
+        self.strict = strict
         self._trusted = trusted
-        self._approves = approves
+        self._policies = _policies(of_clients=of_clients)
         self._anchors: dict[bytes, list[_Node]] | None = None
-        self._kept: OrderedDict[tuple[str, tuple[bytes, ...]], _Judged] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, ...], Judgement] = OrderedDict()
 
-    def find(self, sent: Sequence[bytes], identity: str) -> tuple[x509.Certificate, ...] | None:
+    def find(self, sent: Sequence[bytes]) -> Judgement:
         """
-        Return a valid path from the first of *sent*, in DER, to a trusted certificate, or `None`.
+        Judge the paths from the first of *sent*, in DER, to a trusted certificate.
 
-        Raises nothing: what cannot be read is on no path.
+        Its identity is not compared. Raises nothing: what cannot be read is on no path.
         """
-        key = identity, tuple(sent)
+        key = tuple(sent)
         now = time.time()
         judged = self._kept.pop(key, None)
         if judged is None or now >= judged.until:
-            judged = self._judge(sent, identity, now)
+            judged = self._judge(sent, now)
         self._kept[key] = judged
         if len(self._kept) > _JUDGED_KEPT:
             self._kept.popitem(last=False)
-        return judged.path
+        return judged
 
-    def _judge(self, sent: Sequence[bytes], identity: str, now: float) -> _Judged:
+    def _judge(self, sent: Sequence[bytes], now: float) -> Judgement:
         bounded = (
             0 < len(sent) <= _MAX_CERTIFICATES
             and len(sent[0]) <= _MAX_OWN_BYTES
             and sum(map(len, sent)) <= _MAX_BYTES
         )
+        if not bounded:
+            return Judgement(None, "it is larger than what is searched for a path", float("inf"))
         # Whole seconds, as certificates have them: a fraction of the last one is still valid.
         when = datetime.fromtimestamp(int(now), UTC)
-        subject = _subject(identity)
-        nodes = [] if subject is None or not bounded else list(_nodes(dict.fromkeys(sent)))
-        if subject is None or not nodes or nodes[0].encoded != sent[0]:
-            return _Judged(None, float("inf"))
+        nodes = list(_nodes(dict.fromkeys(sent)))
+        if not nodes or nodes[0].encoded != sent[0]:
+            return Judgement(None, "its own certificate cannot be parsed", float("inf"))
         dates = [
             moment.timestamp()
             for node in nodes
             for moment in (node.certificate.not_valid_before_utc, _end(node))
         ]
         until = min((moment for moment in dates if moment > now), default=float("inf"))
-        search = _Search(self._anchors_by_subject(), nodes[1:], when)
+        search = _Search(self._anchors_by_subject(), nodes[1:], when, self._policies)
+        why = _NO_PATH
         try:
             for path in search.paths(nodes[0]):
-                found = search.verify(path, subject)
-                if found is not None and (self._approves is None or self._approves(found)):
+                found = search.verify(path)
+                certificates = [node.certificate for node in path]
+                broken = broken_rule(certificates) if self.strict else None
+                why = broken or why
+                if found is not None and broken is None:
                     ends = min(_last_second(certificate) for certificate in found)
-                    return _Judged(found, min(until, ends))
+                    return Judgement(found, "", min(until, ends))
         except _ExhaustedError:
-            pass
-        return _Judged(None, until)
+            why = "the search for a path has cost what it may"
+        return Judgement(None, why, until)
 
     def _anchors_by_subject(self) -> dict[bytes, list[_Node]]:
         if self._anchors is None:
@@ -235,24 +261,48 @@ def _nodes(encoded: Iterable[bytes]) -> Iterator[_Node]:
             continue
 
 
-def _subject(identity: str) -> verification.Subject | None:
-    """Return *identity* for the validator, or `None` where it takes no such."""
-    try:
-        if is_ip_address(identity):
-            return x509.IPAddress(ipaddress.ip_address(identity))
-        return x509.DNSName(identity)
-    except ValueError:
-        return None
+def _policies(*, of_clients: bool) -> dict[str, verification.ExtensionPolicy]:
+    """
+    Return what the validator demands of extensions.
+
+    It has a verifier for servers, which compares a name as well, and of some kinds only; so the
+    one for clients serves both, with the purpose checked here, and the name elsewhere.
+    """
+    purpose = ExtendedKeyUsageOID.CLIENT_AUTH if of_clients else ExtendedKeyUsageOID.SERVER_AUTH
+
+    def check(
+        _policy: verification.Policy,
+        _certificate: x509.Certificate,
+        usage: ExtendedKeyUsage | None,
+    ) -> None:
+        if usage is not None and purpose not in usage:
+            raise ValueError("it is for other purposes")
+
+    not_critical = verification.Criticality.NON_CRITICAL
+    own = verification.ExtensionPolicy.webpki_defaults_ee()
+    own = own.may_be_present(ExtendedKeyUsage, not_critical, check)
+    if of_clients:
+        # Certificates of clients need no names.
+        either = verification.Criticality.AGNOSTIC
+        own = own.may_be_present(x509.SubjectAlternativeName, either, None)
+    others = verification.ExtensionPolicy.webpki_defaults_ca()
+    others = others.may_be_present(ExtendedKeyUsage, not_critical, check)
+    return {"ca_policy": others, "ee_policy": own}
 
 
 class _Search:
     """One search: the edges that were looked at, and what it may still cost."""
 
     def __init__(
-        self, anchors: dict[bytes, list[_Node]], others: Iterable[_Node], when: datetime
+        self,
+        anchors: dict[bytes, list[_Node]],
+        others: Iterable[_Node],
+        when: datetime,
+        policies: dict[str, verification.ExtensionPolicy],
     ) -> None:
         self._anchors = anchors
         self._when = when
+        self._policies = policies
         self._left = _BUDGET
         self._edges: dict[tuple[int, int], bool] = {}
         self._issuers: dict[bytes, list[_Node]] = {}
@@ -292,9 +342,7 @@ class _Search:
             if issuer not in path and self._is_issued(last, issuer):
                 yield from self.paths(*path, issuer)
 
-    def verify(
-        self, path: tuple[_Node, ...], subject: verification.Subject
-    ) -> tuple[x509.Certificate, ...] | None:
+    def verify(self, path: tuple[_Node, ...]) -> tuple[x509.Certificate, ...] | None:
         """Return what the validator makes of *path*: the path, or `None`."""
         loads = [load_of(node.encoded) for node in reversed(path)]
         if too_much(loads) is not None:
@@ -307,8 +355,10 @@ class _Search:
                 .store(verification.Store([anchor]))
                 .time(self._when)
                 .max_chain_depth(MAX_DEPTH)
-                .build_server_verifier(subject)
+                .extension_policies(**self._policies)
+                .build_client_verifier()
             )
-            return tuple(verifier.verify(own, others))
+            with without_warnings():
+                return tuple(verifier.verify(own, others).chain)
         except Exception:  # noqa: BLE001 - a refusal, or what it raises of odd names
             return None

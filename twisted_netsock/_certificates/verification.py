@@ -8,7 +8,7 @@ handshake can still be refused, and every exception is a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from OpenSSL import SSL, crypto
@@ -32,6 +32,7 @@ __all__ = ["Verification", "first_expiry", "verified_chain"]
 X509_V_OK: Final = 0
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
+X509_V_ERR_APPLICATION_VERIFICATION: Final = 50
 
 _FINAL: Final = frozenset({1, 23, 28, 66, 94})
 """
@@ -58,8 +59,8 @@ class Verification:
         failure: The error to fail the handshake with, once there is one.
         asked: OpenSSL has called back, so the peer has shown a certificate.
         checked: The peer's own certificate has been accepted, identity included.
-        path: The path that `PathFinder` found where OpenSSL found none, the peer's own
-            certificate first; `None` where OpenSSL's path is good.
+        path: The path that `PathFinder` found, the peer's own certificate first; `None`
+            where it was not asked, and OpenSSL's path is good.
         may_be_skipped: A session is offered whose own handshake was verified; if it
             is resumed, no certificate is shown, and OpenSSL does not call back.
     """
@@ -68,6 +69,8 @@ class Verification:
         "_identity",
         "_loads",
         "_paths",
+        "_searches",
+        "_shown",
         "_verifier",
         "asked",
         "checked",
@@ -87,13 +90,17 @@ class Verification:
         Args:
             host: As it is connected to.
             verifier: Of the options.
-            paths: Asked where OpenSSL finds an error; `None` leaves it at OpenSSL's verdict. A
-                callable *verifier* is owed OpenSSL's verdicts, so then it is not asked.
+            paths: Asked where OpenSSL finds an error, and by the strict profile about every
+                chain; `None` leaves it at OpenSSL's verdict. A callable *verifier* is owed
+                OpenSSL's verdicts, so then no other path is sought.
         """
         self._identity = None if host is None else server_identity(host)
         self._verifier = verifier
-        self._paths = None if callable(verifier) else paths
+        self._paths = paths
+        self._searches = paths is not None and paths.searches and not callable(verifier)
         self._loads: dict[int, Load] = {}
+        self._shown: dict[int, bytes] = {}
+        """OpenSSL's own path, where the strict profile judges that."""
         self.path: tuple[x509.Certificate, ...] | None = None
         self.failure: CertificateVerificationError | None = None
         self.checked = False
@@ -149,24 +156,22 @@ class Verification:
         depth: int,
         sent: Callable[[], Iterable[crypto.X509] | None],
     ) -> bool:
-        encoded = _encode(certificate)
+        encoded = self._shown[depth] = _encode(certificate)
         if code == X509_V_OK:
             self._weigh(encoded, depth)
-        elif self._finds_another_path(code, sent):
-            return True
-        if self.path is not None and code not in _FINAL:
+        if self._has_another_path(code, sent):
             return True
         # Most certificates are good, and no verifier looks at them: then they are not parsed.
         plain = code == X509_V_OK and not callable(self._verifier)
-        if plain and (depth > 0 or self._compare_identity(encoded)[0] == X509_V_OK):
+        if plain and (depth > 0 or not any(self._objections(encoded, sent))):
             self.checked = self.checked or depth == 0
             return True
         subject = parse_certificate(encoded)
         accepted = self._ask(depth, VerifyResult(code, text), subject)
         if accepted and depth == 0 and not self.checked:
-            code, text = self._compare_identity(encoded)
-            if code != X509_V_OK:
-                accepted = self._ask(depth, VerifyResult(code, text), subject)
+            for objection in self._objections(encoded, sent):
+                code, text = objection
+                accepted = accepted and self._ask(depth, objection, subject)
             self.checked = accepted
         if not accepted:
             if code == X509_V_OK:
@@ -188,20 +193,35 @@ class Verification:
         if why is not None:
             raise _TooMuchError(why)
 
-    def _finds_another_path(
+    def _has_another_path(
         self, code: int, sent: Callable[[], Iterable[crypto.X509] | None]
     ) -> bool:
-        """Return whether there is a path that is good though OpenSSL's is not, and note it."""
-        identity = self._identity
-        if self._paths is None or identity is None or code in _FINAL or self.path is not None:
+        """Return whether there is a path that is good whatever OpenSSL's is, and note it."""
+        if self._paths is None or not self._searches or code in _FINAL:
             return False
-        chain = [_encode(each) for each in sent() or ()]
-        path = self._paths.find(chain, identity)
-        if path is None or self._compare_identity(chain[0])[0] != X509_V_OK:
-            return False
-        self.path = path
-        self.checked = True
-        return True
+        if self.path is None and code != X509_V_OK:
+            chain = [_encode(each) for each in sent() or ()]
+            path = self._paths.find(chain).path
+            if path is not None and self._compare_identity(chain[0])[0] == X509_V_OK:
+                self.path = path
+                self.checked = True
+        return self.path is not None
+
+    def _objections(
+        self, own: bytes, sent: Callable[[], Iterable[crypto.X509] | None]
+    ) -> Iterator[VerifyResult]:
+        """Yield what is wrong with the peer's *own* certificate beside what OpenSSL has found."""
+        if self._paths is not None and self._paths.strict:
+            shown = [self._shown[depth] for depth in sorted(self._shown)]
+            chain = [_encode(each) for each in sent() or ()] if self._searches else shown
+            judged = self._paths.find(chain)
+            self.path = judged.path
+            if judged.path is None:
+                text = f"the strict profile refuses it: {judged.why}"
+                yield VerifyResult(X509_V_ERR_APPLICATION_VERIFICATION, text)
+        code, text = self._compare_identity(own)
+        if code != X509_V_OK:
+            yield VerifyResult(code, text)
 
     def _ask(self, depth: int, result: VerifyResult, certificate: x509.Certificate) -> bool:
         """Return the verifier's decision, or the verdict itself where it makes none."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, TypeVar
 
-from .._validation import FAMILIES, PROXY_PROTOCOLS, duration_text, shortened
+from .._validation import CERTIFICATE_PROFILES, FAMILIES, PROXY_PROTOCOLS, duration_text, shortened
 from ..options import (
     ServerTLSSocketOptions,
     SocketOptions,
@@ -189,6 +189,7 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
 
 _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "boolean": _boolean,
+    "certificate_profile": _choice({name: name for name in CERTIFICATE_PROFILES}, ""),
     "duration": duration_text,
     "family": _choice(_FAMILIES, "af_"),
     "flags": _flags,

@@ -84,7 +84,10 @@ class _ClientContext:
         else:
             trust(context, trusted)
         places = context.platform_places
-        self.paths = PathFinder(lambda: load_authorities(places) if trusted is None else trusted)
+        self.paths = PathFinder(
+            lambda: load_authorities(places) if trusted is None else trusted,
+            strict=options.certificate_profile == "strict",
+        )
         if verifies:
             context.set_verify(SSL.VERIFY_PEER, verify_callback)
         self.context = context

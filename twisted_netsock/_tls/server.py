@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from .._certificates.certificates import file_paths, file_signature, load_identity, load_trusted
+from .._certificates.paths import PathFinder
 from .._certificates.verification import Verification
 from .._hostnames import server_name_pattern
 from ..options import OF_SERVERS, ServerTLSSocketOptions, SocketOptions, require_record
@@ -53,6 +54,7 @@ class _VirtualHost:
             raise ValueError("certificates and private_key are needed on a TLS server")
         self.identity = identity
         self.verify_mode = _server_verify_mode(options)
+        self.paths: PathFinder | None = None
         context = base_context(options, identity)
         if not resumable:
             # With TLS 1.3 this makes tickets stateful, and without a session cache useless.
@@ -60,12 +62,23 @@ class _VirtualHost:
         if self.verify_mode != SSL.VERIFY_NONE:
             trusted = load_trusted(options) or ()
             trust(context, trusted)
+            # OpenSSL shows its own path of a client's certificates, and no others.
+            self.paths = PathFinder(
+                lambda: trusted,
+                of_clients=True,
+                searches=False,
+                strict=options.certificate_profile == "strict",
+            )
             for certificate in trusted:
                 # The names of the authorities that a client may choose from.
                 context.add_client_ca(certificate)
             context.set_verify(self.verify_mode, verify_callback)
         context.set_alpn_select_callback(_select_protocol)
         self.context = context
+
+    def verification(self) -> Verification:
+        """Return what is to be verified of a client that asks for this record."""
+        return Verification(None, self.options.certificate_verifier, self.paths)
 
 
 def _server_verify_mode(options: ServerTLSSocketOptions) -> int:
@@ -165,7 +178,7 @@ class _VirtualHosts:
         callback = verify_callback if host.verify_mode != SSL.VERIFY_NONE else _accept_none
         connection.set_verify(host.verify_mode, callback)
         state = connection.state
-        state.verification = Verification(None, host.options.certificate_verifier)
+        state.verification = host.verification()
         state.set_protocols(host.alpn)
         connection.set_context(host.context)
 
@@ -279,8 +292,7 @@ class ServerContextFactory:
         """
         host = self._hosts.first
         connection = StatefulConnection(host.context, sock)
-        verification = Verification(None, host.options.certificate_verifier)
-        connection.state = ConnectionState(verification, host.alpn, protocols)
+        connection.state = ConnectionState(host.verification(), host.alpn, protocols)
         connection.set_accept_state()
         return connection
 

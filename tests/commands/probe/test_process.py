@@ -263,6 +263,16 @@ def test_tls_1_2_and_alpn_are_told(tmp_path, authority, ca):
     assert "TLS FAILED: alert from the peer: protocol version" in refused.output
 
 
+def test_the_strict_profile_refuses_what_the_default_takes(tmp_path, authority, ca):
+    """A host name with an underscore, for example."""
+    odd = tls(authority.issue("localhost", "a_b.example").pem, tmp_path)
+    with serving(odd) as port:
+        assert probe(port, "--ca", ca).code == 0
+        refused = probe(port, "--ca", ca, "--strict")
+    assert refused.code == 6
+    assert "the strict profile refuses it: a host name" in refused.output
+
+
 def test_another_name_is_asked_for_and_verified(tmp_path, authority, ca):
     names: list[str | None] = []
     other = tls(

@@ -30,6 +30,7 @@ TLS_PARAMETERS: Final[list[list[str | None]]] = [
 ]
 TLS_FLAGS: Final[list[list[str | None]]] = [
     ["no-sni", None, "Ask for no name; the host is verified nevertheless."],
+    ["strict", None, "Judge certificates by the rules for public authorities."],
 ]
 
 _DAYS: Final = re.compile(r"(\d{1,5})d", re.ASCII)
@@ -151,6 +152,8 @@ def _fields(given: usage.Options) -> dict[str, object]:
         fields[field] = _read_once(str(fields[field]))
     if given["no-sni"]:
         fields["sni"] = ()
+    if given["strict"]:
+        fields["certificate_profile"] = "strict"
     if given["alpn"] is not None:
         fields["alpn"] = given["alpn"].split(",")
     for option, field in _VERSIONS.items():
