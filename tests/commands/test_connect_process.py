@@ -374,7 +374,10 @@ def test_a_reader_that_is_gone_ends_it_quietly():
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_a_signal_ends_it_at_once(number, status):
     def handle(connection: socket.socket) -> None:
         while True:
@@ -387,6 +390,36 @@ def test_a_signal_ends_it_at_once(number, status):
         process.send_signal(number)
         assert process.wait(LONGEST) == status
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_server_sees_an_orderly_end_where_a_signal_ends_it(
+    tmp_path, authority, ca, number, status
+):
+    path = tmp_path / "server.pem"
+    path.write_bytes(authority.issue("localhost").pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    seen: list[object] = []
+
+    def handle(connection: socket.socket) -> None:
+        with context.wrap_socket(
+            connection.dup(), server_side=True, suppress_ragged_eofs=False
+        ) as wrapped:
+            wrapped.sendall(b"ready")
+            try:
+                seen.append(wrapped.recv(10))
+            except OSError as error:
+                seen.append(error)
+
+    with (
+        serving(handle) as port,
+        connecting("-q", f"localhost:{port}", "--tls", "--ca", ca) as process,
+    ):
+        assert process.stdout.read(5) == b"ready"
+        process.send_signal(number)
+        assert process.wait(LONGEST) == status
+    assert seen == [b""]
 
 
 def slam(connection: socket.socket) -> None:

@@ -54,6 +54,9 @@ Bytes to read and drop while waiting for the peer's close_notify. `close_timeout
 wait for a silent peer; this bounds one that never stops sending.
 """
 
+_ALERT_SIZE: Final = 31
+"""Bytes of an alert with AES-GCM in TLS 1.2 (RFC 5288), the longest; 24 in TLS 1.3."""
+
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
 """The peer has shut down sending. poll(2) reports errors and resets without being asked."""
 
@@ -502,7 +505,9 @@ class TLSDescriptor(TLSInfo):
 
     def in_flight(self) -> int:
         """Return how many bytes TCP has to send; see `Descriptor`."""
-        return in_flight(self.sock.family, self.sock.fileno())
+        count = in_flight(self.sock.family, self.sock.fileno())
+        # An end without close_notify, for example, has OpenSSL send an alert.
+        return max(0, count - _ALERT_SIZE) if self.failed else count
 
     def close(self) -> None:
         """Close the descriptor, without close_notify."""

@@ -36,6 +36,9 @@ __all__ = ["ConnectOptions"]
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
+_CLOSE_SECONDS: Final = 1
+"""For the end of the connection, when the command is to end: a peer may not answer."""
+
 _MOST_PENDING: Final = 256 * 1024
 """Bytes that may wait for standard output before the peer is made to wait."""
 
@@ -75,6 +78,7 @@ class _Session(StreamProtocol):
         self._input_ended = False
         self._peer_ended = False
         self._lost = False
+        self._closed: Deferred[None] | None = None
         self._why: tuple[Outcome, str] | None = None
         self._timer: IDelayedCall | None = None
         self._last = 0.0
@@ -125,6 +129,8 @@ class _Session(StreamProtocol):
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self._lost = True
+        if self._closed is not None and not self._closed.called:
+            self._closed.callback(None)
         self._input.stopProducing()
         if self._timer is not None:
             self._timer.cancel()
@@ -232,6 +238,22 @@ class _Session(StreamProtocol):
         self._why = outcome, why
         self.abort()
 
+    def close(self) -> Deferred[None]:
+        """
+        End the connection in order, on TLS by close_notify: its server must not see a failure.
+
+        Returns:
+            `None`, when the connection is lost; it is aborted after a second.
+        """
+        closed: Deferred[None] = Deferred()
+        if self._lost:
+            closed.callback(None)
+            return closed
+        self._closed = closed
+        self._end_input()
+        self.wire.loseConnection()
+        return closed.addTimeout(_CLOSE_SECONDS, self._reactor).addErrback(lambda _: self.abort())
+
     def abort(self) -> None:
         """End the connection at once."""
         self._input.stopProducing()
@@ -332,7 +354,7 @@ class ConnectOptions(OneShotOptions):
         try:
             outcome: Outcome = await session.ended
         except CancelledError:
-            session.abort()
+            await session.close()
             raise
         return outcome
 

@@ -21,6 +21,7 @@ from tests.support.relay import (
     LateEndpoint,
     Peer,
     certificate_files,
+    exchange,
     listening_backend,
     place,
     relayed,
@@ -174,3 +175,29 @@ async def test_the_log_counts_what_the_client_acknowledged(place, log_lines):
     (counted,) = re.findall(r" sent=(\d+) ", line)
     # Its kernel has taken as much again as there is room for, and no more.
     assert len(arrived) <= int(counted) < sent - 1_000_000
+
+
+# Ordinary clients
+
+
+@pytest.mark.parametrize("back", ["netsock", "netsock-tls"])
+async def test_a_client_that_ends_tls_without_close_notify_is_none_that_broke_off(
+    back, place, log_lines
+):
+    async with relayed("netsock-tls", back, place) as relay:
+        client, server = await relay.pair()
+        await exchange(client, server)
+        client.truncate()
+        await server.is_cut_off()
+        await until(lambda: any("connection no-close-notify" in line for line in log_lines))
+
+
+async def test_one_that_misses_what_was_on_its_way_is(place, log_lines):
+    async with relayed("netsock-tls", "netsock", place) as relay:
+        client, server = await relay.pair()
+        await server.send_until_stalled(bytes(20_000_000))
+        client.truncate()
+        # It has read nothing, so that nothing is read from there.
+        client.reset()
+        await server.is_cut_off()
+        await until(lambda: any("connection client-lost" in line for line in log_lines))

@@ -124,14 +124,19 @@ def _exit(outcome: Outcome) -> None:
     os._exit(outcome)
 
 
-_SIGNALS = {signal.SIGINT: Outcome.INTERRUPTED, signal.SIGTERM: Outcome.TERMINATED}
+_SIGNALS = {
+    signal.SIGHUP: Outcome.HUNG_UP,
+    signal.SIGINT: Outcome.INTERRUPTED,
+    signal.SIGTERM: Outcome.TERMINATED,
+}
 
 
 def run_alone(reactor: Reactor, options: OneShotOptions) -> Outcome:
     """
     Run a command on a reactor of its own, and return its exit status.
 
-    SIGINT and SIGTERM end it at once.
+    SIGHUP, SIGINT and SIGTERM cancel it; it ends when it has cleaned up. A signal that was
+    ignored before, as nohup(1) does with SIGHUP, stays so.
     """
     outcomes: list[Outcome] = []
     service = OneShot(reactor, options, outcomes.append)
@@ -147,7 +152,8 @@ def run_alone(reactor: Reactor, options: OneShotOptions) -> Outcome:
 
     stopping: list[bool] = []
     for number in _SIGNALS:
-        signal.signal(number, on_signal)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
     reactor.addSystemEventTrigger("before", "shutdown", lambda: stopping.append(True))
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     service.startService()

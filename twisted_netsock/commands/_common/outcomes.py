@@ -38,6 +38,8 @@ class Outcome(IntEnum):
     IDLE = 9
     CLASSICAL = 10
     """Verified, and without a post-quantum key exchange where one was expected."""
+    HUNG_UP = 129
+    """128 and the number of SIGHUP: the terminal is gone, or ssh has done with its command."""
     INTERRUPTED = 130
     """128 and the number of SIGINT, as shells have it."""
     BROKEN_PIPE = 141

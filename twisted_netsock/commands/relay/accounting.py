@@ -21,6 +21,7 @@ from ..._endpoints.transport import TLSTransport
 from ..._io.interfaces import Reactor
 from ..._net.happy_eyeballs import Established
 from ..._tls.descriptor import TLSDescriptor
+from ...errors import SocketConnectionLostError, TLSTruncatedError
 from .._common.service import written
 from .._common.text import printable
 from .limits import Limits
@@ -29,6 +30,7 @@ __all__ = ["REASONS", "Ledger", "Session", "TLSAccount"]
 
 REASONS: Final = (
     "closed",
+    "no-close-notify",
     "client-lost",
     "backend-lost",
     "abandoned",
@@ -204,11 +206,24 @@ class Session:
             why = None if side.ended or error is None else _why(error)
             if side is self._front:
                 whole = "closed" if self._back is not None else "abandoned"
-                self.attribute(whole if why is None else "client-lost", why)
+                if why is not None and self._is_bare_end(error):
+                    self.attribute(whole if self._back is None else "no-close-notify", why)
+                else:
+                    self.attribute(whole if why is None else "client-lost", why)
             else:
                 self.attribute("closed" if why is None else "backend-lost", why)
         if self._front.lost and (self._back is None or self._back.lost):
             self._ledger.close(self)
+
+    def _is_bare_end(self, error: BaseException | None) -> bool:
+        """
+        Return whether the client has ended TLS without close_notify, and missed nothing.
+
+        Most do so: Python's ssl, wget, gRPC. Those that have not read the session tickets
+        even send a reset.
+        """
+        ended = isinstance(error, TLSTruncatedError | SocketConnectionLostError)
+        return self.tls is not None and ended and not self._front.unsent
 
     def report(self, received: int, sent: int) -> None:
         """Log what has been, with the final counts."""
