@@ -189,6 +189,8 @@ class TestTwistedClient(Twisted, ClientEndpointContract):
     pass
 
 
+# Twisted 26.4 leaves the socket of a port that could not be bound to the collector.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 class TestTwistedServer(Twisted, ServerEndpointContract):
     # The connection stays open until the collector finds it.
     test_an_exception_of_build_protocol_costs_that_connection_alone = None

@@ -141,8 +141,8 @@ def exchange(*steps: tuple[bytes, bytes], then: Handler) -> Handler:
     def handle(connection: socket.socket) -> None:
         for expected, said in steps:
             read = b""
-            while len(read) < len(expected):
-                read += connection.recv(len(expected) - len(read))
+            while len(read) < len(expected) and (data := connection.recv(len(expected))):
+                read += data
             assert read == expected
             connection.sendall(said)
         then(connection)
@@ -267,7 +267,7 @@ def test_each_protocol_has_its_port():
         options = ProbeOptions()
         extra = [] if protocol is None else ["--starttls", protocol]
         options.parseOptions(["localhost", *extra])
-        found[protocol] = options.request.target.service
+        found[protocol] = options.requests[0].target.service
     assert found == {
         None: 443, "smtp": 25, "lmtp": 24, "imap": 143, "pop3": 110, "ftp": 21, "nntp": 119,
         "sieve": 4190, "ldap": 389, "xmpp": 5222, "xmpp-server": 5269, "postgres": 5432,

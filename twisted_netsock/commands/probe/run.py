@@ -229,7 +229,7 @@ async def _probe_address(reactor: Reactor, request: Request, info: AddressInfo) 
     except (OSError, NetsockError, ValueError) as error:
         # ValueError: a certificate that cannot be parsed at all.
         report.error = error
-        if _may_be_plain(report):
+        if request.starttls is None and _may_be_plain(report):
             report.plain = await listen_to(reactor, report.address)
     report.outcome = _judge(report, request)
     return report
