@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -21,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     pkcs12,
 )
+from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from tests.support.peers import (
@@ -44,7 +48,8 @@ from twisted_netsock import (
     client_context_factory,
     server_context_factory,
 )
-from twisted_netsock._certificates.certificates import load_trusted
+from twisted_netsock._certificates.certificates import file_signature, load_trusted
+from twisted_netsock._tls.context import name_authorities
 
 pytestmark = pytest.mark.once
 
@@ -569,3 +574,115 @@ def test_a_trust_store_may_have_a_password(chain):
     for wrong in ({}, {"trusted_certificates_password": "wrong"}):
         with pytest.raises(ValueError, match="trusted_certificates_password"):
             trusted_by(TLSSocketOptions, data, **wrong)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "/dev/fd"])
+def test_a_pipe_is_read_once_however_often_a_record_is_used(kind, chain, tmp_path):
+    pem = chain.root.certificate_pem
+    if kind == "FIFO":
+        path = str(tmp_path / "pipe")
+        os.mkfifo(path)
+        writer = threading.Thread(target=lambda: Path(path).write_bytes(pem))
+        writer.start()
+    else:
+        receiving, sending = os.pipe()
+        os.write(sending, pem)
+        os.close(sending)
+        path = f"/dev/fd/{receiving}"
+    signature = file_signature([path])
+    for _ in range(3):
+        assert trusted_by(TLSSocketOptions, path) == [der(chain.root.certificate)]
+    assert file_signature([path]) == signature
+    if kind == "FIFO":
+        writer.join()
+    else:
+        os.close(receiving)
+
+
+def test_a_key_that_everybody_can_read_is_warned_of_once(chain, tmp_path, log_lines):
+    path = tmp_path / "both.pem"
+    path.write_bytes(chain.leaf.pem)
+    for mode, warnings_so_far in ((0o600, 0), (0o640, 0), (0o644, 1), (0o644, 1)):
+        path.chmod(mode)
+        server_context_factory(ServerTLSSocketOptions(certificates=path))
+        lines = [line for line in log_lines if "can be read by every user" in line]
+        assert len(lines) == warnings_so_far
+    assert f"certificates='{path}'" in lines[0]
+    assert "0644" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("DSA", lambda: dsa.generate_private_key(2048)),
+        ("secp256k1", lambda: ec.generate_private_key(ec.SECP256K1())),
+    ],
+)
+def test_a_key_that_no_handshake_can_use_is_refused(kind, make):
+    entity = make_entity(NAME, key=make())
+    assert f"({kind})" in problem_of(certificates=entity.pem)
+
+
+def shown(certificate: Any, source: Any, key: Any) -> bool:
+    """Return whether a client that believes *certificate* sees it, of a server with those."""
+    return presented(certificate, certificates=source, private_key=key) == [certificate]
+
+
+@needs("openssl")
+def test_a_key_for_rsassa_pss_alone_serves(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    run(
+        "openssl",
+        "genpkey",
+        "-algorithm",
+        "RSA-PSS",
+        "-pkeyopt",
+        "rsa_keygen_bits:2048",
+        "-out",
+        key,
+    )
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        "-new",
+        "-key",
+        key,
+        "-subj",
+        "/CN=x",
+        "-days",
+        "5",
+        "-addext",
+        f"subjectAltName=DNS:{NAME}",
+        "-out",
+        certificate,
+    )
+    expected = x509.load_pem_x509_certificate(certificate.read_bytes())
+    assert shown(expected, certificate, key)
+
+
+@pytest.mark.parametrize("kind", ["MLDSA44", "MLDSA65", "MLDSA87"])
+@pytest.mark.parametrize("form", ["object", "PEM"])
+def test_a_post_quantum_key_serves(kind, form):
+    mldsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.mldsa")
+    try:
+        key = getattr(mldsa, f"{kind}PrivateKey").generate()
+        entity = make_entity(NAME, NAME, key=key)
+    except UnsupportedAlgorithm as error:
+        pytest.skip(f"this OpenSSL has no ML-DSA: {error}")
+    given = key if form == "object" else entity.key_pem
+    assert shown(entity.certificate, entity.certificate_pem, given)
+
+
+@pytest.mark.parametrize(("count", "named"), [(10, 10), (700, 0)])
+def test_authorities_are_named_if_they_fit_the_message(count, named, chain):
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "o" * 64)] * 2)
+    one = make_entity("authority").certificate
+    context = SSL.Context(SSL.TLS_METHOD)
+
+    class Named:
+        subject = name
+
+    many = [one] * count if count == 10 else [Named()] * count
+    name_authorities(context, many)
+    assert len(SSL.Connection(context, None).get_client_ca_list()) == named

@@ -28,6 +28,7 @@ from twisted_netsock import (
     make_server_tls_socket,
     server_endpoint,
 )
+from twisted_netsock._certificates import certificates
 
 LOOPBACK = "127.0.0.1"
 
@@ -236,6 +237,30 @@ async def test_a_file_that_cannot_be_used_is_told_once(
     assert len([line for line in log_lines if "keeps its certificates" in line]) == 1
     assert "private key" in next(line for line in log_lines if "keeps" in line)
     files.write(files.identity, issued[1].pem)
+    clock.advance(60)
+    await until(lambda: any("has new certificates" in line for line in log_lines))
+    assert await shown(listener, authority.client_options()) == issued[1].certificate
+    logged_errors.clear()
+    listener.close()
+
+
+async def test_a_file_that_could_not_be_read_is_tried_again_though_it_has_not_changed(
+    authority, files, issued, options, log_lines, logged_errors, monkeypatch
+):
+    clock, listener = await watched(options)
+    read, problem = certificates._read, ["no descriptor left"]
+
+    def failing(field: str, source: str) -> bytes:
+        if problem:
+            raise ValueError(problem[0])
+        return read(field, source)
+
+    monkeypatch.setattr(certificates, "_read", failing)
+    files.write(files.identity, issued[1].pem)
+    clock.advance(60)
+    await until(lambda: any("no descriptor left" in line for line in log_lines))
+    problem.clear()
+    await turns()
     clock.advance(60)
     await until(lambda: any("has new certificates" in line for line in log_lines))
     assert await shown(listener, authority.client_options()) == issued[1].certificate

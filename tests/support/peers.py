@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     NoEncryption,
@@ -139,7 +139,10 @@ def make_entity(
     if names:
         san = x509.SubjectAlternativeName([general_name(name) for name in names])
         builder = builder.add_extension(san, critical=False)
-    algorithm = None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    hashing = isinstance(
+        signer, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey
+    )
+    algorithm = hashes.SHA256() if hashing else None
     above = ()
     if issuer is not None and issuer.certificate.issuer != issuer.certificate.subject:
         above = (issuer.certificate, *issuer.intermediates)

@@ -13,14 +13,17 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import Final, NamedTuple, TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
+from twisted.logger import Logger
 
 from ..options import (
     OF_FILES,
@@ -42,6 +45,16 @@ __all__ = [
 
 T = TypeVar("T")
 
+_log = Logger()
+_read_once: dict[tuple[str, int, int] | None, bytes] = {}
+"""
+What pipes held, which can be read once: FIFOs, and ``<(command)`` of a shell, ``/dev/fd/63``.
+A record is read several times, when it is checked, used, and used again.
+"""
+_READ_ONCE_KEPT: Final = 16
+_warned: set[str] = set()
+"""Paths of keys that everybody can read, and of which a warning was logged."""
+
 _PEM_BEGIN = re.compile(rb"^-----BEGIN ([A-Z0-9 ]+)-----[ \t]*$", re.MULTILINE)
 """The line that a block begins with; what stands between blocks is comment (RFC 7468, 2)."""
 _WITH_SETTINGS: Final = b"TRUSTED CERTIFICATE"
@@ -52,6 +65,7 @@ _SERVERS: Final = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01"
 _CLIENTS: Final = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02"
 _ANY_PURPOSE: Final = b"\x06\x04\x55\x1d\x25\x00"
 """Purposes: serverAuth, clientAuth, and any (RFC 5280, section 4.2.1.12)."""
+_CURVES: Final = ("secp256r1", "secp384r1", "secp521r1", "brainpool")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff", b"-\0", b"\0-")
 """What a PEM file begins with that an editor or PowerShell has saved as UTF-16."""
@@ -70,11 +84,19 @@ class Identity(NamedTuple):
     A certificate, the others that lead to its authority, and its key.
 
     Its text form says whose it is and nothing of the key.
+
+    Attributes:
+        certificate: The one that is shown.
+        intermediates: Sent with it.
+        key: Its key.
+        key_pem: The key as it was read, where that was PEM, and its password: OpenSSL knows
+            kinds of keys that `cryptography` has no object for, as those of RSASSA-PSS alone.
     """
 
     certificate: x509.Certificate
     intermediates: tuple[x509.Certificate, ...]
     key: PrivateKeyTypes
+    key_pem: tuple[bytes, bytes | None] | None = None
 
     def __repr__(self) -> str:
         return f"<Identity {_subject(self.certificate)}>"
@@ -90,6 +112,7 @@ class _Material(NamedTuple):
 
     certificates: tuple[x509.Certificate, ...]
     key: PrivateKeyTypes | None
+    key_pem: tuple[bytes, bytes | None] | None = None
 
 
 def file_paths(options: TLSSocketOptions) -> list[str]:
@@ -113,6 +136,10 @@ def _read(field: str, source: str | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
+        found = os.stat(source)
+        once = (source, found.st_dev, found.st_ino) if stat.S_ISFIFO(found.st_mode) else None
+        if once in _read_once:
+            return _read_once[once]
         with open(source, "rb") as file:
             data = file.read(_SIZE_LIMIT + 1)
     except OSError as error:
@@ -122,6 +149,10 @@ def _read(field: str, source: str | bytes) -> bytes:
         raise ValueError(f"{_label(field, source)} is an empty file")
     if len(data) > _SIZE_LIMIT:
         raise ValueError(f"{_label(field, source)} is larger than {_SIZE_LIMIT} bytes")
+    if once is not None:
+        _read_once[once] = data
+        if len(_read_once) > _READ_ONCE_KEPT:
+            del _read_once[next(iter(_read_once))]
     return data
 
 
@@ -244,8 +275,11 @@ def _load_pem(
         _load_block(label, block, purpose) for block in blocks if block.label in _CERTIFICATES
     ]
     keys = [block.whole for block in blocks if block.label.endswith(b"PRIVATE KEY")]
-    key = _load_key(label, keys[0], password, pem=True) if keys and want_key else None
-    return _Material(tuple(each for each in found if each is not None), key)
+    certificates = tuple(each for each in found if each is not None)
+    if not (keys and want_key):
+        return _Material(certificates, None)
+    key = _load_key(label, keys[0], password, pem=True)
+    return _Material(certificates, key, (keys[0], password))
 
 
 def _load_der(label: str, data: bytes, password: bytes | None, *, want_key: bool) -> _Material:
@@ -304,8 +338,26 @@ def _load(
         raise ValueError(f"{label} is encoded in UTF-16: save it as UTF-8 or ASCII")
     text = data.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if _PEM_BEGIN.search(text):
-        return _load_pem(label, text, password, want_key=want_key, purpose=purpose)
-    return _load_der(label, data, password, want_key=want_key)
+        found = _load_pem(label, text, password, want_key=want_key, purpose=purpose)
+    else:
+        found = _load_der(label, data, password, want_key=want_key)
+    if found.key is not None and isinstance(source, str) and source not in _warned:
+        _warn_of_readers(label, source)
+    return found
+
+
+def _warn_of_readers(label: str, path: str) -> None:
+    """Warn once of a key that everybody on this machine can read; a group may be meant to."""
+    with suppress(OSError):
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        if mode & stat.S_IROTH:
+            _warned.add(path)
+            _log.warn(
+                "{label} holds a private key and can be read by every user (mode {mode:04o}): "
+                "chmod o-r it",
+                label=label,
+                mode=mode,
+            )
 
 
 def load_identity(options: TLSSocketOptions) -> Identity | None:
@@ -323,21 +375,22 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
     # A password is for the key alone if there is one, else for what is in the sources.
     apart = options.private_key is not None
     certificates: list[x509.Certificate] = []
-    key: PrivateKeyTypes | None = None
+    holder = _Material((), None)
     for source in options.certificates:
-        found = _load(
-            "certificates", source, None if apart else password, want_key=not apart and key is None
-        )
+        want_key = not apart and holder.key is None
+        found = _load("certificates", source, None if apart else password, want_key=want_key)
         certificates += found.certificates
-        key = key or found.key
+        if holder.key is None:
+            holder = found
         if not found.certificates and found.key is None:
             raise ValueError(f"{_label('certificates', source)} holds no certificate")
     if apart:
-        key = _load("private_key", options.private_key, password, want_key=True).key
-        if key is None:
+        holder = _load("private_key", options.private_key, password, want_key=True)
+        if holder.key is None:
             raise ValueError(f"{_label('private_key', options.private_key)} holds no private key")
     if not certificates:
         raise ValueError("certificates holds a key, but no certificate")
+    key = holder.key
     if key is None:
         raise ValueError(
             "certificates come without a private key: give private_key, or a file with both"
@@ -348,7 +401,25 @@ def load_identity(options: TLSSocketOptions) -> Identity | None:
             "private_key does not match certificates: it is not the key of the first one, "
             f"{_subject(leaf)!r}"
         )
-    return Identity(leaf, tuple(intermediates), key)
+    _check_kind(key)
+    return Identity(leaf, tuple(intermediates), key, holder.key_pem)
+
+
+def _check_kind(key: PrivateKeyTypes) -> None:
+    """
+    Refuse a key that no handshake could use: every one would fail.
+
+    Raises:
+        ValueError: TLS 1.3 has no signature for it (RFC 8446, section 4.2.3), and no cipher
+            suite or group that is offered with TLS 1.2 has one.
+    """
+    curve = key.curve.name if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    kind = "DSA" if isinstance(key, dsa.DSAPrivateKey) else curve
+    if kind == "DSA" or (curve is not None and not curve.startswith(_CURVES)):
+        raise ValueError(
+            f"certificates has a key of a kind ({kind}) that TLS does not use: take one with "
+            "ECDSA on P-256, RSA or Ed25519"
+        )
 
 
 def _public_bytes(holder: PrivateKeyTypes | x509.Certificate) -> bytes:
@@ -417,6 +488,9 @@ def file_signature(paths: Iterable[str]) -> tuple[object, ...]:
 def _signature(path: str) -> tuple[object, ...]:
     try:
         found = os.stat(path)
+        if stat.S_ISFIFO(found.st_mode):
+            # To read it changes its times.
+            return path, found.st_dev, found.st_ino
         if not stat.S_ISDIR(found.st_mode):
             # rsync and cp -p restore st_mtime, but nothing can set st_ctime.
             return path, found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns

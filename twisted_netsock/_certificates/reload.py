@@ -88,25 +88,34 @@ class FileWatch:
         self._seconds = seconds
         self._where = where
         self._seen = reloader.factory.signature
+        self._error: str | None = None
+        self._reloading = False
         self._timer = reactor.callLater(seconds, self._check)
 
     def _check(self) -> None:
         self._timer = self._reactor.callLater(self._seconds, self._check)
         now = self._reloader.factory.current_signature()
-        if now != self._seen:
-            # Before the reload: a file that cannot be used is tried again only when it changes.
-            self._seen = now
-            self._reloader.reload().addCallbacks(self._succeeded, self._failed)
+        # What could not be read is tried again, though nothing about it may change: the process
+        # may have had no descriptor left.
+        if self._reloading or (now == self._seen and self._error is None):
+            return
+        self._seen = now
+        self._reloading = True
+        self._reloader.reload().addCallbacks(self._succeeded, self._failed).addBoth(self._end)
+
+    def _end(self, _: object) -> None:
+        self._reloading = False
 
     def _succeeded(self, _: object) -> None:
+        self._error = None
         _log.info("{where} has new certificates", where=self._where)
 
     def _failed(self, failure: Failure) -> None:
-        _log.error(
-            "{where} keeps its certificates: {error}",
-            where=self._where,
-            error=str(failure.value),
-        )
+        error = str(failure.value)
+        if error != self._error:
+            # Once, not at each look.
+            self._error = error
+            _log.error("{where} keeps its certificates: {error}", where=self._where, error=error)
 
     def stop(self) -> None:
         """Stop checking; may be called again."""

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 
 from .._certificates.certificates import Identity, file_signature
+from .._certificates.der import without_warnings
 from .._certificates.paths import MAX_DEPTH
 from .._certificates.verification import Verification
 from ..errors import CertificateVerificationError
@@ -29,6 +31,7 @@ from .sessions import Resumption
 
 if TYPE_CHECKING:
     from _typeshed import StrOrBytesPath
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 __all__ = [
     "ConnectionState",
@@ -207,9 +210,7 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
             context.use_certificate(identity.certificate)
             for certificate in identity.intermediates:
                 context.add_extra_chain_cert(certificate)
-            # It raises TypeError for keys that no certificate can have, as X25519's.
-            context.use_privatekey(identity.key)  # type: ignore[arg-type]
-            context.check_privatekey()
+            _use_key(context, identity)
         except (SSL.Error, crypto.Error) as error:
             raise ValueError(f"certificates cannot be used for TLS: {_reasons(error)}") from None
     if options.keylog_file is not None:
@@ -218,11 +219,37 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
     return context
 
 
+def _use_key(context: SSL.Context, identity: Identity) -> None:
+    """Give *context* the key of *identity*, which may be of a kind that only OpenSSL knows."""
+    try:
+        # pyOpenSSL raises TypeError for kinds that it does not list, such as ML-DSA.
+        context.use_privatekey(identity.key)  # type: ignore[arg-type]
+        context.check_privatekey()
+    except (TypeError, SSL.Error):
+        encoded, password = identity.key_pem or (_in_pem(identity.key), None)
+        with without_warnings():
+            # Of objects of pyOpenSSL's own, which it would rather not be given.
+            key = crypto.load_privatekey(crypto.FILETYPE_PEM, encoded, password or b"")
+            # OpenSSL has dropped it, if the key seemed to be another's.
+            context.use_certificate(identity.certificate)
+            context.use_privatekey(key)
+        context.check_privatekey()
+
+
+def _in_pem(key: PrivateKeyTypes) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def _reasons(error: Exception) -> str:
     """Return OpenSSL's reasons."""
     return "; ".join(str(reason[-1]) for reason in error.args[0]) or "no reason given"
 
 
+_MAX_AUTHORITIES: Final = 48 * 1024
+"""
+Bytes of the names of authorities in a server's request for a certificate. Their length has 16
+bits, and clients take 64 to 100 KiB of a message; OpenSSL fails each handshake beyond that.
+"""
 _OTHERS: Final = 0o077
 """The permissions of a group and of everybody."""
 
@@ -308,6 +335,19 @@ def trust(context: SSL.Context, trusted: Iterable[x509.Certificate]) -> None:
             ) from None
     # Without this flag OpenSSL takes only self-signed certificates for trust anchors.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+
+
+def name_authorities(context: SSL.Context, trusted: Sequence[x509.Certificate]) -> None:
+    """
+    Have a server name the authorities that a client may choose its certificate by.
+
+    More than the message holds are left out, all of them: then a client shows what it has, which
+    is verified as ever (RFC 8446, section 4.2.4: the list is a hint).
+    """
+    size = sum(len(certificate.subject.public_bytes()) + 2 for certificate in trusted)
+    if size <= _MAX_AUTHORITIES:
+        for certificate in trusted:
+            context.add_client_ca(certificate)
 
 
 def require_handshake(options: TLSSocketOptions) -> None:

@@ -30,6 +30,7 @@ from .context import (
     alpn_protocols,
     base_context,
     factory_protocols,
+    name_authorities,
     reporting,
     require_handshake,
     trust,
@@ -69,9 +70,7 @@ class _VirtualHost:
                 searches=False,
                 strict=options.certificate_profile == "strict",
             )
-            for certificate in trusted:
-                # The names of the authorities that a client may choose from.
-                context.add_client_ca(certificate)
+            name_authorities(context, trusted)
             context.set_verify(self.verify_mode, verify_callback)
         context.set_alpn_select_callback(_select_protocol)
         self.context = context
