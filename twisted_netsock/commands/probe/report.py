@@ -17,6 +17,7 @@ SCHEMA: Final = 1
 """Raised when a key of the JSON goes or changes its meaning; new ones may come without."""
 
 _MOST_NAMES: Final = 12
+_FEW_NAMES: Final = 3
 _WIDTH: Final = 80
 _LABEL: Final = 14
 _MORE: Final = len(" and 9999 more")
@@ -144,7 +145,7 @@ def _address(
         yield _line("TLS", printable(", ".join(filter(None, used))), style)
     for expiring in each.expiring:
         yield _line("expires", _expiry(expiring), style, "yellow")
-    yield from _client_certificate(each, style)
+    yield from _client_certificate(each, style, _MOST_NAMES if verbose else _FEW_NAMES)
     if like is not None and each.sent:
         yield _line("chain", f"as that of {like}", style)
         return
@@ -171,10 +172,10 @@ def _minute(stamp: str) -> str:
     return f"{stamp[:10]} {stamp[11:16]} UTC" if stamp.endswith("Z") else stamp
 
 
-def _client_certificate(each: AddressReport, style: Style) -> Iterator[str]:
-    for number, name in enumerate(each.authorities[:_MOST_NAMES]):
+def _client_certificate(each: AddressReport, style: Style, most: int) -> Iterator[str]:
+    for number, name in enumerate(each.authorities[:most]):
         yield _line("" if number else "client auth", printable(name), style)
-    more = len(each.authorities) - _MOST_NAMES
+    more = len(each.authorities) - most
     if more > 0:
         yield _line("", f"and {more} more", style)
 
