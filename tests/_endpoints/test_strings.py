@@ -383,6 +383,19 @@ async def test_a_server_listens_on_a_descriptor_of_its_parent_s():
         assert accepted.getHost().port == port
 
 
+async def test_a_descriptor_is_listened_on_once():
+    """Its number may be another file's afterwards, a listener of the program's own."""
+    number = socket.create_server(("127.0.0.1", 0)).detach()
+    endpoint = serverFromString(reactor, f"netsock:fd={number}")
+    port = await endpoint.listen(Protocols())
+    await port.stopListening()
+    with (
+        socket.create_server(("127.0.0.1", 0)),
+        pytest.raises(SocketBindError, match=f"fd={number}: it was listened on already"),
+    ):
+        await endpoint.listen(Protocols())
+
+
 async def test_a_descriptor_that_does_not_listen_is_an_error():
     """It is looked at when it listens, and not when the string is checked."""
     deaf = socket.socket()

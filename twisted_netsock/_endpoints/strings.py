@@ -25,6 +25,7 @@ from twisted.plugin import getPlugins
 from .._hostnames import is_ip_address
 from .._net.activation import activated_sockets, adopted_sockets
 from .._validation import duration_text
+from ..errors import SocketBindError
 from ..options import OF_SOCKETS
 from .client import ClientEndpoint, client_endpoint
 from .server import ServerEndpoint, server_endpoint
@@ -343,7 +344,21 @@ def _adoption(
     if key == DESCRIPTOR:
         if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
             raise bad_value(key, value, "the number of a descriptor")
-        return partial(adopted_sockets, [int(value)], f"{key}={value}")
+        return _once(partial(adopted_sockets, [int(value)], f"{key}={value}"), f"{key}={value}")
     if not value:
         raise bad_value(key, value, "the name or the number of a socket")
-    return partial(activated_sockets, value)
+    return _once(partial(activated_sockets, value), f"{key}={value}")
+
+
+def _once(
+    adopt: Callable[[], list[_socket.socket]], called: str
+) -> Callable[[], list[_socket.socket]]:
+    """Return *adopt*, which fails from the second call on: the number is another file's then."""
+    left = [adopt]
+
+    def take() -> list[_socket.socket]:
+        if not left:
+            raise SocketBindError(called, None, strerror="it was listened on already")
+        return left.pop()()
+
+    return take

@@ -230,7 +230,7 @@ class InputPort:
                 self._ended = not data
                 self._buffer += data
 
-        return self._socket._read(attempt, held=bool(self._buffer))
+        return self._socket._read(attempt, held=bool(self._buffer) or self._ended)
 
     def _take(self, n: int) -> bytes:
         taken = bytes(memoryview(self._buffer)[:n])
