@@ -167,9 +167,9 @@ async def test_the_name_chooses_the_record(version, authority, capfd):
         if version == "-tls1_3":
             assert await ask(to(server, modern)) == ANSWER
         else:
-            with pytest.raises(SSL.Error, match="alert handshake failure"):
+            with pytest.raises(SSL.Error, match=r"alert (handshake failure|protocol version)"):
                 await ask(to(server, modern))
-        with pytest.raises(SSL.Error, match="alert handshake failure"):
+        with pytest.raises(SSL.Error, match=r"alert handshake failure|unrecognized name"):
             await ask(to(server, authority.client_options(sni="nobody.example", **limit)))
     assert capfd.readouterr().err == ""
 

@@ -30,7 +30,15 @@ from twisted_netsock import (
     client_endpoint,
     server_context_factory,
 )
+from twisted_netsock._tls import openssl
 from twisted_netsock.testing import CertificateAuthority
+
+UNKNOWN, TOO_OLD = (
+    ("unrecognized name", "alert protocol version")
+    if openssl._CAN_ANSWER_NAMES
+    else ("handshake failure", "alert handshake failure")
+)
+"""The alerts; other releases of pyOpenSSL may not let us choose them."""
 
 pytestmark = pytest.mark.long
 
@@ -114,7 +122,7 @@ async def test_an_unknown_name_is_refused_quietly_and_shown_no_certificate(
     records = [record("wild", "*.wild.example"), record("one", "one.example")][:how_many]
     async with serving(records) as server:
         said = await s_client(server.port, version, "-showcerts", *asking(asked))
-        assert "alert handshake failure" in said.text
+        assert UNKNOWN in said.text
         assert "BEGIN CERTIFICATE" not in said.text
         assert server.connections == []
         said = await s_client(server.port, version, *asking("x.wild.example"))
@@ -144,7 +152,7 @@ async def test_a_name_that_is_none_is_an_unknown_one(name, record, capfd):
     """Whatever a stranger sends is no error of the server's."""
     listed = record("one", "one.example")
     async with serving([listed]) as server:
-        assert "handshake failure" in await in_thread(_ask_by_bytes, server.port, name)
+        assert UNKNOWN in await in_thread(_ask_by_bytes, server.port, name)
     async with serving([listed, record("default")]) as server:
         assert await in_thread(_ask_by_bytes, server.port, name) == "CN=default"
     assert capfd.readouterr().err == ""
@@ -270,7 +278,7 @@ async def test_the_floor_of_a_record_is_enforced_at_its_names(first, record):
             said = await s_client(server.port, version, *asking(name))
             assert ("hello" in said.text) is welcome, (name, version)
             if not welcome:
-                assert "alert handshake failure" in said.text
+                assert TOO_OLD in said.text
                 assert certificate_shown(said.text) is None
 
 

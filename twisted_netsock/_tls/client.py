@@ -42,6 +42,7 @@ from .context import (
     trust,
     verify_callback,
 )
+from .openssl import set_verify
 from .sessions import Resumption, SessionStore
 
 __all__ = ["ClientContextFactory", "client_context_factory"]
@@ -89,7 +90,7 @@ class _ClientContext:
             strict=options.certificate_profile == "strict",
         )
         if verifies:
-            context.set_verify(SSL.VERIFY_PEER, verify_callback)
+            set_verify(context, SSL.VERIFY_PEER, verify_callback)
         self.context = context
         self.signature = *signature, *context.platform_signature
         self._paths = [*paths, *context.platform_places]

@@ -358,17 +358,25 @@ def require_handshake(options: TLSSocketOptions) -> None:
         )
 
 
-def verify_callback(
-    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
-) -> bool:
-    """
-    Call the `Verification` in the connection's state.
+_REJECTED: Final = 28
+"""X509_V_ERR_CERT_REJECTED, which OpenSSL answers with the alert bad_certificate."""
 
-    Never raises: pyOpenSSL would raise the exception from a later, unrelated call.
+
+def verify_callback(
+    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int
+) -> int:
+    """
+    Call the `Verification` in the connection's state; return 0 to accept *certificate*.
+
+    Any other number is OpenSSL's code of why not, which decides on the alert (RFC 8446, section
+    6.2). Never raises: OpenSSL would lose the exception.
     """
     verification = getattr(getattr(connection, "state", None), "verification", None)
     if not isinstance(verification, Verification):
-        return False
-    code = 0 if ok else code
-    text = None if ok else verification_text(code)
-    return verification.judge(certificate, code, depth, connection.get_peer_cert_chain, text)
+        return _REJECTED
+    text = verification_text(code) if code else None
+    if verification.judge(certificate, code, depth, connection.get_peer_cert_chain, text):
+        return 0
+    failure = verification.failure
+    # Code 1 stands for what OpenSSL has no code for, and would become internal_error.
+    return failure.verify_code if failure is not None and failure.verify_code > 1 else _REJECTED

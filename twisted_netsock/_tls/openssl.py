@@ -23,10 +23,11 @@ from __future__ import annotations
 import os
 import socket as _socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from .._io.fairness import HANDSHAKE_RECORDS
@@ -53,6 +54,8 @@ __all__ = [
     "clear_errors",
     "default_verify_paths",
     "report_missing",
+    "set_servername_callback",
+    "set_verify",
     "verification_text",
 ]
 
@@ -121,6 +124,30 @@ _CAN_USE_BUFFERS: Final = _has(("SSL_read", "SSL_write"), ("_ssl", "_raise_ssl_e
 _CAN_RETURN: Final = _has(("SSL_clear_mode", "SSL_MODE_AUTO_RETRY"), ("_ssl",))
 _KNOWS_VERIFY_PATHS: Final = _has(("X509_get_default_cert_file", "X509_get_default_cert_dir"))
 _CAN_CLEAR_ERRORS: Final = _has(("ERR_clear_error",))
+_CAN_FIND_CONNECTIONS: Final = hasattr(SSL.Connection, "_reverse_mapping") and hasattr(
+    SSL.Context(SSL.TLS_METHOD), "_context"
+)
+_CAN_ANSWER_NAMES: Final = _CAN_FIND_CONNECTIONS and _has(
+    ("SSL_CTX_set_tlsext_servername_callback", "SSL_TLSEXT_ERR_ALERT_FATAL")
+)
+_CAN_SET_VERDICTS: Final = (
+    _CAN_FIND_CONNECTIONS
+    and hasattr(crypto.X509, "_from_raw_x509_ptr")
+    and _has(
+        (
+            "SSL_CTX_set_verify",
+            "SSL_get_ex_data_X509_STORE_CTX_idx",
+            "SSL_set_verify",
+            "X509_STORE_CTX_get_current_cert",
+            "X509_STORE_CTX_get_error",
+            "X509_STORE_CTX_get_error_depth",
+            "X509_STORE_CTX_get_ex_data",
+            "X509_STORE_CTX_set_error",
+            "X509_up_ref",
+        ),
+        ("_ssl",),
+    )
+)
 _KNOWS_VERIFICATION_TEXTS: Final = _has(("X509_verify_cert_error_string",))
 
 _empty = SSL.Context(SSL.TLS_METHOD)
@@ -165,6 +192,96 @@ def verification_text(code: int) -> str | None:
         return None
     text: bytes = ffi.string(lib.X509_verify_cert_error_string(code))
     return text.decode("ascii", "backslashreplace")
+
+
+def set_servername_callback(
+    context: SSL.Context,
+    choose: Callable[[SSL.Connection], int | None],
+    refuse: Callable[[SSL.Connection], None],
+) -> None:
+    """
+    Have *choose* called for each ClientHello, with or without a server name.
+
+    Args:
+        context: Not used yet.
+        choose: Returns the fatal alert to answer with, or `None` to go on. Must not raise.
+        refuse: Makes the handshake fail in another way, where pyOpenSSL lacks what it takes to
+            answer with that alert.
+    """
+    if not _CAN_ANSWER_NAMES:
+
+        def choose_or_refuse(connection: SSL.Connection) -> None:
+            if choose(connection) is not None:
+                refuse(connection)
+
+        context.set_tlsext_servername_callback(choose_or_refuse)
+        return
+
+    def answer(ssl: object, alert: Any, _: object) -> int:
+        number = choose(SSL.Connection._reverse_mapping[ssl])
+        if number is None:
+            return 0
+        alert[0] = number
+        fatal: int = lib.SSL_TLSEXT_ERR_ALERT_FATAL
+        return fatal
+
+    # What is raised nonetheless, an interrupt, is a refusal.
+    made = ffi.callback("int (*)(SSL *, int *, void *)", answer, error=2)
+    # OpenSSL keeps no reference.
+    context._tlsext_servername_callback = made
+    lib.SSL_CTX_set_tlsext_servername_callback(context._context, made)
+
+
+Judge: TypeAlias = "Callable[[SSL.Connection, crypto.X509, int, int], int]"
+"""Is given a certificate, OpenSSL's code, and the depth; returns the code to go on with."""
+
+_judges: dict[Judge, object] = {}
+"""OpenSSL's callbacks, which keep no reference: one for each of few functions."""
+
+
+def set_verify(target: SSL.Context | SSL.Connection, mode: int, judge: Judge) -> None:
+    """
+    Have *judge* called for each certificate of the peer.
+
+    pyOpenSSL's own way to set it cannot say why a certificate was refused that OpenSSL had found
+    good: then the peer gets the alert internal_error.
+
+    Args:
+        target: A context that is not used yet, or a connection.
+        mode: As of ``SSL.Context.set_verify``.
+        judge: Must not raise.
+    """
+    if not _CAN_SET_VERDICTS:
+        target.set_verify(
+            mode,
+            lambda connection, certificate, code, depth, ok: (
+                judge(connection, certificate, 0 if ok else code, depth) == 0
+            ),
+        )
+        return
+    if judge not in _judges:
+        _judges[judge] = ffi.callback("int (*)(int, X509_STORE_CTX *)", _verifier(judge), error=0)
+    if isinstance(target, SSL.Context):
+        lib.SSL_CTX_set_verify(target._context, mode, _judges[judge])
+    else:
+        lib.SSL_set_verify(target._ssl, mode, _judges[judge])
+
+
+def _verifier(judge: Judge) -> Callable[[int, Any], int]:
+    index = lib.SSL_get_ex_data_X509_STORE_CTX_idx()
+
+    def verify(ok: int, store: Any) -> int:
+        found = lib.X509_STORE_CTX_get_current_cert(store)
+        lib.X509_up_ref(found)
+        certificate = crypto.X509._from_raw_x509_ptr(found)
+        code = 0 if ok else lib.X509_STORE_CTX_get_error(store)
+        depth = lib.X509_STORE_CTX_get_error_depth(store)
+        connection = SSL.Connection._reverse_mapping[lib.X509_STORE_CTX_get_ex_data(store, index)]
+        code = judge(connection, certificate, code, depth)
+        lib.X509_STORE_CTX_set_error(store, code)
+        return int(code == 0)
+
+    return verify
 
 
 def report_missing() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket as _socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -36,8 +36,16 @@ from .context import (
     trust,
     verify_callback,
 )
+from .openssl import set_servername_callback, set_verify
 
 __all__ = ["ServerContextFactory", "quiet_context", "server_context_factory", "server_records"]
+
+_PROTOCOL_VERSION: Final = 70
+_INTERNAL_ERROR: Final = 80
+_UNRECOGNIZED_NAME: Final = 112
+"""Alerts (RFC 8446, section 6; RFC 6066, section 3)."""
+_REJECTED: Final = 28
+"""X509_V_ERR_CERT_REJECTED."""
 
 _log = Logger()
 
@@ -71,7 +79,7 @@ class _VirtualHost:
                 strict=options.certificate_profile == "strict",
             )
             name_authorities(context, trusted)
-            context.set_verify(self.verify_mode, verify_callback)
+            set_verify(context, self.verify_mode, verify_callback)
         context.set_alpn_select_callback(_select_protocol)
         self.context = context
 
@@ -132,7 +140,7 @@ class _VirtualHosts:
         self._refusing = _refusing_context()
         if len(records) > 1 or self._by_name:
             for host in self._hosts:
-                host.context.set_tlsext_servername_callback(self._choose)
+                set_servername_callback(host.context, self._choose, self._refuse)
         if len(records) > 1:
             # OpenSSL negotiates the version before the servername callback, so the first context
             # accepts the lowest minimum; `_switch` checks that of the chosen record.
@@ -145,46 +153,50 @@ class _VirtualHosts:
         wildcard = "*." + name.partition(".")[2]
         return self._by_name.get(name) or self._by_name.get(wildcard) or self._default
 
-    def _choose(self, connection: SSL.Connection) -> None:
+    def _choose(self, connection: SSL.Connection) -> int | None:
         """
-        Switch *connection* to the record for the name it asks for, or refuse it.
+        Switch *connection* to the record for the name it asks for, or return an alert.
 
         OpenSSL calls this for each ClientHello: again after a HelloRetryRequest (RFC 8446,
         section 4.1.2), where the name in the second one counts.
         """
         try:
-            self._switch(cast("StatefulConnection", connection))
-        except BaseException:  # noqa: BLE001 - pyOpenSSL would go on with the first certificate
-            # Refused before it is logged, because a log observer may raise as well, which
-            # pyOpenSSL would only print.
-            connection.set_context(self._refusing)
+            return self._switch(cast("StatefulConnection", connection))
+        except BaseException:  # noqa: BLE001 - OpenSSL would go on with the first certificate
             with suppress(BaseException):
+                # A log observer may raise as well.
                 _log.failure("choosing a certificate by server name failed")
+            return _INTERNAL_ERROR
 
-    def _switch(self, connection: StatefulConnection) -> None:
+    def _refuse(self, connection: SSL.Connection) -> None:
+        connection.set_context(self._refusing)
+
+    def _switch(self, connection: StatefulConnection) -> int | None:
         raw = connection.get_servername()
         # latin-1 decodes any bytes: a name that is not ASCII is an unknown one.
         name = None if raw is None else raw.decode("latin-1").lower().removesuffix(".")
         host = self._find(name)
-        if host is None or connection.get_protocol_version() < host.floor:
-            connection.set_context(self._refusing)
-            return
+        if host is None:
+            return _UNRECOGNIZED_NAME
+        if connection.get_protocol_version() < host.floor:
+            return _PROTOCOL_VERSION
         if connection.get_context() is host.context:
-            return
+            return None
         # SSL_set_SSL_CTX takes certificate, authorities and ALPN callback from the new context,
         # but not the verify mode: that stays the first context's, or that of the record which an
         # earlier ClientHello named.
         callback = verify_callback if host.verify_mode != SSL.VERIFY_NONE else _accept_none
-        connection.set_verify(host.verify_mode, callback)
+        set_verify(connection, host.verify_mode, callback)
         state = connection.state
         state.verification = host.verification()
         state.set_protocols(host.alpn)
         connection.set_context(host.context)
+        return None
 
 
-def _accept_none(*_: object) -> bool:
+def _accept_none(*_: object) -> int:
     """Refuse every certificate: none was requested."""
-    return False
+    return _REJECTED
 
 
 def _check_records(records: tuple[ServerTLSSocketOptions, ...]) -> None:
