@@ -75,7 +75,7 @@ def _options() -> usage.Options:
         longdesc = "Sockets and TLS on the command line. `netsock COMMAND --help` says more."
         optParameters: ClassVar[Sequence[Sequence[object]]] = [
             ["log-file", None, None, "Where relay and echo log to."],
-            ["log-format", None, None, "Their log's format: text or json."],
+            ["log-format", None, "text", "Their log's format: text or json."],
             ["log-level", None, None, "Their log's level: info, warn, …"],
         ]
 
@@ -110,11 +110,14 @@ def _twist(options: usage.Options, arguments: list[str]) -> int:
 
     log = [
         f"--{name}={options[name]}"
-        for name in ("log-file", "log-format", "log-level")
+        for name in ("log-file", "log-level")
         if options[name] is not None
     ]
     own = getopt.getopt(arguments, options.shortOpt, options.longOpt)[1]
-    Twist.main(["twist", *log, "netsock", *own])
+    command, *rest = own
+    # One behind the command counts.
+    shown = f"--log-format={options['log-format']}"
+    Twist.main(["twist", *log, "netsock", command, shown, *rest])
     return 0
 
 

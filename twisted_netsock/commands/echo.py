@@ -24,6 +24,7 @@ from zope.interface import implementer
 from .._endpoints.transport import IViewProtocol
 from .._io.interfaces import Reactor, StreamProtocol
 from .._validation import duration_text, in_seconds
+from ._common.logs import LogOptions
 from ._common.service import ListeningService, end_stream, endpoint_option, fail_at_exit
 
 __all__ = ["EchoFactory", "EchoOptions", "make_echo"]
@@ -120,7 +121,7 @@ class EchoFactory(Factory):
             echo.timeoutConnection()
 
 
-class EchoOptions(usage.Options):
+class EchoOptions(LogOptions):
     """The options of ``twist netsock echo``."""
 
     synopsis = "[--listen ENDPOINT]..."
@@ -150,6 +151,7 @@ class EchoOptions(usage.Options):
         """Make the endpoints, so that a mistake is reported before anything runs."""
         from twisted.internet import reactor
 
+        self.choose_log()
         self["idle-timeout"] = _idle_timeout(self["idle-timeout"])
         self["listen"] = [
             endpoint_option(serverFromString, reactor, "listen", text)

@@ -452,12 +452,12 @@ def test_each_connection_leaves_one_line_with_fields(tmp_path, echo, files, auth
         assert child.end() == 0
     assert line["reason"] == "closed"
     assert line["received"] == line["sent"] == 5
-    assert line["tls_version"] == "TLSv1.3"
+    assert line["tls"] == "TLSv1.3"
     assert line["cipher"].startswith("TLS_")
-    assert line["server_name"] == 'evil"name'
+    assert line["sni"] == 'evil"name'
     assert line["alpn"] == "echo"
     assert line["subject"] == "CN=the\\nclient"
     assert line["client"].startswith("127.0.0.1:")
     assert line["listener"] == f"127.0.0.1:{port}"
     assert line["backend"] == f"127.0.0.1:{echo.port}"
-    assert line["duration"] > 0
+    assert line["seconds"] > 0

@@ -7,6 +7,7 @@ A command that cannot listen ends with exit status 1 and one line that says why.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ from ..._endpoints.transport import Transport
 from ..._io.interfaces import Reactor
 from ..._text import printable
 from ...addresses import SocketAddress, to_twisted_address
+from .one_shot import say
 
 __all__ = ["ListeningService", "end_stream", "endpoint_option", "fail_at_exit", "written"]
 
@@ -93,7 +95,8 @@ class ListeningService(Service):
                 # The command ends here, and its exit status says so.
                 failures: list[Failure] = []
                 listening.addErrback(failures.append)
-                raise SystemExit(str(failures[0].value))
+                say(f"--listen: {_explained(failures[0].value)}")
+                raise SystemExit(1)
             listening.addErrback(self._on_failure)
 
     def factory_for(self, endpoint: IStreamServerEndpoint) -> Any:
@@ -115,7 +118,9 @@ class ListeningService(Service):
         if failure.check(CancelledError) is not None:
             return
         _log.critical(
-            "cannot listen, so the {what} ends: {error}", what=self._what, error=str(failure.value)
+            "cannot listen, so the {what} ends: {error}",
+            what=self._what,
+            error=_explained(failure.value),
         )
         if self._failed is not None:
             self._failed()
@@ -142,6 +147,18 @@ class ListeningService(Service):
                 return
             self._factory.abort()
             await deferLater(self._reactor, 0)
+
+
+_ADVICE: Final = {
+    errno.EADDRINUSE: "`ss -ltnp` shows which process has it",
+    errno.EACCES: "ports below 1024 take a socket of systemd's (systemd=), or CAP_NET_BIND_SERVICE",
+}
+
+
+def _explained(error: BaseException) -> str:
+    """Return why it is impossible to listen, and what to do."""
+    advice = _ADVICE.get(getattr(error, "errno", None) or 0)
+    return f"{error}; {advice}" if advice else str(error)
 
 
 def written(address: Any) -> str:

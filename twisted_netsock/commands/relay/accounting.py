@@ -53,9 +53,9 @@ _LOOKS_AT_ONCE: Final = 256
 
 _LINE: Final = (
     "connection {reason}: client={client} listener={listener} backend={backend} "
-    "received={received} sent={sent} duration={duration}"
+    "received={received} sent={sent} seconds={seconds}"
 )
-_SOMETIMES: Final = ("tls_version", "cipher", "server_name", "alpn", "subject", "error")
+_SOMETIMES: Final = ("sni", "tls", "cipher", "alpn", "subject", "error")
 """What the line ends with, as far as it is known."""
 
 _log = Logger()
@@ -229,25 +229,26 @@ class Session:
         """Log what has been, with the final counts."""
         tls = self.tls
         event: dict[str, object] = {
+            "event": "connection",
             "client": written(self.client),
             "listener": written(self.listener),
             "target": self.target,
             "backend": None if self._backend is None else written(self._backend),
-            "tls_version": None,
+            "sni": None,
+            "tls": None,
             "cipher": None,
-            "server_name": None,
             "alpn": None,
             "subject": None,
             "received": received,
             "sent": sent,
-            "duration": round(self._ledger.reactor.seconds() - self.began, 3),
+            "seconds": round(self._ledger.reactor.seconds() - self.began, 3),
             "reason": self.reason,
             "error": self._error,
         }
         if tls is not None:
-            event["tls_version"] = tls.version
+            event["tls"] = tls.version
             event["cipher"] = tls.cipher
-            event["server_name"] = _escaped(tls.server_name)
+            event["sni"] = _escaped(tls.server_name)
             event["alpn"] = _escaped(tls.alpn)
             event["subject"] = _escaped(tls.subject)
         line = _LINE

@@ -25,6 +25,7 @@ from ..._endpoints.strings import endpoint_from
 from ..._validation import duration_text
 from ...errors import SocketBindError
 from ...options import ServerTLSSocketOptions
+from .._common.logs import LogOptions
 from .access import KINDS, Access
 from .limits import Limits, default_connections, raise_descriptor_limit
 from .routes import Routes, Target, route_name
@@ -64,7 +65,7 @@ class Settings:
     worker: WorkerPlace | None
 
 
-class RelayOptions(usage.Options):
+class RelayOptions(LogOptions):
     """
     The options of ``twist netsock relay``.
 
@@ -159,6 +160,7 @@ class RelayOptions(usage.Options):
 
     def postOptions(self) -> None:
         """Make everything, so that all mistakes are reported before anything runs."""
+        self.choose_log()
         if self["listen"] or self["to"] or self["route"] or self["check"] or self["allow"]:
             self._settle()
         elif self["status"] is not None or self["workers"] != "1":

@@ -168,7 +168,9 @@ class RelayService(ListeningService):
 
     async def _drain(self) -> None:
         _log.info(
-            "no more connections are taken; {count} may go on for {seconds:g} s",
+            "no more connections are taken; {count} may go on for {seconds:g} s"
+            if self._factory.connections
+            else "no more connections are taken, and there are none",
             count=self._factory.connections,
             seconds=self._limits.drain,
         )
