@@ -57,10 +57,8 @@ def test_an_object_is_flat_and_has_none_of_twisteds_own_keys():
 
 
 def test_what_failed_is_shown_with_its_traceback():
-    try:
-        raise ArithmeticError("wrong")
-    except ArithmeticError:
-        failed = event("sums", failure=Failure(), level=LogLevel.critical)
+    failure = Failure(ArithmeticError("wrong"))
+    failed = event("sums", failure=failure, level=LogLevel.critical)
     assert "ArithmeticError: wrong" in text_line(failed)
     assert "ArithmeticError: wrong" in json.loads(json_line(failed))["traceback"]
 

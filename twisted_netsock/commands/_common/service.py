@@ -151,11 +151,11 @@ class ListeningService(Service):
 
 _ADVICE: Final = {
     errno.EADDRINUSE: "`ss -ltnp` shows which process has it",
-    errno.EACCES: "ports below 1024 take a socket of systemd's (systemd=), or CAP_NET_BIND_SERVICE",
+    errno.EACCES: "below port 1024: use a socket of systemd's (systemd=) or CAP_NET_BIND_SERVICE",
 }
 
 
-def _explained(error: BaseException) -> str:
+def _explained(error: BaseException | None) -> str:
     """Return why it is impossible to listen, and what to do."""
     advice = _ADVICE.get(getattr(error, "errno", None) or 0)
     return f"{error}; {advice}" if advice else str(error)
