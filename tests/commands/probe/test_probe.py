@@ -81,6 +81,11 @@ async def test_every_address_is_probed_and_reported_in_its_order(authority):
     # The second certificate is the same, and not written twice.
     assert f"127.0.0.2:{port}  verified, 29 days left, as 127.0.0.1:{port}\n" in text
     assert f"as that of 127.0.0.1:{port}" in as_text(report, Style(False), verbose=True)
+    # It is told once, also where something else differs.
+    report.addresses[3].group = "another"
+    text = as_text(report, Style(False))
+    assert f"  chain       as that of 127.0.0.1:{port}\n" in text
+    assert text.count("SHA-256") == 1
     assert text.endswith("\nUNREACHABLE: connection refused\n")
 
 

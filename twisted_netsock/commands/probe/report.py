@@ -47,21 +47,22 @@ def as_text(report: Report, style: Style, *, verbose: bool = False, pem: bool = 
     lines = [_heading(report, style)]
     shown: dict[tuple[object, ...], str] = {}
     for each in report.addresses:
-        key = _key(each)
+        chain = tuple(fact.sha256 for fact in (*each.sent, *each.verified))
+        key = *_result(each), chain
         if key in shown and not verbose:
             lines.append(f"{_verdict(each, style)}, as {shown[key]}")
             continue
-        lines += ["", *_address(each, style, shown.get(key), verbose=verbose, pem=pem)]
-        shown.setdefault(key, str(each.address))
+        lines += ["", *_address(each, style, shown.get(chain), verbose=verbose, pem=pem)]
+        for described in (key, chain):
+            shown.setdefault(described, str(each.address))
     lines += ["", _summary(report, style)]
     return "\n".join(lines) + "\n"
 
 
-def _key(each: AddressReport) -> tuple[object, ...]:
-    """Return what two addresses have in common that need be described but once."""
-    chain = tuple(fact.sha256 for fact in (*each.sent, *each.verified))
+def _result(each: AddressReport) -> tuple[object, ...]:
+    """Return what two addresses have in common, beside their chain, that need one description."""
     used = each.version, each.cipher, each.group, each.alpn
-    return each.outcome, str(each.error), str(each.plain), tuple(each.problems), used, chain
+    return each.outcome, str(each.error), str(each.plain), tuple(each.problems), used
 
 
 def as_table(reports: Sequence[Report], style: Style) -> str:
