@@ -99,6 +99,20 @@ def test_a_long_certificate_fits_the_terminal_and_is_whole_on_demand(tmp_path, a
     assert " and 19 more\n" in whole.output
 
 
+def test_a_pipe_of_authorities_is_read_once_for_every_address(good, ca):
+    reading, writing = os.pipe()
+    os.write(writing, ca.read_bytes())
+    os.close(writing)
+    try:
+        with serving(good) as port:
+            hosts = [f"localhost:{port}"] * 3
+            path = f"/dev/fd/{reading}"
+            done = netsock("probe", *hosts, "-4", "--ca", path, pass_fds=(reading,))
+    finally:
+        os.close(reading)
+    assert done.code == 0, done.output
+
+
 @pytest.fixture
 def several(good, tmp_path):
     """Yield a good server's host and port, one that refuses, and a list of both."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -148,8 +147,6 @@ def _fields(given: usage.Options) -> dict[str, object]:
     fields: dict[str, object] = {
         field: given[option] for option, field in _PLAIN.items() if given[option] is not None
     }
-    for field in _READ & fields.keys():
-        fields[field] = _read_once(str(fields[field]))
     if given["no-sni"]:
         fields["sni"] = ()
     if given["strict"]:
@@ -171,25 +168,6 @@ _PLAIN: Final = {
     "key": "private_key",
     "keylog": "keylog_file",
 }
-_READ: Final = frozenset({"trusted_certificates", "certificates", "private_key"})
-
-_SIZE_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes of a pipe: a path may name a device that never ends."""
-
-
-def _read_once(path: str) -> str | bytes:
-    """Return *path*, or what it gives if that can be read but once, as a pipe of the shell's."""
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-            return path
-        with open(path, "rb") as file:
-            return file.read(_SIZE_LIMIT) or path
-    except (OSError, ValueError):
-        # What is wrong with it is said where files are read.
-        return path
-
-
 _VERSIONS: Final = {"min-tls": "minimum_version", "max-tls": "maximum_version"}
 
 _CALLED: Final = {
