@@ -65,6 +65,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "handshake": BOOLEANS,
     "certificate_verifier": [True, 0, 1, "no", []],
     "certificate_profile": [None, True, 1, b"strict", ["strict"]],
+    "server_identity": [1, b"example.com", True, ["example.com"]],
     "sni": [1, b"example.com", True, object()],
     "alpn": [1, b"h2", True, object()],
     "minimum_version": [None, 1.2, b"TLSv1.2", ["TLSv1.2"], object()],
@@ -126,6 +127,10 @@ WRONG_VALUES: dict[str, list[tuple[Any, str]]] = {
     ],
     "backlog": WRONG_NUMBERS,
     "proxy_protocol": [("", "v1, v2, any"), ("V1", "v1, v2, any"), ("v3", "v1, v2, any")],
+    "server_identity": [
+        (name, "a host name, an address, or a URI")
+        for name in ("", "*.example.com", "a b", "spiffe:", "spiffe://a b", "://example.com")
+    ],
     "certificate_profile": [(name, "default, strict") for name in ("", "Strict", "strict ", "no")],
     "alpn": [
         ("", "1 to 255"),

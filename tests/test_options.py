@@ -108,6 +108,9 @@ ACCEPTED = [
     ("trusted_certificates", [b"\x30", "ca.pem"], (b"\x30", "ca.pem")),
     ("certificate_profile", "default", "default"),
     ("certificate_profile", "strict", "strict"),
+    ("server_identity", "spiffe://example.com/web", "spiffe://example.com/web"),
+    ("server_identity", "b\u00fccher.example", "b\u00fccher.example"),
+    ("server_identity", "::1", "::1"),
     ("sni", "example.com", ("example.com",)),
     ("sni", ["example.com"], ("example.com",)),
     ("sni", (), ()),
@@ -129,6 +132,15 @@ ACCEPTED = [
     ("keylog_file", "/tmp/keys", "/tmp/keys"),
     ("keylog_file", PurePosixPath("/tmp/keys"), "/tmp/keys"),
 ]
+
+
+def test_a_server_identity_is_for_clients_that_verify():
+    told = refusal(ServerTLSSocketOptions, ValueError, server_identity="example.com")
+    assert "is for clients" in told
+    told = refusal(
+        TLSSocketOptions, ValueError, server_identity="example.com", certificate_verifier=False
+    )
+    assert "not be verified" in told
 
 
 def test_a_strict_record_verifies():

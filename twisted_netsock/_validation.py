@@ -33,6 +33,7 @@ _LONGEST_SHOWN = 80
 _LONGEST = timedelta(days=365)
 """A longer one is a mistake in the unit, and "never" is `None`."""
 _PORT_LIMIT = 65536
+_URI = re.compile(r"[a-z][a-z0-9+.-]*:/[!-~]+", re.ASCII | re.IGNORECASE)
 _ALPN_LIMIT = 256
 """The name of a protocol goes behind one byte with its length (RFC 7301, section 3.1)."""
 _HOST_AND_PORT = 2
@@ -353,6 +354,20 @@ def server_names(value: object, name: str) -> tuple[str, ...] | None:
         if not is_host_name(item.removeprefix("*.")):
             raise ValueError(f"{name}={item!r} must be a host name")
     return names
+
+
+def server_identity(value: object, name: str) -> str | None:
+    """Take a URI with a scheme and a host or path, a host name, an address, or `None`."""
+    if not isinstance(value, str | None):
+        raise _wrong_type(value, name, "a name, an address or a URI, or None")
+    if value is None or is_host_name(value):
+        return value
+    if _URI.fullmatch(value) is None:
+        raise ValueError(
+            f"{name}={value!r} must be a host name, an address, or a URI such as "
+            "spiffe://example.com/web"
+        )
+    return value
 
 
 def alpn_names(value: object, name: str) -> tuple[str, ...] | None:

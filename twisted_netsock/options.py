@@ -133,6 +133,7 @@ class TLSSocketOptionFields(SocketOptionFields, total=False):
     trusted_certificates: CertificateSource | Iterable[CertificateSource] | None
     trusted_certificates_password: str | bytes | None
     certificate_profile: CertificateProfile
+    server_identity: str | None
     sni: str | Iterable[str] | None
     alpn: str | Iterable[str] | None
     minimum_version: Version
@@ -361,6 +362,9 @@ class TLSSocketOptions(SocketOptions):
         certificate_profile: How chains are judged. ``"default"``: one is good if OpenSSL
             finds it so, or another path to a trusted certificate is good. ``"strict"``:
             only if it is as public authorities have to issue them.
+        server_identity: What a client verifies instead of the node or *sni*: a name, an
+            address, or a URI such as ``spiffe://example.com/web``, which the certificate must
+            have in exactly these words.
         sni: The name to send and to verify instead of the node; ``()`` sends
             none and verifies the node.
         alpn: Application protocols to offer, the preferred first.
@@ -395,6 +399,7 @@ class TLSSocketOptions(SocketOptions):
     certificate_profile: str = _field(
         "default", check.certificate_profile, "certificate_profile", of_names=True
     )
+    server_identity: str | None = _field(None, check.server_identity, "text", of_names=True)
     sni: tuple[str, ...] | None = _field(None, check.server_names, "names", of_names=True)
     alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "protocols", of_names=True)
     minimum_version: _ssl.TLSVersion = _field(
@@ -439,6 +444,10 @@ class TLSSocketOptions(SocketOptions):
 
     def _check_role(self) -> None:
         """Check what holds for one side of a connection only: here, the client's."""
+        if self.server_identity is not None and self.certificate_verifier is False:
+            raise ValueError(
+                "server_identity with certificate_verifier=False would not be verified"
+            )
         if self.sni is not None and len(self.sni) > 1:
             raise ValueError(f"sni={self.sni!r}: a client sends one name, not {len(self.sni)}")
         if self.sni and self.sni[0].startswith("*"):
@@ -476,6 +485,11 @@ class ServerTLSSocketOptions(TLSSocketOptions):
         ) -> Self: ...
 
     def _check_role(self) -> None:
+        if self.server_identity is not None:
+            raise ValueError(
+                f"server_identity={self.server_identity!r} is for clients: "
+                "a server does not verify itself"
+            )
         if self.sni == ():
             raise ValueError("sni=() must list at least one name on a server, or be None")
         if self.sni is not None and any(is_ip_address(name) for name in self.sni):

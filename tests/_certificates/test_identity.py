@@ -10,9 +10,16 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
+from OpenSSL import SSL
 
 from tests.support.odd_certificates import encoded_certificate, named
-from twisted_netsock import TLSSocketOptions
+from tests.support.peers import perform_handshake
+from twisted_netsock import (
+    ServerTLSSocketOptions,
+    TLSSocketOptions,
+    client_context_factory,
+    server_context_factory,
+)
 from twisted_netsock._certificates.certificates import load_trusted
 from twisted_netsock._certificates.identity import alternative_names, is_for, server_identity
 
@@ -125,3 +132,46 @@ def test_an_odd_serial_number_warns_of_nothing(number):
             x509.load_der_x509_certificate(odd)
         trusted = load_trusted(TLSSocketOptions(trusted_certificates=odd))
         assert [each.public_bytes(Encoding.DER) for each in trusted] == [odd]
+
+
+NODE = "db.internal"
+SPIFFE = "spiffe://example.org/db"
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
+@pytest.mark.parametrize(
+    ("names", "identity", "accepted"),
+    [
+        ([SPIFFE], SPIFFE, True),
+        ([SPIFFE, "other.example"], SPIFFE, True),
+        ([SPIFFE], "spiffe://example.org/other", False),
+        ([SPIFFE], "spiffe://example.org/", False),
+        ([SPIFFE], "example.org", False),
+        ([NODE], SPIFFE, False),
+        (["other.example"], "other.example", True),
+        (["10.0.0.1"], "10.0.0.1", True),
+        (["10.0.0.1"], "10.0.0.2", False),
+    ],
+)
+def test_a_client_verifies_the_identity_it_is_given_and_asks_for_the_node(
+    names, identity, accepted, profile, authority
+):
+    record = ServerTLSSocketOptions(certificates=authority.issue(*names).pem)
+    server = server_context_factory(record).connection(None)
+    options = authority.client_options(server_identity=identity, certificate_profile=profile)
+    client = client_context_factory(options, NODE).connection(None)
+    if accepted:
+        perform_handshake(client, server)
+        client.state.verification.conclude()
+    else:
+        with pytest.raises(SSL.Error):
+            perform_handshake(client, server)
+        assert f"not for '{identity}'" in str(client.state.verification.failure)
+    assert server.get_servername() == NODE.encode()
+
+
+def test_a_server_identity_serves_where_the_node_is_no_name(authority):
+    options = authority.client_options(server_identity=SPIFFE)
+    assert client_context_factory(options, None).connection(None) is not None
+    with pytest.raises(ValueError, match="server_identity"):
+        client_context_factory(authority.client_options(), None)

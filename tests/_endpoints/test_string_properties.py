@@ -146,6 +146,7 @@ FIELDS = {
     "v6Only": "v6_only",
     "proxyProtocol": "proxy_protocol",
     "certificateProfile": "certificate_profile",
+    "serverIdentity": "server_identity",
     "certificateVerifier": "certificate_verifier",
     "alpn": "alpn",
     "minimumVersion": "minimum_version",

@@ -219,6 +219,8 @@ TLS = [
     ("alpn=a=b", {"alpn": "a=b"}),
     ("certificateProfile=strict", {"certificate_profile": "strict"}),
     ("certificateProfile=default", {}),
+    (r"serverIdentity=spiffe\://example.com/web", {"server_identity": "spiffe://example.com/web"}),
+    ("serverIdentity=other.example", {"server_identity": "other.example"}),
     ("minimumVersion=TLSv1.3", {"minimum_version": "TLSv1.3"}),
     *(
         (f"minimumVersion={text}", {"minimum_version": "TLSv1.3"})

@@ -79,6 +79,8 @@ def _microseconds(value: timedelta) -> str:
 
 
 _TEXTS: dict[str, Any] = {
+    "certificate_profile": str,
+    "text": str,
     "boolean": lambda value: "yes" if value else "no",
     "duration": _microseconds,
     "family": lambda value: value.name.removeprefix("AF_").lower(),
@@ -163,6 +165,7 @@ TLS_DEFAULTS = {
     "trusted_certificates": None,
     "trusted_certificates_password": None,
     "certificate_profile": "default",
+    "server_identity": None,
     "sni": None,
     "alpn": None,
     "minimum_version": TLSVersion.TLSv1_2,

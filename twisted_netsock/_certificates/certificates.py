@@ -60,6 +60,8 @@ _PEM_BEGIN = re.compile(rb"^-----BEGIN ([A-Z0-9 ]+)-----[ \t]*$", re.MULTILINE)
 _WITH_SETTINGS: Final = b"TRUSTED CERTIFICATE"
 """OpenSSL's label of a certificate with its trust settings behind."""
 _CERTIFICATES: Final = (b"CERTIFICATE", b"X509 CERTIFICATE", _WITH_SETTINGS)
+_KEY: Final = b"PRIVATE KEY"
+"""What the labels of keys end with."""
 _REJECTED: Final = 0xA0
 _SERVERS: Final = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01"
 _CLIENTS: Final = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02"
@@ -228,6 +230,9 @@ def _blocks(label: str, data: bytes) -> Iterator[_Block]:
         found = end.search(data, begin.end())
         another = _PEM_BEGIN.search(data, begin.end())
         if found is None or (another is not None and another.start() < found.start()):
+            if begin[1] not in _CERTIFICATES and not begin[1].endswith(_KEY):
+                at = begin.end()
+                continue
             line = data.count(b"\n", 0, begin.start()) + 1
             what = begin[1].decode().lower()
             raise ValueError(f"{label} is cut off: the {what} of line {line} has no end")
@@ -274,7 +279,7 @@ def _load_pem(
     found = [
         _load_block(label, block, purpose) for block in blocks if block.label in _CERTIFICATES
     ]
-    keys = [block.whole for block in blocks if block.label.endswith(b"PRIVATE KEY")]
+    keys = [block.whole for block in blocks if block.label.endswith(_KEY)]
     certificates = tuple(each for each in found if each is not None)
     if not (keys and want_key):
         return _Material(certificates, None)

@@ -201,6 +201,7 @@ _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "protocols": _some_items("a protocol"),
     "proxy_protocol": _choice({name: name for name in PROXY_PROTOCOLS}, ""),
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
+    "text": lambda _key, value: value,
     "verifier": _verifier,
     # The number alone is customary elsewhere, and on our own command line.
     "version": lambda _key, value: re.sub(r"(?i)^(tlsv?)?(?=\d)", "TLSv", value),

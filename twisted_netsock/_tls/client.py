@@ -220,15 +220,16 @@ def _client_identity(
 ) -> tuple[str | None, bytes | None]:
     """Return the identity to verify and the server name to send."""
     named = options.sni[0] if options.sni else node
-    if named is None or not is_host_name(named):
-        if options.certificate_verifier is not False:
-            raise ValueError(
-                f"node={named!r} is no name or address that could be verified: "
-                "give one, or sni in the options"
-            )
-        return None, None
-    sends = options.sni != () and not is_ip_address(named)
-    return named, reference_identity(named).encode("ascii") if sends else None
+    if named is not None and not is_host_name(named):
+        named = None
+    identity = options.server_identity or named
+    if identity is None and options.certificate_verifier is not False:
+        raise ValueError(
+            f"node={node!r} is no name or address that could be verified: "
+            "give one, or sni or server_identity in the options"
+        )
+    sends = named is not None and options.sni != () and not is_ip_address(named)
+    return identity, reference_identity(named).encode("ascii") if named and sends else None
 
 
 def client_context_factory(options: TLSSocketOptions, node: str | None) -> ClientContextFactory:
@@ -237,7 +238,7 @@ def client_context_factory(options: TLSSocketOptions, node: str | None) -> Clien
 
     Args:
         options: A `TLSSocketOptions`; the files it names are read now.
-        node: The name or address to verify, unless *options* has `sni`.
+        node: The name or address to verify, unless *options* has `server_identity` or `sni`.
 
     Returns:
         An ``IOpenSSLClientConnectionCreator``, for ``startTLS`` and

@@ -287,6 +287,16 @@ def test_the_strict_profile_refuses_what_the_default_takes(tmp_path, authority, 
     assert "the strict profile refuses it: a host name" in refused.output
 
 
+def test_another_identity_is_verified_than_the_host(tmp_path, authority, ca):
+    web = tls(authority.issue("spiffe://example.org/web").pem, tmp_path)
+    with serving(web) as port:
+        assert probe(port, "--ca", ca, "--identity", "spiffe://example.org/web").code == 0
+        refused = probe(port, "--ca", ca, "--identity", "spiffe://example.org/db")
+        assert refused.code == 6
+        assert "not for 'spiffe://example.org/db'" in refused.output
+        assert probe(port, "--ca", ca, "--identity", "*").code == 2
+
+
 def test_another_name_is_asked_for_and_verified(tmp_path, authority, ca):
     names: list[str | None] = []
     other = tls(

@@ -20,6 +20,7 @@ __all__ = ["TLS_FLAGS", "TLS_PARAMETERS", "Target", "parse_target", "parse_time"
 TLS_PARAMETERS: Final[list[list[str | None]]] = [
     ["ca", None, None, "Trust the authorities in this file (PEM) instead of the platform's."],
     ["sni", None, None, "The name to ask for and to verify, instead of the host."],
+    ["identity", None, None, "Verify this name, address or URI (spiffe://...), not the host."],
     ["alpn", None, None, "Application protocols to offer, separated by commas: h2,http/1.1."],
     ["cert", None, None, "A client certificate to show (PEM, its key may be in it)."],
     ["key", None, None, "The key of --cert."],
@@ -164,6 +165,7 @@ def _fields(given: usage.Options) -> dict[str, object]:
 _PLAIN: Final = {
     "ca": "trusted_certificates",
     "sni": "sni",
+    "identity": "server_identity",
     "cert": "certificates",
     "key": "private_key",
     "keylog": "keylog_file",
