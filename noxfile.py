@@ -4,6 +4,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from runpy import run_path
 
 import nox
 
@@ -36,6 +37,7 @@ GUARDED = (
 """What also runs without the inner parts of libraries."""
 
 PYTHONS = ["3.11", "3.12", "3.13"]
+PROGRAMS = run_path(str(Path("tests", "programs", "table.py")))["ENVIRONMENTS"]
 
 
 def run_tests(
@@ -177,6 +179,14 @@ def fuzz(session: nox.Session) -> None:
     """Feed random input to whatever parses any, ``-- --seconds N`` in all."""
     session.install("-q", "-e", ".[test]")
     run_long(session, "tests/hostile/test_fuzz.py", "NETSOCK_FUZZ_SECONDS", REACTORS[:1])
+
+
+@nox.parametrize("environment", list(PROGRAMS))
+@nox.session
+def programs(session: nox.Session, environment: str) -> None:
+    """Run programs of others over ours; ``-- NAME`` chooses, ``-- --write`` keeps the table."""
+    session.install("-q", "-e", ".", *PROGRAMS[environment])
+    session.run("python", "tests/programs/run.py", environment, *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,89 @@
+"""HTTP clients of others fetch a page of twisted.web behind a string of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+
+from common import CA_PEM, client_context, in_thread, listen, on_reactor, right, run, tool, way
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+
+class Page(Resource):
+    isLeaf = True
+
+    def render_GET(self, request):
+        return b"spoken over " + request.clientproto
+
+
+def by_curl(url):
+    return run(tool("curl"), "-sS", "--http1.1", "--cacert", CA_PEM, url)
+
+
+def by_curl_http2(url):
+    return run(tool("curl"), "-sS", "--http2", "--cacert", CA_PEM, url)
+
+
+def by_wget(url):
+    return run(tool("wget"), "-qO-", f"--ca-certificate={CA_PEM}", url)
+
+
+def by_urllib(url):
+    with urllib.request.urlopen(url, context=client_context()) as response:
+        return response.read().decode()
+
+
+def by_urllib3(url):
+    import urllib3
+
+    with urllib3.PoolManager(ca_certs=str(CA_PEM)) as pool:
+        return pool.request("GET", url).data.decode()
+
+
+def by_requests(url):
+    import requests
+
+    return requests.get(url, verify=str(CA_PEM), timeout=20).text
+
+
+def by_httpx(url):
+    import httpx
+
+    with httpx.Client(verify=client_context()) as client:
+        return client.get(url).text
+
+
+def by_aiohttp(url):
+    import aiohttp
+
+    async def fetch():
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(url, ssl=client_context()) as got,
+        ):
+            return await got.text()
+
+    return asyncio.run(fetch())
+
+
+CLIENTS = {
+    "curl": by_curl,
+    "curl HTTP/2": by_curl_http2,
+    "wget": by_wget,
+    "urllib": by_urllib,
+    "urllib3": by_urllib3,
+    "requests": by_requests,
+    "httpx": by_httpx,
+    "aiohttp": by_aiohttp,
+}
+
+
+async def main():
+    port = await listen(Site(Page()))
+    text = await in_thread(CLIENTS[way()], f"https://localhost:{port}/")
+    version = "HTTP/2" if way() == "curl HTTP/2" else "HTTP/1."
+    right(text, holds=text.startswith(f"spoken over {version}"))
+
+
+on_reactor(main)

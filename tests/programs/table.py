@@ -1,0 +1,93 @@
+"""Which programs are run, in which versions, and in which ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+WAYS: Final = ("plain", "TLS", "TLS over tcp:")
+"""By ``netsock:``, ``netsock-tls:`` and ``netsock-tls:`` with an inner endpoint, on both sides."""
+
+ENVIRONMENTS: Final = {
+    "programs": (
+        "aiohttp==3.14.5", "autobahn==26.10.2", "bcrypt==5.0.0", "buildbot==4.3.0",
+        "buildbot-worker==4.3.0", "buildbot-www==4.3.0", "channels==4.3.2", "daphne==4.2.3",
+        "dnspython==2.9.2", "foolscap==24.9.0", "httpx==0.28.1", "klein==24.8.0",
+        "ldaptor==21.2.0", "magic-wormhole==0.24.0", "magic-wormhole-mailbox-server==0.8.0",
+        "magic-wormhole-transit-relay==0.5.0", "redis==8.1.0", "requests==2.34.2",
+        "scrapy==2.19.0", "treq==26.7.0", "twisted[conch,http2]==26.10.0", "txredisapi==1.6.0",
+        "urllib3==2.8.0", "websockets==17.4",
+    ),
+    "autobahn-23.6": ("autobahn==23.6.2", "setuptools<81"),
+    "autobahn-24.4": ("autobahn==24.4.2", "setuptools<81"),
+    "autobahn-25.12": ("autobahn==25.12.2",),
+}  # fmt: skip
+"""What is installed, pinned. Versions that do not go together have environments of their own."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """
+    One program, or several that are run together.
+
+    Attributes:
+        name: As the table shows it.
+        script: The file here that runs it, without ``.py``.
+        shown: The distribution, or the program, whose version is shown.
+        ways: What the script takes as its argument.
+        environments: Where it runs.
+        needs: Distributions beside *shown*, where that is one.
+    """
+
+    name: str
+    script: str
+    shown: str
+    ways: tuple[str, ...] = WAYS
+    environments: tuple[str, ...] = ("programs",)
+    needs: tuple[str, ...] = ()
+
+
+PROGRAMS: Final = (
+    Program(
+        "Autobahn, WebSocket", "autobahn_echo", "autobahn", environments=tuple(ENVIRONMENTS)
+    ),
+    Program("websockets, with Autobahn", "websockets_client", "websockets", needs=("autobahn",)),
+    Program("Daphne, Channels, Django", "daphne_channels", "daphne", needs=("channels", "treq")),
+    Program("Klein, and treq", "klein_app", "klein", needs=("treq",)),
+    Program("Scrapy", "scrapy_spider", "scrapy", ("HTTP/1.1", "HTTP/2", "CONNECT")),
+    Program("twisted.web, and treq", "twist_web", "treq"),
+    Program("Buildbot", "buildbot_build", "buildbot", needs=("buildbot-worker", "treq")),
+    Program("Foolscap", "foolscap_tubs", "foolscap", ("TLS of its own",)),
+    Program(
+        "magic-wormhole, and its mailbox", "wormhole_mailbox", "magic-wormhole", WAYS[:2],
+        needs=("magic-wormhole-mailbox-server",),
+    ),
+    Program("transit relay of magic-wormhole", "transit_relay", "magic-wormhole-transit-relay"),
+    Program("ldaptor", "ldaptor_tree", "ldaptor"),
+    Program(
+        "Redis, by redis-py and txredisapi", "redis_databases", "redis", needs=("txredisapi",)
+    ),
+    Program("conch, and OpenSSH", "conch_ssh", "twisted", needs=("bcrypt",)),
+    Program(
+        "twisted.mail, and smtplib, poplib, imaplib", "mail_servers", "twisted",
+        ("SMTP, STARTTLS", "SMTP, TLS", "POP3, TLS", "IMAP4, STARTTLS"),
+    ),
+    Program("twisted.words, IRC", "words_irc", "twisted"),
+    Program("twisted.names, and dnspython", "names_dns", "dnspython"),
+    Program("Perspective Broker", "perspective_broker", "twisted"),
+    Program("AMP", "amp_calls", "twisted"),
+    Program("nginx, and treq and curl", "nginx_server", "nginx", ("TLS, and through the relay",)),
+    *(
+        Program(f"twisted.web, and {shown}", "http_clients", shown, (name,))
+        for name, shown in (
+            ("curl", "curl"),
+            ("curl HTTP/2", "curl"),
+            ("wget", "wget"),
+            ("urllib", "python"),
+            ("urllib3", "urllib3"),
+            ("requests", "requests"),
+            ("httpx", "httpx"),
+            ("aiohttp", "aiohttp"),
+        )
+    ),
+)  # fmt: skip
