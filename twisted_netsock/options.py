@@ -352,7 +352,8 @@ class TLSSocketOptions(SocketOptions):
         private_key_password: What decrypts *private_key* or a PKCS#12.
         certificates: Our certificate and those that lead to its authority, leaf
             first: one or several paths, contents or ``cryptography``
-            certificates. A source that holds a key as well brings it.
+            certificates. A source that holds a key as well brings it. On servers also a
+            directory, each of whose certificates is shown for its own names.
         certificate_verifier: `None` verifies; `False` verifies nothing and
             says so; a callable is asked about each verdict and returns `None`
             to keep it, `False` to refuse, `True` to accept that one error.

@@ -485,12 +485,13 @@ def file_signature(paths: Iterable[str]) -> tuple[object, ...]:
     """
     Return a value that changes when one of the files at *paths* does.
 
-    Of a directory, each file counts that OpenSSL would read as an authority's.
+    Of a directory of authorities, each file counts that OpenSSL would read; of another, each in
+    it, and each in a directory there.
     """
     return tuple(_signature(path) for path in paths)
 
 
-def _signature(path: str) -> tuple[object, ...]:
+def _signature(path: str, depth: int = 0) -> tuple[object, ...]:
     try:
         found = os.stat(path)
         if stat.S_ISFIFO(found.st_mode):
@@ -499,8 +500,11 @@ def _signature(path: str) -> tuple[object, ...]:
         if not stat.S_ISDIR(found.st_mode):
             # rsync and cp -p restore st_mtime, but nothing can set st_ctime.
             return path, found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
-        # Most are links to files elsewhere, whose changes do not change the directory.
-        names = sorted(name for name in os.listdir(path) if _HASHED.fullmatch(name))
+        there = sorted(name for name in os.listdir(path) if not name.startswith("."))
     except OSError as error:
         return path, error.errno
-    return path, *(_signature(os.path.join(path, name)) for name in names)
+    # Most are links to files elsewhere, whose changes do not change the directory.
+    names = [name for name in there if _HASHED.fullmatch(name)] or there
+    if depth > 1:
+        return path, *names
+    return path, *(_signature(os.path.join(path, name), depth + 1) for name in names)

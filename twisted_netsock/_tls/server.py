@@ -18,7 +18,14 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from .._certificates.certificates import file_paths, file_signature, load_identity, load_trusted
+from .._certificates.certificates import (
+    Identity,
+    file_paths,
+    file_signature,
+    load_identity,
+    load_trusted,
+)
+from .._certificates.directory import directory_of, identities
 from .._certificates.paths import PathFinder
 from .._certificates.verification import Verification
 from .._hostnames import server_name_pattern
@@ -53,14 +60,13 @@ _log = Logger()
 class _VirtualHost:
     """One record of a server, its context, and the server names that it is for."""
 
-    def __init__(self, options: ServerTLSSocketOptions, *, resumable: bool) -> None:
+    def __init__(
+        self, options: ServerTLSSocketOptions, identity: Identity, *, resumable: bool
+    ) -> None:
         self.options = options
         self.names = frozenset(server_name_pattern(name) for name in options.sni or ())
         self.alpn = alpn_protocols(options)
         self.floor = VERSIONS[options.minimum_version]
-        identity = load_identity(options)
-        if identity is None:
-            raise ValueError("certificates and private_key are needed on a TLS server")
         self.identity = identity
         self.verify_mode = _server_verify_mode(options)
         self.paths: PathFinder | None = None
@@ -122,17 +128,33 @@ def _server_signature(records: tuple[ServerTLSSocketOptions, ...]) -> tuple[obje
     return file_signature(path for record in records for path in file_paths(record))
 
 
+def _identities(
+    record: ServerTLSSocketOptions,
+) -> list[tuple[ServerTLSSocketOptions, Identity]]:
+    """Return *record* and what it names, or several, of a directory."""
+    directory = directory_of(record)
+    if directory is not None:
+        return identities(record, directory)
+    identity = load_identity(record)
+    if identity is None:
+        raise ValueError("certificates and private_key are needed on a TLS server")
+    return [(record, identity)]
+
+
 class _VirtualHosts:
     """The records of one server, built and validated together; never changed."""
 
     def __init__(self, records: tuple[ServerTLSSocketOptions, ...]) -> None:
         # Before the files are read: a change in between then counts as one.
         self.signature = _server_signature(records)
+        loaded = [each for record in records for each in _identities(record)]
+        records = tuple(record for record, _ in loaded)
+        _check_records(records)
         asks = any(_server_verify_mode(record) != SSL.VERIFY_NONE for record in records)
         # OpenSSL resumes a session before the servername callback: a session of one name would
         # resume under another, or under a name that is to be refused.
         resumable = len(records) == 1 and not asks and not records[0].sni
-        self._hosts = [_VirtualHost(record, resumable=resumable) for record in records]
+        self._hosts = [_VirtualHost(*each, resumable=resumable) for each in loaded]
         self._by_name = {name: host for host in self._hosts for name in host.names}
         catch_all = [host for host in self._hosts if not host.names]
         self._default = catch_all[0] if catch_all else None
@@ -253,7 +275,6 @@ class ServerContextFactory:
     """
 
     def __init__(self, records: tuple[ServerTLSSocketOptions, ...]) -> None:
-        _check_records(records)
         self.records = records
         self._hosts = _VirtualHosts(records)
         if any(
