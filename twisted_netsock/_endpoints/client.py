@@ -6,7 +6,7 @@ Its transports perform the handshake before ``connectionMade``, and all their wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -19,6 +19,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .._certificates.expiry import Validity
 from .._certificates.reload import FileWatch, Reloader, watch_files
 from .._hostnames import numeric_service
 from .._io.interfaces import Reactor, current_reactor
@@ -98,6 +99,10 @@ class ClientEndpoint:
     def node(self) -> str:
         """What it connects to: a name, an address or a path."""
         return self._node
+
+    def validity(self) -> Iterator[Validity]:
+        """Yield from when to when the certificates in use are valid; nothing without TLS."""
+        return iter(()) if self._context_factory is None else self._context_factory.validity()
 
     @property
     def place(self) -> str:

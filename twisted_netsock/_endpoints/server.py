@@ -7,7 +7,7 @@ Its transports perform the handshake before ``connectionMade``, and all their wa
 from __future__ import annotations
 
 import socket as _socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from datetime import timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from .._certificates.expiry import Validity
 from .._certificates.reload import FileWatch, Reloader, watch_files
 from .._io.interfaces import Reactor, current_reactor
 from .._io.poller import poller_for
@@ -202,6 +203,10 @@ class ServerEndpoint:
     def node(self) -> str | None:
         """What it binds; `None` for every interface."""
         return self._node
+
+    def validity(self) -> Iterator[Validity]:
+        """Yield from when to when the certificates in use are valid; nothing without TLS."""
+        return iter(()) if self._context_factory is None else self._context_factory.validity()
 
     @property
     def place(self) -> str:

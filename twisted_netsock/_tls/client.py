@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket as _socket
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Final
 
@@ -27,6 +27,7 @@ from .._certificates.certificates import (
     load_identity,
     load_trusted,
 )
+from .._certificates.expiry import Validity, validity_of
 from .._certificates.paths import PathFinder
 from .._certificates.verification import Verification
 from .._hostnames import is_host_name, is_ip_address, reference_identity
@@ -62,6 +63,8 @@ class _ClientContext:
 
     Attributes:
         context: Complete; never changed.
+        identity: What it shows, if anything.
+        trusted: What it trusts, unless that is the platform's.
         sessions: Those of its connections.
         paths: Finds paths to what it trusts.
         signature: That of the files that it was read from.
@@ -78,8 +81,10 @@ class _ClientContext:
         paths = file_paths(options)
         # Before each file is read: a change in between then counts as one.
         signature = _environment(), *file_signature(paths)
-        context = base_context(options, load_identity(options))
+        self.identity = load_identity(options)
+        context = base_context(options, self.identity)
         trusted = load_trusted(options)
+        self.trusted = trusted or ()
         if trusted is None:
             context.trust_platform()
         else:
@@ -167,6 +172,10 @@ class ClientContextFactory:
     def signature(self) -> tuple[object, ...]:
         """The signature of the files that the context in use was read from."""
         return self._built.signature
+
+    def validity(self) -> Iterator[Validity]:
+        """Yield from when to when the certificates in use are valid."""
+        return validity_of(self.options, self._built.identity, self._built.trusted)
 
     def current_signature(self) -> tuple[object, ...]:
         """Return the present signature of the files."""

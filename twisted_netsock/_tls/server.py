@@ -9,10 +9,12 @@ own sockets and transports, on memory buffers wherever Twisted takes an
 from __future__ import annotations
 
 import socket as _socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final, cast
 
+from cryptography import x509
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
@@ -26,6 +28,7 @@ from .._certificates.certificates import (
     load_trusted,
 )
 from .._certificates.directory import directory_of, identities
+from .._certificates.expiry import Validity, validity_of
 from .._certificates.paths import PathFinder
 from .._certificates.verification import Verification
 from .._hostnames import server_name_pattern
@@ -70,12 +73,13 @@ class _VirtualHost:
         self.identity = identity
         self.verify_mode = _server_verify_mode(options)
         self.paths: PathFinder | None = None
+        self.trusted: tuple[x509.Certificate, ...] = ()
         context = base_context(options, identity)
         if not resumable:
             # With TLS 1.3 this makes tickets stateful, and without a session cache useless.
             context.set_options(SSL.OP_NO_TICKET)
         if self.verify_mode != SSL.VERIFY_NONE:
-            trusted = load_trusted(options) or ()
+            trusted = self.trusted = load_trusted(options) or ()
             trust(context, trusted)
             # OpenSSL shows its own path of a client's certificates, and no others.
             self.paths = PathFinder(
@@ -154,19 +158,19 @@ class _VirtualHosts:
         # OpenSSL resumes a session before the servername callback: a session of one name would
         # resume under another, or under a name that is to be refused.
         resumable = len(records) == 1 and not asks and not records[0].sni
-        self._hosts = [_VirtualHost(*each, resumable=resumable) for each in loaded]
-        self._by_name = {name: host for host in self._hosts for name in host.names}
-        catch_all = [host for host in self._hosts if not host.names]
+        self.all = [_VirtualHost(*each, resumable=resumable) for each in loaded]
+        self._by_name = {name: host for host in self.all for name in host.names}
+        catch_all = [host for host in self.all if not host.names]
         self._default = catch_all[0] if catch_all else None
-        self.first = self._default or self._hosts[0]
+        self.first = self._default or self.all[0]
         self._refusing = _refusing_context()
         if len(records) > 1 or self._by_name:
-            for host in self._hosts:
+            for host in self.all:
                 set_servername_callback(host.context, self._choose, self._refuse)
         if len(records) > 1:
             # OpenSSL negotiates the version before the servername callback, so the first context
             # accepts the lowest minimum; `_switch` checks that of the chosen record.
-            floor = min(host.floor for host in self._hosts)
+            floor = min(host.floor for host in self.all)
             self.first.context.set_min_proto_version(floor)
 
     def _find(self, name: str | None) -> _VirtualHost | None:
@@ -292,6 +296,13 @@ class ServerContextFactory:
     def signature(self) -> tuple[object, ...]:
         """The signature of the files that the contexts in use were read from."""
         return self._hosts.signature
+
+    def validity(self) -> Iterator[Validity]:
+        """Yield from when to when the certificates in use are valid."""
+        hosts = self._hosts.all
+        each = [validity_of(host.options, host.identity, host.trusted) for host in hosts]
+        # Several may trust the same.
+        yield from dict.fromkeys(chain.from_iterable(each))
 
     def current_signature(self) -> tuple[object, ...]:
         """Return the present signature of the files."""

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Final
 
 import attrs
@@ -22,10 +23,11 @@ from twisted.python import usage
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.server import ServerEndpoint
 from ..._endpoints.strings import endpoint_from
-from ..._validation import duration_text
 from ...errors import SocketBindError
 from ...options import ServerTLSSocketOptions
+from .._common.expiry import expiry_problems
 from .._common.logs import LogOptions
+from .._common.targets import parse_time
 from .access import KINDS, Access
 from .limits import Limits, default_connections, raise_descriptor_limit
 from .routes import Routes, Target, route_name
@@ -53,6 +55,7 @@ class Settings:
         workers: How many processes; 1 is this one alone.
         status: Where to serve the status, or `None`.
         worker: Which worker this process is, or `None`.
+        expect_expiry: Seconds for which certificates are to be valid still.
     """
 
     listen: tuple[Any, ...]
@@ -63,6 +66,7 @@ class Settings:
     workers: int
     status: Any
     worker: WorkerPlace | None
+    expect_expiry: float = 0.0
 
 
 class RelayOptions(LogOptions):
@@ -83,6 +87,7 @@ class RelayOptions(LogOptions):
     )
     optParameters: ClassVar[Sequence[Sequence[object]]] = [
         ["reload-every", None, None, "How often to look for changed certificates and keys."],
+        ["expect-expiry", None, "14d", "Warn of certificates that expire sooner."],
         ["drain", None, "30s", "How long connections may go on after SIGTERM."],
         ["workers", None, "1", "How many processes share the ports; auto: one per processor."],
         ["max-connections", None, None, "Clients at once [default: by ulimit -n]."],
@@ -200,6 +205,9 @@ class RelayOptions(LogOptions):
             self._check_shared(texts, listen)
         if routes:
             self._check_names(texts)
+        expect_expiry = self._time("expect-expiry", days=True) or 0.0
+        if self["check"]:
+            self._check_expiry(texts, listen, [*targets, *chain(*routes.values())], expect_expiry)
         listen = self._guard_plain(texts, listen, targets, routes)
         settings = Settings(
             listen=tuple(each for each in listen if each is not None),
@@ -207,6 +215,7 @@ class RelayOptions(LogOptions):
             access=access,
             limits=limits,
             reload_every=self._time("reload-every"),
+            expect_expiry=expect_expiry,
             workers=workers,
             status=status,
             worker=WorkerPlace.take() if workers > 1 else None,
@@ -248,6 +257,20 @@ class RelayOptions(LogOptions):
             targets = self._targets(reactor, f"route {name} to", [endpoint])
             routes[key] = (*routes.get(key, ()), *targets)
         return routes
+
+    def _check_expiry(
+        self, texts: list[str], listen: list[Any], targets: list[Target], seconds: float
+    ) -> None:
+        """Refuse certificates that are not valid now, and warn of those that expire soon."""
+        found = [("listen", text, each) for text, each in zip(texts, listen, strict=True)]
+        found += [("to", target.name, target.endpoint) for target in targets]
+        for option, text, endpoint in found:
+            if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
+                for wrong, why in expiry_problems(endpoint, seconds):
+                    if wrong:
+                        self._wrong(option, text, why)
+                    else:
+                        sys.stderr.write(f"Warning: --{option} {text}: {why}\n")
 
     def _check_names(self, texts: list[str]) -> None:
         for text in texts:
@@ -377,13 +400,13 @@ class RelayOptions(LogOptions):
         self._wrong(option, value, f"must be a number from 1 to {most}{others}")
         return None
 
-    def _time(self, option: str, *, none: bool = False) -> float | None:
+    def _time(self, option: str, *, none: bool = False, days: bool = False) -> float | None:
         value = self[option]
         if value is None or (none and value == "none"):
             return None
         try:
-            return duration_text(f"--{option}", value).total_seconds()
-        except ValueError as error:
+            return parse_time(option, value, days=days).total_seconds()
+        except usage.UsageError as error:
             self._errors.append(f"{error}{', or none' if none else ''}")
             return None
 

@@ -117,6 +117,10 @@ class Operation(MultiService):
             access=settings.access,
             limits=settings.limits,
             reload_every=settings.reload_every,
+            # One of the workers speaks for all.
+            expect_expiry=settings.expect_expiry
+            if settings.worker is None or settings.worker.number == 1
+            else None,
             ready=self._on_ready,
         )
 

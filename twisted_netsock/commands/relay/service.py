@@ -21,6 +21,7 @@ from ..._endpoints.inner_port import PortOverEndpoint
 from ..._endpoints.listening_port import ListeningPort
 from ..._endpoints.server import ServerEndpoint
 from ..._io.interfaces import Reactor
+from .._common.expiry import expiry_problems, expiry_values
 from .._common.service import ListeningService, written
 from .access import Access
 from .factory import ForeignFactory, RelayFactory
@@ -49,6 +50,7 @@ class RelayService(ListeningService):
         access: Access | None = None,
         limits: Limits | None = None,
         reload_every: float | None = None,
+        expect_expiry: float | None = None,
         ready: Callable[[], None] | None = None,
     ) -> None:
         """
@@ -64,6 +66,8 @@ class RelayService(ListeningService):
             access: Rules for the certificates of clients.
             limits: No limits if `None`.
             reload_every: Seconds between two looks for changed files.
+            expect_expiry: Seconds for which certificates are to be valid still; logs nothing
+                of that if `None`.
             ready: Called when all of *listen* do.
         """
         super().__init__(
@@ -77,6 +81,7 @@ class RelayService(ListeningService):
         self._limits = self._factory.ledger.limits
         self._ready = ready
         self._reload_every = reload_every
+        self._expect_expiry = expect_expiry
         self._watches: list[FileWatch] = []
         self._began = reactor.seconds()
         self.state = "starting"
@@ -85,6 +90,7 @@ class RelayService(ListeningService):
         """Begin to listen."""
         self.state = "starting"
         super().startService()
+        self._warn_of_expiry()
         if self._reload_every is not None:
             watches = [endpoint.watch_files(self._reload_every) for endpoint in self._reloadable]
             self._watches = [watch for watch in watches if watch is not None]
@@ -116,7 +122,14 @@ class RelayService(ListeningService):
         """Log where connections come from and go to."""
         _log.info("relaying from {host} to {to}", host=written(host), to=str(self._factory.routes))
 
-    # Reloading
+    # Certificates
+
+    def _warn_of_expiry(self) -> None:
+        """Log which certificates are not valid, or not for long."""
+        if self._expect_expiry is not None:
+            for endpoint in self._reloadable:
+                for _, why in expiry_problems(endpoint, self._expect_expiry):
+                    _log.warn("{endpoint}: {why}", endpoint=endpoint.place, why=why)
 
     @property
     def _reloadable(self) -> list[ClientEndpoint | ServerEndpoint]:
@@ -146,6 +159,7 @@ class RelayService(ListeningService):
 
         def done(results: list[str | None]) -> list[str]:
             wrong = [each for each in results if each is not None]
+            self._warn_of_expiry()
             if not wrong:
                 _log.info("certificates and keys have been read again")
             return wrong
@@ -225,5 +239,6 @@ class RelayService(ListeningService):
             "listening": [written(port.getHost()) for port in self._ports],
             "failed_handshakes": sum(port.failed_incoming for port in ours),
             "rests": connection_limits.rests,
+            "certificates": expiry_values(self._reloadable),
             **snapshot,
         }

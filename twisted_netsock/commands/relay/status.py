@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, Final
 
 from twisted.application.service import Service
@@ -166,6 +167,15 @@ def metrics(values: Any) -> Iterator[object]:
         for target in values.get("targets", ()):
             family.add_metric([target["name"]], target[outcome])
         yield family
+    expiry = GaugeMetricFamily(
+        "netsock_relay_certificate_expiry_timestamp_seconds",
+        "When certificates in use expire.",
+        labels=["endpoint", "field", "source"],
+    )
+    for each in values.get("certificates", ()):
+        moment = datetime.fromisoformat(each["not_after"]).timestamp()
+        expiry.add_metric([each["endpoint"], each["field"], each["source"]], moment)
+    yield expiry
     workers = values.get("workers")
     if workers is not None:
         yield gauge("workers", "Workers that run.", workers["running"])

@@ -344,11 +344,13 @@ class Supervisor(Service):
         answers = [each for each in await gatherResults(asked) if each is not None]
         sums: dict[str, Any] = {}
         for each in answers:
-            sums = _added(sums, each)
+            sums = _added(sums, each | {"certificates": []})
         states = {each["state"] for each in answers}
         state = "paused" if self.state == "running" and states == {"paused"} else self.state
         return {
             **sums,
+            # They are the same in all.
+            "certificates": answers[0].get("certificates") if answers else [],
             "state": state,
             "uptime": round(self.reactor.seconds() - self._began, 3),
             "listening": self._hosts,
