@@ -44,7 +44,7 @@ from ..options import (
     require_record,
     require_stream,
 )
-from .factory import fired_later, log_prefix, place_of, start_factory, stop_factory
+from .factory import log_prefix, place_of, start_factory, stop_factory
 from .inner_port import check_inner_client
 from .listening_port import make_transport
 from .transport import Transport
@@ -174,6 +174,9 @@ class ClientEndpoint:
             else:
                 result.callback(protocol)
 
+        def proceed() -> None:
+            connecting.addCallback(connected).addErrback(failed)
+
         def failed(failure: Failure) -> None:
             stop()
             if not result.called:
@@ -187,8 +190,13 @@ class ClientEndpoint:
             if self._inner is None
             else self._connect_over(self._inner, factory, protocols)
         )
-        connecting.addCallback(connected).addErrback(failed)
-        return fired_later(self._reactor, result)
+        # Callers of a Twisted endpoint rely on an iteration in between: they keep what `connect`
+        # returns, and have a callback forget it.
+        if connecting.called:
+            self._reactor.callLater(0, proceed)
+        else:
+            proceed()
+        return result
 
     def _connect_over(
         self, inner: IStreamClientEndpoint, factory: object, protocols: Sequence[bytes]
@@ -237,11 +245,13 @@ class ClientEndpoint:
     ) -> tuple[Transport, IProtocol]:
         """Return a transport on *established* and its protocol, unless *result* is cancelled."""
         try:
+            if result.called:
+                raise CancelledError  # noqa: TRY301 - the clean-up below is for it, too
             inner = established.inner
             peer = inner.getPeer() if inner else to_twisted_address(_peer_of(established))
             protocol = factory.buildProtocol(peer)
             if result.called:
-                raise CancelledError  # noqa: TRY301 - the clean-up below is for it, too
+                raise CancelledError  # noqa: TRY301 - likewise, by the factory
             if protocol is None:
                 raise NoProtocol  # noqa: TRY301 - likewise
             transport = make_transport(

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import ILoggingContext, IProtocol
+from twisted.internet.interfaces import ILoggingContext
 from twisted.logger import Logger
 
-from .._io.interfaces import Reactor
-
 __all__ = [
-    "fired_later",
     "guard",
     "log_prefix",
     "place_of",
@@ -50,27 +46,6 @@ def log_prefix(logged: Any) -> str:
     if ILoggingContext.providedBy(logged):
         return str(logged.logPrefix())
     return type(logged).__name__
-
-
-def fired_later(reactor: Reactor, connecting: Deferred[IProtocol]) -> Deferred[IProtocol]:
-    """
-    Return *connecting*, which fires in the next iteration of *reactor* if it has already.
-
-    Callers of a Twisted endpoint rely on it: they keep what ``connect`` returns, and have
-    a callback forget it.
-    """
-    if not connecting.called:
-        return connecting
-
-    def cancel(_: object) -> None:
-        call.cancel()
-        connecting.addCallbacks(
-            lambda protocol: protocol.transport.abortConnection(), lambda _: None
-        )
-
-    later: Deferred[IProtocol] = Deferred(cancel)
-    call = reactor.callLater(0, connecting.chainDeferred, later)
-    return later
 
 
 def guard(function: Callable[..., object], *args: object) -> None:
