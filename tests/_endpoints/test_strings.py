@@ -219,8 +219,6 @@ TLS = [
     ("alpn=a=b", {"alpn": "a=b"}),
     ("certificateProfile=strict", {"certificate_profile": "strict"}),
     ("certificateProfile=default", {}),
-    (r"serverIdentity=spiffe\://example.com/web", {"server_identity": "spiffe://example.com/web"}),
-    ("serverIdentity=other.example", {"server_identity": "other.example"}),
     ("minimumVersion=TLSv1.3", {"minimum_version": "TLSv1.3"}),
     *(
         (f"minimumVersion={text}", {"minimum_version": "TLSv1.3"})
@@ -233,6 +231,8 @@ TLS = [
     ("keylogFile=/tmp/keys.log", {"keylog_file": "/tmp/keys.log"}),
 ]
 CLIENT = [
+    (r"serverIdentity=spiffe\://example.com/web", {"server_identity": "spiffe://example.com/web"}),
+    ("serverIdentity=other.example", {"server_identity": "other.example"}),
     ("sni=example.com", {"sni": "example.com"}),
     ("sni=", {"sni": ()}),
 ]
