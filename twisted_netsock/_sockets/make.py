@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as _socket
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final, cast
 
 from twisted.internet.defer import Deferred
 
@@ -297,12 +297,9 @@ def socket_options_to_client_socket(
         TypeError: *options* is a server's record, or no record.
     """
     if isinstance(options, TLSSocketOptions):
-        made: Deferred[Any] = make_client_tls_socket(
+        made = make_client_tls_socket(
             node, service, options, reactor=reactor, proxy_header=proxy_header
         )
-    else:
-        require_record(options, SocketOptions, None, "give an option record")
-        made = make_client_socket(
-            node, service, options, reactor=reactor, proxy_header=proxy_header
-        )
-    return made
+        return cast("Deferred[Socket]", made)
+    require_record(options, SocketOptions, None, "give an option record")
+    return make_client_socket(node, service, options, reactor=reactor, proxy_header=proxy_header)

@@ -285,7 +285,7 @@ class _Visit:
         assert self._sock is not None
         await self._sock.close()
 
-    async def _timed(self, stage: str, begin: Callable[[], Awaitable[object]]) -> Any:
+    async def _timed(self, stage: str, begin: Callable[[], Awaitable[T]]) -> T:
         self._report.stage = stage
         began = self._reactor.seconds()
         result = await begin()
