@@ -82,7 +82,7 @@ def test_options_may_stand_before_and_after_the_arguments():
     for words in (["--json", "-t", "3s", "host:1"], ["host:1", "--json", "-t3s"]):
         options = Options()
         options.parseOptions(["probe", *words])
-        request = options.subOptions.request
+        request = options.subOptions.requests[0]
         assert (request.target, options.subOptions["json"]) == (("host", 1), 1)
         assert request.timeout.total_seconds() == 3
 

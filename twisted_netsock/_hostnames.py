@@ -71,12 +71,23 @@ def host_to_ascii(host: str) -> str:
     if host.isascii():
         return host.lower()
     try:
-        return ".".join(
+        labels = [
             label.lower() if label.isascii() else idna.encode(label, uts46=True).decode("ascii")
             for label in _DOTS.split(host)
-        )
+        ]
     except idna.IDNAError as error:
         raise ValueError(f"{host!r} is not a valid host name: {error}") from None
+    name = ".".join(labels)
+    if not _has_lengths(name.removesuffix(".")):
+        raise ValueError(f"{host!r} is not a valid host name: a label is empty, or it is too long")
+    return name
+
+
+def _has_lengths(name: str) -> bool:
+    """Return whether the labels of *name* are as long as the DNS has them."""
+    return len(name) <= _HOST_LIMIT and all(
+        0 < len(label) <= _LABEL_LIMIT for label in name.split(".")
+    )
 
 
 @_remembered
@@ -92,11 +103,7 @@ def is_host_name(text: str) -> bool:
         name = host_to_ascii(text).removesuffix(".")
     except ValueError:
         return False
-    return (
-        len(name) <= _HOST_LIMIT
-        and all(0 < len(label) <= _LABEL_LIMIT for label in name.split("."))
-        and _may_be_looked_up(name)
-    )
+    return _has_lengths(name) and _may_be_looked_up(name)
 
 
 def _may_be_looked_up(name: str) -> bool:

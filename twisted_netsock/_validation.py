@@ -17,7 +17,7 @@ from datetime import timedelta
 from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketKind
 from typing import TypeVar
 
-from ._hostnames import is_host_name
+from ._hostnames import is_host_name, is_ip_address
 
 Member = TypeVar("Member", AddressFamily, SocketKind)
 
@@ -360,9 +360,10 @@ def server_identity(value: object, name: str) -> str | None:
     """Take a URI with a scheme and a host or path, a host name, an address, or `None`."""
     if not isinstance(value, str | None):
         raise _wrong_type(value, name, "a name, an address or a URI, or None")
-    if value is None or is_host_name(value):
+    if value is None or is_ip_address(value):
         return value
-    if _URI.fullmatch(value) is None:
+    is_name = is_host_name(value) and "/" not in value and ":" not in value
+    if not is_name and _URI.fullmatch(value) is None:
         raise ValueError(
             f"{name}={value!r} must be a host name, an address, or a URI such as "
             "spiffe://example.com/web"

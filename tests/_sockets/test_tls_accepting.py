@@ -193,9 +193,9 @@ async def test_it_is_told_depth_verdict_and_certificate(
     [
         (None, {"expired": True}, EXPIRED, "certificate expired"),
         (None, {"self_signed": True}, 18, "unknown ca"),
-        # OpenSSL has no code for the verifier's own reasons, and so no alert.
-        (False, {}, 0, "internal error"),
-        ("yes", {}, 0, "internal error"),
+        # OpenSSL has no code for the verifier's own reasons.
+        (False, {}, 0, "bad certificate"),
+        ("yes", {}, 0, "bad certificate"),
     ],
 )
 async def test_it_is_told_what_is_wrong_and_the_client_is_refused(
