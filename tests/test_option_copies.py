@@ -285,6 +285,7 @@ TLS_FIELDS = {
     "certificates": st.none() | SOURCES,
     "certificate_verifier": st.sampled_from([None, False, verifier]),
     "trusted_certificates": st.none() | SOURCES,
+    "revocation_lists": st.none() | SOURCES,
     "certificate_profile": st.sampled_from(["default", "strict"]),
     "sni": st.none() | st.just(()) | HOST | HOST.map(lambda name: [name]),
     "alpn": st.none() | PROTOCOL | st.lists(PROTOCOL, min_size=1, max_size=3, unique=True),
@@ -318,6 +319,9 @@ def fields_for(draw: st.DrawFn, cls: type[SocketOptions]) -> dict[str, Any]:
         fields["private_key"] = draw(st.none() | SOURCE)
     if fields.get("certificate_verifier") is False:
         fields.pop("certificate_profile", None)
+        fields.pop("revocation_lists", None)
+    if cls is ServerTLSSocketOptions and fields.get("trusted_certificates") is None:
+        fields.pop("revocation_lists", None)
     oldest, newest = draw(st.sampled_from(VERSIONS))
     fields |= {"minimum_version": oldest, "maximum_version": newest}
     if cls is ServerTLSSocketOptions and fields.get("certificate_verifier") is not False:

@@ -95,6 +95,7 @@ WRONG_SECRETS: dict[str, list[Any]] = {
     "trusted_certificates_password": [1, True, ["x"], object(), bytearray(b"x")],
     "certificates": [1, True, [1], [None], [["chain.pem"]], object()],
     "trusted_certificates": [1, True, [1], [None], [["ca.pem"]], object()],
+    "revocation_lists": [1, True, [1], [None], [["crl.pem"]], object()],
 }
 TOO_LONG = YEAR + MICROSECOND
 WRONG_DURATIONS = [
@@ -193,7 +194,9 @@ def test_a_wrong_type_of_what_may_be_secret_is_told_by_its_type(field):
         assert "<" in told
 
 
-@pytest.mark.parametrize("field", ["private_key", "certificates", "trusted_certificates"])
+@pytest.mark.parametrize(
+    "field", ["private_key", "certificates", "trusted_certificates", "revocation_lists"]
+)
 def test_a_source_without_content_or_name_is_a_value_error(field):
     for empty in "", b"", bytearray(), memoryview(b""), "a\0b":
         told = refusal(TLSSocketOptions, ValueError, **beside(field), **{field: empty})
@@ -202,7 +205,9 @@ def test_a_source_without_content_or_name_is_a_value_error(field):
             assert refusal(TLSSocketOptions, ValueError, **{field: ["x.pem", empty]}) == told
 
 
-@pytest.mark.parametrize("field", ["certificates", "trusted_certificates", "alpn"])
+@pytest.mark.parametrize(
+    "field", ["certificates", "trusted_certificates", "revocation_lists", "alpn"]
+)
 def test_an_empty_list_is_a_value_error_that_names_the_default(field):
     for empty in [], (), iter([]):
         for cls in TLSSocketOptions, ServerTLSSocketOptions:
@@ -297,7 +302,9 @@ def test_no_error_about_a_list_where_one_thing_is_meant_shows_a_secret(field):
         assert SECRET not in whole_story(caught.value)
 
 
-@pytest.mark.parametrize("field", ["private_key", "certificates", "trusted_certificates"])
+@pytest.mark.parametrize(
+    "field", ["private_key", "certificates", "trusted_certificates", "revocation_lists"]
+)
 def test_content_that_is_given_as_text_is_refused_and_not_repeated(field):
     for text in PEM, PEM.replace("\n", ""), PEM.replace("-", ""), PEM.replace("\n", "\r"):
         sources = [text] if field == "private_key" else [text, [text], ["chain.pem", text]]
@@ -330,6 +337,7 @@ def test_the_repr_shows_no_secret(cls, authority):
                 trusted_certificates_password=SECRET,
                 certificates=certificates,
                 trusted_certificates=certificates,
+                revocation_lists=PEM.encode(),
             )
         )
         assert SECRET not in told

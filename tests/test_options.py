@@ -106,6 +106,7 @@ ACCEPTED = [
     ("certificate_verifier", verifier, verifier),
     ("trusted_certificates", "ca.pem", ("ca.pem",)),
     ("trusted_certificates", [b"\x30", "ca.pem"], (b"\x30", "ca.pem")),
+    ("revocation_lists", [b"\x30", Path("crl.pem")], (b"\x30", "crl.pem")),
     ("certificate_profile", "default", "default"),
     ("certificate_profile", "strict", "strict"),
     ("server_identity", "spiffe://example.com/web", "spiffe://example.com/web"),
@@ -143,11 +144,12 @@ def test_a_server_identity_is_for_clients_that_verify():
     assert "not be verified" in told
 
 
-def test_a_strict_record_verifies():
-    told = refusal(
-        TLSSocketOptions, ValueError, certificate_profile="strict", certificate_verifier=False
-    )
-    assert "verify nothing" in told
+def test_what_says_how_to_verify_verifies():
+    for fields in {"certificate_profile": "strict"}, {"revocation_lists": "crl.pem"}:
+        told = refusal(TLSSocketOptions, ValueError, **fields, certificate_verifier=False)
+        assert "verify nothing" in told
+    told = refusal(ServerTLSSocketOptions, ValueError, revocation_lists="crl.pem")
+    assert "needs trusted_certificates on a server" in told
 
 
 def test_what_a_field_takes_is_stored_in_one_form():

@@ -295,19 +295,30 @@ def key_source(value: object, name: str) -> object:
 
 def certificate_sources(value: object, name: str) -> tuple[object, ...] | None:
     """Take one source of certificates or an iterable of them, or `None`."""
+    return _sources(value, name, "not_valid_after_utc", "certificates")
+
+
+def revocation_list_sources(value: object, name: str) -> tuple[object, ...] | None:
+    """Take one source of revocation lists or an iterable of them, or `None`."""
+    return _sources(value, name, "next_update_utc", "revocation lists")
+
+
+def _sources(value: object, name: str, mark: str, kind: str) -> tuple[object, ...] | None:
+    expected = f"paths, bytes or {kind}"
     if value is None:
         return None
     if isinstance(value, Mapping):
-        raise TypeError(f"{name} must be paths, bytes or certificates, not {_kind(value)}")
-    if isinstance(value, Iterable) and not isinstance(
-        value, str | bytes | bytearray | memoryview | os.PathLike
+        raise TypeError(f"{name} must be {expected}, not {_kind(value)}")
+    # A revocation list of cryptography can be iterated over.
+    if isinstance(value, Iterable) and not (
+        isinstance(value, str | bytes | bytearray | memoryview | os.PathLike)
+        or _is_cryptography_object(value)
     ):
         sources = tuple(value)
     else:
         sources = (value,)
     if not sources:
         raise ValueError(f"{name} must not be an empty list; None is the default")
-    mark, expected = "not_valid_after_utc", "paths, bytes or certificates"
     return tuple(_source(source, name, mark, expected) for source in sources)
 
 

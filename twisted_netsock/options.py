@@ -54,6 +54,7 @@ __all__ = [
     "KeySource",
     "LocalAddress",
     "Path",
+    "RevocationListSource",
     "ServerTLSSocketOptionFields",
     "ServerTLSSocketOptions",
     "SocketOption",
@@ -91,6 +92,9 @@ Verifier: TypeAlias = "CertificateVerifier | Literal[False] | None"
 Path: TypeAlias = "str | os.PathLike[str]"
 CertificateSource: TypeAlias = "Path | bytes | bytearray | x509.Certificate"
 """A path, or content (PEM, DER or PKCS#12), or a certificate."""
+
+RevocationListSource: TypeAlias = "Path | bytes | bytearray | x509.CertificateRevocationList"
+"""A path, or content (PEM or DER), or a list."""
 
 KeySource: TypeAlias = "Path | bytes | bytearray | PrivateKeyTypes"
 """A path, or content (PEM, DER or PKCS#12), or a private key."""
@@ -134,6 +138,7 @@ class TLSSocketOptionFields(SocketOptionFields, total=False):
     trusted_certificates_password: str | bytes | None
     certificate_profile: CertificateProfile
     server_identity: str | None
+    revocation_lists: RevocationListSource | Iterable[RevocationListSource] | None
     sni: str | Iterable[str] | None
     alpn: str | Iterable[str] | None
     minimum_version: Version
@@ -151,7 +156,11 @@ class ServerTLSSocketOptionFields(TLSSocketOptionFields, total=False):
 
 AnyOptions = TypeVar("AnyOptions", bound="SocketOptions")
 
-_SOURCES: Final = (check.key_source, check.certificate_sources)
+_SOURCES: Final = (
+    check.key_source,
+    check.certificate_sources,
+    check.revocation_list_sources,
+)
 """Checks of what may be a path, whose file is read for a TLS context."""
 
 
@@ -366,6 +375,8 @@ class TLSSocketOptions(SocketOptions):
         server_identity: What a client verifies instead of the node or *sni*: a name, an
             address, or a URI such as ``spiffe://example.com/web``, which the certificate must
             have in exactly these words.
+        revocation_lists: Lists of revoked certificates (CRLs), PEM or DER: paths, content or
+            ``cryptography`` lists. A valid one of each issuer in the peer's chain is needed.
         sni: The name to send and to verify instead of the node; ``()`` sends
             none and verifies the node.
         alpn: Application protocols to offer, the preferred first.
@@ -401,6 +412,15 @@ class TLSSocketOptions(SocketOptions):
         "default", check.certificate_profile, "certificate_profile", of_names=True
     )
     server_identity: str | None = _field(None, check.server_identity, "text", of_names=True)
+    revocation_lists: tuple[RevocationListSource, ...] | None = _field(
+        None,
+        check.revocation_list_sources,
+        "paths",
+        secret=True,
+        # Lists of cryptography have no hash.
+        hashed=False,
+        of_names=True,
+    )
     sni: tuple[str, ...] | None = _field(None, check.server_names, "names", of_names=True)
     alpn: tuple[str, ...] | None = _field(None, check.alpn_names, "protocols", of_names=True)
     minimum_version: _ssl.TLSVersion = _field(
@@ -440,6 +460,10 @@ class TLSSocketOptions(SocketOptions):
         if self.certificate_profile == "strict" and self.certificate_verifier is False:
             raise ValueError(
                 "certificate_profile='strict' with certificate_verifier=False would verify nothing"
+            )
+        if self.revocation_lists is not None and self.certificate_verifier is False:
+            raise ValueError(
+                "revocation_lists with certificate_verifier=False would verify nothing"
             )
         self._check_role()
 
@@ -495,6 +519,11 @@ class ServerTLSSocketOptions(TLSSocketOptions):
             raise ValueError("sni=() must list at least one name on a server, or be None")
         if self.sni is not None and any(is_ip_address(name) for name in self.sni):
             raise ValueError(f"sni={self.sni!r}: clients never send an address as server name")
+        if self.revocation_lists is not None and self.trusted_certificates is None:
+            raise ValueError(
+                "revocation_lists needs trusted_certificates on a server: without them no "
+                "certificate of a client is verified"
+            )
         if not self.client_certificate_required:
             return
         if self.certificate_verifier is False:

@@ -96,7 +96,7 @@ SNI = {
     "client": st.lists(HOSTS, max_size=1),
     "server": st.lists(PLAIN_NAMES, min_size=1, max_size=3, unique=True),
 }
-TRUST = {"trusted_certificates", "certificates", "private_key"}
+TRUST = {"trusted_certificates", "certificates", "private_key", "revocation_lists"}
 NOT_IN_STRINGS = {"handshake", "private_key_password", "trusted_certificates_password"}
 OF_CLIENTS = {"server_identity"}
 ONE_VALUE = {"ai_socktype", "non_blocking"}

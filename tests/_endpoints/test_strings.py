@@ -7,10 +7,12 @@ import socket
 import ssl
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
 from twisted.internet.interfaces import (
@@ -296,6 +298,20 @@ def test_a_client_s_certificate_may_have_a_password_too(files):
         f":privateKey={files.encrypted}:privateKeyPasswordFile={files.password}"
     )
     assert clientFromString(reactor, string).options.certificates == (files.certificate,)
+
+
+def test_revocation_lists_are_read_when_the_string_is(tmp_path, authority):
+    path = tmp_path / "ca.crl"
+    string = f"netsock-tls:localhost:443:revocationLists={path}"
+    with pytest.raises(ValueError, match="revocationLists"):
+        clientFromString(reactor, string)
+    moment = datetime.now(UTC)
+    name = authority.certificate.subject
+    builder = x509.CertificateRevocationListBuilder(name, moment, moment + timedelta(days=1))
+    key = ec.generate_private_key(ec.SECP256R1())
+    revoked = builder.add_extension(x509.CRLNumber(1), critical=False).sign(key, hashes.SHA256())
+    path.write_bytes(revoked.public_bytes(serialization.Encoding.DER))
+    assert clientFromString(reactor, string).options.revocation_lists == (str(path),)
 
 
 @pytest.mark.parametrize("name", ["a:b", "a,b", "a\\b", "a=b", "a b", "[a]", "ä", "private_key"])

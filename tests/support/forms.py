@@ -166,6 +166,7 @@ TLS_DEFAULTS = {
     "trusted_certificates_password": None,
     "certificate_profile": "default",
     "server_identity": None,
+    "revocation_lists": None,
     "sni": None,
     "alpn": None,
     "minimum_version": TLSVersion.TLSv1_2,
@@ -211,6 +212,7 @@ SECRET_FIELDS = (
     "certificates",
     "trusted_certificates",
     "trusted_certificates_password",
+    "revocation_lists",
 )
 
 WRONG_HOST_NAMES = [

@@ -63,16 +63,25 @@ _NAME_CONSTRAINTS: Final = b"\x06\x03\x55\x1d\x1e"
 
 
 class Load(NamedTuple):
-    """What a certificate costs those who verify it."""
+    """
+    What a certificate costs those who verify it, and until when it is good.
+
+    Attributes:
+        names: In its subjectAltName.
+        constraints: Of names.
+        signature: Milliseconds that checking a signature of its key takes.
+        not_after: When it expires, in seconds since 1970.
+    """
 
     names: int
     constraints: int
     signature: float
+    not_after: float
 
 
 @lru_cache(maxsize=256)
 def load_of(encoded: bytes) -> Load:
-    """Return what the certificate *encoded* in DER costs; what cannot be read costs nothing."""
+    """Return the load of the certificate *encoded* in DER; what cannot be read has expired."""
     try:
         names = len(alternative_names(encoded))
         trees = extension(encoded, _NAME_CONSTRAINTS)
@@ -82,9 +91,11 @@ def load_of(encoded: bytes) -> Load:
                 sum(1 for _ in elements(tree.content))
                 for tree in elements(content(trees, SEQUENCE))
             )
-        return Load(names, constraints, _cost(parse_certificate(encoded)))
+        certificate = parse_certificate(encoded)
+        not_after = certificate.not_valid_after_utc.timestamp()
+        return Load(names, constraints, _cost(certificate), not_after)
     except Exception:  # noqa: BLE001 - parsers raise what they like; OpenSSL judges it
-        return Load(0, 0, _DEAR)
+        return Load(0, 0, _DEAR, 0.0)
 
 
 def _cost(certificate: x509.Certificate) -> float:
@@ -199,6 +210,11 @@ class PathFinder:
         if len(self._kept) > _JUDGED_KEPT:
             self._kept.popitem(last=False)
         return judged
+
+    def trusts(self, encoded: bytes) -> bool:
+        """Return whether the certificate *encoded* in DER is a trusted one."""
+        anchors = self._anchors_by_subject().values()
+        return any(encoded == node.encoded for nodes in anchors for node in nodes)
 
     def _judge(self, sent: Sequence[bytes], now: float) -> Judgement:
         bounded = (

@@ -15,6 +15,7 @@ from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from .._hostnames import is_ip_address
+from .._text import printable
 from ..errors import CertificateVerificationError, unraised
 from ..options import VerifyResult
 from .der import parse_certificate, without_warnings
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
     from ..options import Verifier
 
-__all__ = ["Verification", "first_expiry", "verified_chain"]
+__all__ = ["Verification", "verified_chain"]
 
 # Of <openssl/x509_vfy.h>.
 X509_V_OK: Final = 0
+X509_V_ERR_UNABLE_TO_GET_CRL: Final = 3
 X509_V_ERR_HOSTNAME_MISMATCH: Final = 62
 X509_V_ERR_IP_ADDRESS_MISMATCH: Final = 64
 X509_V_ERR_APPLICATION_VERIFICATION: Final = 50
@@ -41,6 +43,8 @@ with name constraints ends so), a revoked certificate, one that the platform dis
 the peer's own that is too weak, and one with curve parameters of its own (CVE-2020-0601), which
 the validator does not mind.
 """
+_ABOUT_LISTS: Final = frozenset({3, 4, 6, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54})
+"""OpenSSL's errors about revocation lists: missing, not valid yet or any more, badly signed, …"""
 _FREE_DEPTH: Final = 3
 """Signatures that are not weighed before the last: most paths have no more."""
 
@@ -68,6 +72,7 @@ class Verification:
     __slots__ = (
         "_identity",
         "_loads",
+        "_next_update",
         "_paths",
         "_searches",
         "_shown",
@@ -80,7 +85,11 @@ class Verification:
     )
 
     def __init__(
-        self, host: str | None, verifier: Verifier, paths: PathFinder | None = None
+        self,
+        host: str | None,
+        verifier: Verifier,
+        paths: PathFinder | None = None,
+        next_update: float = float("inf"),
     ) -> None:
         """
         Verify the identity *host* (a name, an address or a URI), or none if `None`.
@@ -93,12 +102,14 @@ class Verification:
             paths: Asked where OpenSSL finds an error, and by the strict profile about every
                 chain; `None` leaves it at OpenSSL's verdict. A callable *verifier* is owed
                 OpenSSL's verdicts, so then no other path is sought.
+            next_update: When revocation lists expire, in seconds since 1970.
         """
         self._identity = None if host is None else server_identity(host)
         self._verifier = verifier
         self._paths = paths
         self._searches = paths is not None and paths.searches and not callable(verifier)
         self._loads: dict[int, Load] = {}
+        self._next_update = next_update
         self._shown: dict[int, bytes] = {}
         """OpenSSL's own path, where the strict profile judges that."""
         self.path: tuple[x509.Certificate, ...] | None = None
@@ -116,6 +127,19 @@ class Verification:
     def skipped(self) -> bool:
         """Whether the handshake, which is done, resumed a session and verified nothing anew."""
         return self.may_be_skipped and not self.asked
+
+    def first_expiry(self) -> float:
+        """
+        Return when the first certificate of the verified path expires, in seconds since 1970.
+
+        The trusted one counts as well, since OpenSSL checks the dates of all, and so do
+        revocation lists. A path that cannot be parsed counts as expired.
+        """
+        if self.path is None:
+            expiries = [load.not_after for load in self._loads.values()]
+        else:
+            expiries = [each.not_valid_after_utc.timestamp() for each in self.path]
+        return min([*expiries, self._next_update]) if expiries else 0.0
 
     def judge(
         self,
@@ -159,6 +183,9 @@ class Verification:
         encoded = self._shown[depth] = _encode(certificate)
         if code == X509_V_OK:
             self._weigh(encoded, depth)
+        elif code == X509_V_ERR_UNABLE_TO_GET_CRL and self._is_end_of_trust(encoded):
+            # OpenSSL calls back for it again.
+            return True
         if self._has_another_path(code, sent):
             return True
         # Most certificates are good, and no verifier looks at them: then they are not parsed.
@@ -167,6 +194,8 @@ class Verification:
             self.checked = self.checked or depth == 0
             return True
         subject = parse_certificate(encoded)
+        if code in _ABOUT_LISTS:
+            text += f": a valid revocation list of {_issuer(subject)} is needed"
         accepted = self._ask(depth, VerifyResult(code, text), subject)
         if accepted and depth == 0 and not self.checked:
             for objection in self._objections(encoded, sent):
@@ -178,6 +207,12 @@ class Verification:
                 code, text = 1, "certificate_verifier refused it"
             self.failure = CertificateVerificationError(depth, text, subject, code=code)
         return accepted
+
+    def _is_end_of_trust(self, encoded: bytes) -> bool:
+        """Return whether *encoded* is trusted itself, and another has issued it."""
+        certificate = parse_certificate(encoded)
+        is_root = certificate.issuer == certificate.subject
+        return not is_root and self._paths is not None and self._paths.trusts(encoded)
 
     def _weigh(self, encoded: bytes, depth: int) -> None:
         """
@@ -280,6 +315,13 @@ def _describe(code: int) -> str:
     return _TEXTS.get(code, f"OpenSSL's verification error {code}")
 
 
+def _issuer(certificate: x509.Certificate) -> str:
+    try:
+        return printable(certificate.issuer.rfc4514_string())
+    except Exception:  # noqa: BLE001 - parsers raise what they like
+        return "its issuer"
+
+
 def _encode(certificate: crypto.X509) -> bytes:
     return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
@@ -292,18 +334,3 @@ def verified_chain(
         return verification.path
     with without_warnings():
         return tuple(connection.get_verified_chain(as_cryptography=True) or ())
-
-
-def first_expiry(verification: Verification, connection: SSL.Connection) -> float:
-    """
-    Return when the first certificate of the verified chain expires, in seconds since 1970.
-
-    The trusted one counts as well, since OpenSSL checks the dates of all. A chain that
-    cannot be parsed counts as expired.
-    """
-    try:
-        chain = verified_chain(verification, connection)
-        expiries = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
-    except Exception:  # noqa: BLE001 - parsers raise what they like
-        return 0.0
-    return min(expiries, default=0.0)

@@ -25,7 +25,9 @@ from .._certificates.certificates import (
     file_signature,
     load_authorities,
     load_identity,
+    load_revocation_lists,
     load_trusted,
+    next_update,
 )
 from .._certificates.expiry import Validity, validity_of
 from .._certificates.paths import PathFinder
@@ -37,6 +39,7 @@ from .context import (
     StatefulConnection,
     alpn_protocols,
     base_context,
+    check_revocation,
     factory_protocols,
     reporting,
     require_handshake,
@@ -67,6 +70,7 @@ class _ClientContext:
         trusted: What it trusts, unless that is the platform's.
         sessions: Those of its connections.
         paths: Finds paths to what it trusts.
+        next_update: When the revocation lists of one issuer have expired.
         signature: That of the files that it was read from.
     """
 
@@ -92,8 +96,14 @@ class _ClientContext:
         places = context.platform_places
         self.paths = PathFinder(
             lambda: load_authorities(places) if trusted is None else trusted,
+            # OpenSSL looks for revoked certificates on its own path, and on no other.
+            searches=options.revocation_lists is None,
             strict=options.certificate_profile == "strict",
         )
+        lists = load_revocation_lists(options)
+        self.next_update = next_update(lists)
+        if lists:
+            check_revocation(context, lists)
         if verifies:
             set_verify(context, SSL.VERIFY_PEER, verify_callback)
         self.context = context
@@ -198,7 +208,12 @@ class ClientContextFactory:
         """
         connection = StatefulConnection(self._built.context, sock)
         state = connection.state = ConnectionState(
-            Verification(self._identity, self.options.certificate_verifier, self._built.paths),
+            Verification(
+                self._identity,
+                self.options.certificate_verifier,
+                self._built.paths,
+                self._built.next_update,
+            ),
             alpn_protocols(self.options),
             protocols,
         )

@@ -350,6 +350,17 @@ def name_authorities(context: SSL.Context, trusted: Sequence[x509.Certificate]) 
             context.add_client_ca(certificate)
 
 
+def check_revocation(
+    context: SSL.Context, lists: Iterable[x509.CertificateRevocationList]
+) -> None:
+    """Demand a valid one of *lists* of each issuer in a peer's chain."""
+    store = context.get_cert_store()
+    assert store is not None
+    for each in lists:
+        store.add_crl(each)
+    store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+
+
 def require_handshake(options: TLSSocketOptions) -> None:
     if not options.handshake:
         raise ValueError(

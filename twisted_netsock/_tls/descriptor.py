@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from OpenSSL import SSL
 
-from .._certificates.verification import first_expiry
 from .._io.descriptor import from_os_error, in_flight, inherit, set_linger_reset
 from .._io.fairness import TLS_BYTES
 from .._io.poller import WANT_READ, WANT_WRITE, Want
@@ -198,7 +197,7 @@ class TLSDescriptor(TLSInfo):
             state.verification.conclude()
             if state.resumption is not None:
                 resumed = state.verification.skipped
-                expiry = None if resumed else first_expiry(state.verification, self.connection)
+                expiry = None if resumed else state.verification.first_expiry()
                 state.resumption.verified(expiry)
         else:
             # See `quiet_context`.

@@ -25,6 +25,7 @@ from .._certificates.certificates import (
     file_paths,
     file_signature,
     load_identity,
+    load_revocation_lists,
     load_trusted,
 )
 from .._certificates.directory import directory_of, identities
@@ -39,6 +40,7 @@ from .context import (
     StatefulConnection,
     alpn_protocols,
     base_context,
+    check_revocation,
     factory_protocols,
     name_authorities,
     reporting,
@@ -88,6 +90,9 @@ class _VirtualHost:
                 searches=False,
                 strict=options.certificate_profile == "strict",
             )
+            lists = load_revocation_lists(options)
+            if lists:
+                check_revocation(context, lists)
             name_authorities(context, trusted)
             set_verify(context, self.verify_mode, verify_callback)
         context.set_alpn_select_callback(_select_protocol)
