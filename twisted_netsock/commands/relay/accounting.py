@@ -8,7 +8,8 @@ for each piece. The `Ledger` holds the accounts that are open, and the sums.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
@@ -44,6 +45,9 @@ REASONS: Final = (
     "stopped",
 )
 """Why connections end; these words and no others are in logs and metrics."""
+
+_LAST_ERRORS: Final = 10
+"""Of backends that could not be connected, for the status."""
 
 _LOOKS: Final = 4
 """How often a silent connection is looked at within its limit."""
@@ -272,6 +276,7 @@ class Ledger:
         limits: What holds for each connection.
         look_every: Seconds between two looks at a connection's time, or `None`.
         failed: How often each target could not be connected.
+        errors: The last of these: when, which, and why.
     """
 
     def __init__(self, reactor: Reactor, limits: Limits) -> None:
@@ -283,6 +288,8 @@ class Ledger:
         if quiet or whole:
             self.look_every = min(quiet + [each / _LOOKS for each in whole])
         self.failed: Counter[str] = Counter()
+        self.errors: deque[dict[str, str]] = deque(maxlen=_LAST_ERRORS)
+        self._is_up: dict[str, bool] = {}
         self._connected: Counter[str] = Counter()
         # By when each is to be looked at, soonest first: one timer is enough for all.
         self._open: OrderedDict[Session, float] = OrderedDict()
@@ -337,6 +344,14 @@ class Ledger:
     def connected(self, target: str) -> None:
         """Note a connection to a target."""
         self._connected[target] += 1
+        self._is_up[target] = True
+
+    def not_connected(self, target: str, error: str) -> None:
+        """Note that a target could not be connected, and why."""
+        self.failed[target] += 1
+        self._is_up[target] = False
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.errors.append({"time": now, "target": target, "error": error})
 
     def close(self, session: Session) -> None:
         """End an account: add it to the sums, and log it."""
@@ -373,7 +388,13 @@ class Ledger:
                 "sent": self._sent + sum(each.sent for each in self._open),
             },
             "targets": [
-                {"name": name, "connected": self._connected[name], "failed": self.failed[name]}
+                {
+                    "name": name,
+                    "connected": self._connected[name],
+                    "failed": self.failed[name],
+                    "up": int(self._is_up.get(name, False)),
+                }
                 for name in targets
             ],
+            "errors": list(self.errors),
         }

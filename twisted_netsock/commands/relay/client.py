@@ -220,7 +220,7 @@ class Client:
         if cancelled and self._late:
             error = f"it was not connected within {self._relay.ledger.limits.connect:g} s"
         if self._late or not cancelled:
-            self._relay.ledger.failed[target.name] += 1
+            self._relay.ledger.not_connected(target.name, printable(error, _LONGEST_ERROR))
             _log.error(
                 "cannot connect {client} to {backend}: {error}",
                 client=written(session.client),

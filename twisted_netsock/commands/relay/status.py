@@ -1,29 +1,34 @@
 """
 The status of the relay over HTTP, on loopback or a UNIX socket.
 
-``/healthz`` says whether it takes connections, ``/status.json`` how it is, and
-``/metrics`` the same for Prometheus. None of it holds what a peer has said. Requests
-for other hosts are refused: a page in a browser can have its own name lead to loopback.
+``/`` is a page for people, ``/healthz`` says whether it takes connections,
+``/status.json`` how it is, and ``/metrics`` the same for Prometheus. None of it holds what
+a client has said. Requests for other hosts are refused: a page in a browser can have its own
+name lead to loopback.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from ..._io.interfaces import Reactor
+from .._common.page import bars, page, table
 from .options import is_loopback
 
 __all__ = ["StatusService", "metrics"]
@@ -31,6 +36,7 @@ __all__ = ["StatusService", "metrics"]
 Snapshot = Callable[[], Any]
 """Returns the values, or a Deferred or coroutine of them."""
 
+_POLICY: Final = b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _SERVING: Final = ("running", "paused")
 _INSTALL: Final = "install twisted-netsock[metrics] for /metrics: prometheus-client is missing\n"
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[^]]*)\]|(?P<host>[^:]*))(?::[0-9]*)?")
@@ -71,6 +77,8 @@ class _Page(Resource):
             request.setResponseCode(code)
             request.setHeader(b"content-type", kind.encode())
             request.setHeader(b"cache-control", b"no-store")
+            request.setHeader(b"content-security-policy", _POLICY)
+            request.setHeader(b"x-content-type-options", b"nosniff")
             request.setHeader(b"content-length", str(len(body)).encode())
             request.write(b"" if request.method == b"HEAD" else body)
             request.finish()
@@ -116,6 +124,72 @@ def _metrics_page(values: object) -> tuple[int, str, bytes]:
     registry = CollectorRegistry()
     registry.register(Collector())
     return _OK, CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
+_REFRESH_SECONDS: Final = 5
+_SAMPLE_SECONDS: Final = 60
+_SAMPLES: Final = 61
+"""An hour of minutes, and where the first began."""
+
+_LINKS: Final = (
+    '<a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> · '
+    '<a href="/healthz">healthz</a>'
+)
+_SOON_DAYS: Final = 14
+
+
+def _front(values: Any, accepted: Sequence[int]) -> tuple[int, str, bytes]:
+    """Make the page for people; *accepted* has the sums of connections, one for each minute."""
+    connections, passed = values.get("connections", {}), values.get("bytes", {})
+    minutes = [max(0, after - before) for before, after in pairwise(accepted)]
+    uptime = max(1.0, values["uptime"])
+    state = values["state"]
+    overview = [
+        ("State", ("good" if state in _SERVING else "bad", state)),
+        ("Up for", str(timedelta(seconds=int(uptime)))),
+        ("Connections now", connections.get("open", 0)),
+        ("Connections so far", connections.get("accepted", 0)),
+        ("Bytes from clients, a second", int(passed.get("received", 0) / uptime)),
+        ("Bytes to clients, a second", int(passed.get("sent", 0) / uptime)),
+    ]
+    refused = {
+        "too many connections of one client": connections.get("turned_away", 0),
+        "handshake or PROXY header failed": values.get("failed_handshakes", 0),
+        **connections.get("ended", {}),
+    }
+    backends = [
+        (each["name"], _up_or_down(each), each["connected"], each["failed"])
+        for each in values.get("targets", ())
+    ]
+    certificates = [
+        (each["endpoint"], each["source"], each["not_after"][:10], _days_left(each["days_left"]))
+        for each in values.get("certificates") or ()
+    ]
+    errors = [
+        (each["time"], each["target"], each["error"])
+        for each in reversed(values.get("errors") or ())
+    ]
+    sections = [
+        ("Overview", table(("", ""), overview)),
+        ("Connections by the minute", bars(minutes, "connections in each of the last minutes")),
+        ("Listeners", table(("Address",), [(each,) for each in values.get("listening", ())])),
+        ("Backends", table(("Endpoint", "", "Connected", "Failed"), backends)),
+        ("Certificates", table(("Endpoint", "Source", "Expires", "Days left"), certificates)),
+        ("Ended and refused", table(("Reason", ""), [row for row in refused.items() if row[1]])),
+        ("Last errors", table(("Time", "Backend", "Error"), errors)),
+    ]
+    body = page("netsock relay", sections, _LINKS, seconds=_REFRESH_SECONDS)
+    return _OK, "text/html; charset=utf-8", body
+
+
+def _up_or_down(target: Any) -> tuple[str, str]:
+    if not target["connected"] and not target["failed"]:
+        return "", "not tried yet"
+    return ("good", "up") if target["up"] else ("bad", "down")
+
+
+def _days_left(days: int) -> tuple[str, str]:
+    return ("bad" if days < _SOON_DAYS else "good"), str(days)
 
 
 def metrics(values: Any) -> Iterator[object]:
@@ -255,7 +329,12 @@ class StatusService(Service):
         self._failed = failed
         self._port: IListeningPort | None = None
         self._listening: Deferred[Any] | None = None
+        self._snapshot = snapshot
+        self._accepted: deque[int] = deque([0], maxlen=_SAMPLES)
+        self._sampling = LoopingCall(self._sample)
+        self._sampling.clock = reactor
         root = Resource()
+        root.putChild(b"", _Page(snapshot, lambda values: _front(values, self._accepted)))
         root.putChild(b"healthz", _Page(snapshot, _health))
         root.putChild(b"status.json", _Page(snapshot, _json))
         root.putChild(b"metrics", _Page(snapshot, _metrics_page))
@@ -264,8 +343,17 @@ class StatusService(Service):
     def startService(self) -> None:
         """Begin to listen."""
         super().startService()
+        sampling = self._sampling.start(_SAMPLE_SECONDS, now=False)
+        sampling.addErrback(lambda failure: _log.failure("the page shows no minutes", failure))
         self._listening = self._endpoint.listen(self._site)
         self._listening.addCallbacks(self._on_port, self._on_failure)
+
+    async def _sample(self) -> None:
+        """Note how many connections there have been, for the page."""
+        values = self._snapshot()
+        if not isinstance(values, dict):
+            values = await values
+        self._accepted.append(values.get("connections", {}).get("accepted", 0))
 
     def _on_port(self, port: IListeningPort) -> None:
         self._port = port
@@ -281,6 +369,8 @@ class StatusService(Service):
     def stopService(self) -> object:
         """Stop listening."""
         super().stopService()
+        if self._sampling.running:
+            self._sampling.stop()
         if self._listening is not None:
             self._listening.cancel()
         port, self._port = self._port, None

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Final
 
 from twisted.application.service import Service
@@ -344,13 +345,17 @@ class Supervisor(Service):
         answers = [each for each in await gatherResults(asked) if each is not None]
         sums: dict[str, Any] = {}
         for each in answers:
-            sums = _added(sums, each | {"certificates": []})
+            sums = _added(sums, each | {"certificates": [], "errors": []})
         states = {each["state"] for each in answers}
         state = "paused" if self.state == "running" and states == {"paused"} else self.state
         return {
             **sums,
             # They are the same in all.
             "certificates": answers[0].get("certificates") if answers else [],
+            "errors": sorted(
+                (error for each in answers for error in each.get("errors", ())),
+                key=itemgetter("time"),
+            )[-10:],
             "state": state,
             "uptime": round(self.reactor.seconds() - self._began, 3),
             "listening": self._hosts,
