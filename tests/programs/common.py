@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import socket
 import ssl
@@ -24,6 +25,7 @@ from twisted_netsock.testing import CertificateAuthority
 
 FOLDER = Path(tempfile.mkdtemp(prefix="programs-"))
 """Certificates and all that a program writes; removed at the end."""
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 AUTHORITY = CertificateAuthority()
 CA_PEM = FOLDER / "ca.pem"
@@ -150,7 +152,4 @@ def on_reactor(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     def begin(clock: Any) -> Deferred[None]:
         return Deferred.fromCoroutine(main()).addTimeout(SECONDS, clock)
 
-    try:
-        react(begin)
-    finally:
-        shutil.rmtree(FOLDER, ignore_errors=True)
+    react(begin)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 
 from twisted.internet import asyncioreactor
 
 asyncioreactor.install()
 
-from common import AUTHORITY, FOLDER, SERVER_PEM, right, way  # noqa: E402
+from common import AUTHORITY, SERVER_PEM, right, way  # noqa: E402
 from scrapy import Request, Spider  # noqa: E402
 from scrapy.crawler import AsyncCrawlerRunner  # noqa: E402
 from twisted.internet import reactor  # noqa: E402
@@ -137,6 +136,5 @@ if __name__ == "__main__":
     failures = []
     running.addErrback(failures.append).addBoth(lambda _: reactor.stop())
     reactor.run()
-    shutil.rmtree(FOLDER, ignore_errors=True)
     if failures:
         failures[0].raiseException()
