@@ -88,7 +88,7 @@ def test_another_host_gets_none(served):
 
 
 def test_whatever_is_shown_is_escaped():
-    target = {"name": EVIL, "connected": 0, "failed": 1, "up": 0}
+    target = {"name": EVIL, "connected": 0, "failed": 1}
     error = {"time": EVIL, "target": EVIL, "error": EVIL}
     expiry = {"endpoint": EVIL, "source": EVIL, "not_after": EVIL, "days_left": -1}
     values = {

@@ -388,13 +388,10 @@ class Ledger:
                 "sent": self._sent + sum(each.sent for each in self._open),
             },
             "targets": [
-                {
-                    "name": name,
-                    "connected": self._connected[name],
-                    "failed": self.failed[name],
-                    "up": int(self._is_up.get(name, False)),
-                }
+                {"name": name, "connected": self._connected[name], "failed": self.failed[name]}
                 for name in targets
             ],
+            # In how many workers the last attempt has succeeded.
+            "up": {name: int(is_up) for name, is_up in self._is_up.items()},
             "errors": list(self.errors),
         }

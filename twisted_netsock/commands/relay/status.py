@@ -157,8 +157,9 @@ def _front(values: Any, accepted: Sequence[int]) -> tuple[int, str, bytes]:
         "handshake or PROXY header failed": values.get("failed_handshakes", 0),
         **connections.get("ended", {}),
     }
+    up = values.get("up", {})
     backends = [
-        (each["name"], _up_or_down(each), each["connected"], each["failed"])
+        (each["name"], _up_or_down(up.get(each["name"])), each["connected"], each["failed"])
         for each in values.get("targets", ())
     ]
     certificates = [
@@ -182,10 +183,10 @@ def _front(values: Any, accepted: Sequence[int]) -> tuple[int, str, bytes]:
     return _OK, "text/html; charset=utf-8", body
 
 
-def _up_or_down(target: Any) -> tuple[str, str]:
-    if not target["connected"] and not target["failed"]:
+def _up_or_down(workers: int | None) -> tuple[str, str]:
+    if workers is None:
         return "", "not tried yet"
-    return ("good", "up") if target["up"] else ("bad", "down")
+    return ("good", "up") if workers else ("bad", "down")
 
 
 def _days_left(days: int) -> tuple[str, str]:
