@@ -10,15 +10,15 @@ WAYS: Final = ("plain", "TLS", "TLS over tcp:")
 
 ENVIRONMENTS: Final = {
     "programs": (
-        "aiohttp==3.14.5", "amqtt==0.12.1", "autobahn==26.10.2", "bcrypt==5.0.0",
-        "buildbot-worker==4.3.0", "buildbot-www==4.3.0", "buildbot==4.3.0", "channels==4.3.2",
-        "daphne==4.2.3", "dnspython==2.9.2", "foolscap==24.9.0", "grpcio==1.85.3",
-        "httpx==0.28.1", "klein==24.8.0", "ldaptor==21.2.0",
-        "magic-wormhole-mailbox-server==0.8.0", "magic-wormhole-transit-relay==0.5.0",
-        "magic-wormhole==0.24.0", "paho-mqtt==2.2.0", "redis==8.1.0", "requests==2.34.2",
-        "scrapy==2.19.0", "treq==26.7.0", "twisted[conch,http2]==26.10.0", "txredisapi==1.6.0",
-        "urllib3==2.8.0", "websockets==17.4",
+        "aiohttp==3.14.5", "autobahn==26.10.2", "bcrypt==5.0.0", "buildbot-worker==4.3.0",
+        "buildbot-www==4.3.0", "buildbot==4.3.0", "channels==4.3.2", "daphne==4.2.3",
+        "dnspython==2.9.2", "foolscap==24.9.0", "httpx==0.28.1", "klein==24.8.0",
+        "ldaptor==21.2.0", "magic-wormhole-mailbox-server==0.8.0",
+        "magic-wormhole-transit-relay==0.5.0", "magic-wormhole==0.24.0", "redis==8.1.0",
+        "requests==2.34.2", "scrapy==2.19.0", "treq==26.7.0", "twisted[conch,http2]==26.10.0",
+        "txredisapi==1.6.0", "urllib3==2.8.0", "websockets==17.4",
     ),
+    "relay": ("amqtt==0.12.1", "grpcio==1.85.3", "paho-mqtt==2.2.0"),
     "autobahn-23.6": ("autobahn==23.6.2", "setuptools<81"),
     "autobahn-24.4": ("autobahn==24.4.2", "setuptools<81"),
     "autobahn-25.12": ("autobahn==25.12.2",),
@@ -50,7 +50,8 @@ class Program:
 
 PROGRAMS: Final = (
     Program(
-        "Autobahn, WebSocket", "autobahn_echo", "autobahn", environments=tuple(ENVIRONMENTS)
+        "Autobahn, WebSocket", "autobahn_echo", "autobahn",
+        environments=tuple(name for name in ENVIRONMENTS if name != "relay"),
     ),
     Program("websockets, with Autobahn", "websockets_client", "websockets", needs=("autobahn",)),
     Program("Daphne, Channels, Django", "daphne_channels", "daphne", needs=("channels", "treq")),
@@ -77,9 +78,9 @@ PROGRAMS: Final = (
     Program("twisted.names, and dnspython", "names_dns", "dnspython"),
     Program("Perspective Broker", "perspective_broker", "twisted"),
     Program("AMP", "amp_calls", "twisted"),
-    Program("gRPC, behind the relay", "relay_backends", "grpcio", ("gRPC",)),
+    Program("gRPC, behind the relay", "relay_backends", "grpcio", ("gRPC",), ("relay",)),
     Program(
-        "paho and amqtt, behind the relay", "relay_backends", "paho-mqtt", ("MQTT",),
+        "paho and amqtt, behind the relay", "relay_backends", "paho-mqtt", ("MQTT",), ("relay",),
         needs=("amqtt",),
     ),
     Program("nginx, and treq and curl", "nginx_server", "nginx", ("TLS, and through the relay",)),
