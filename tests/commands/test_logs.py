@@ -37,6 +37,9 @@ def event(format_, *, level=LogLevel.info, namespace="twisted_netsock.commands.x
 
 @pytest.mark.parametrize("line", [text_line, json_line])
 def test_of_others_there_are_warnings_and_errors_alone(line):
+    ports = {"namespace": "twisted_netsock._endpoints.listening_port"}
+    assert line(event("starting", **ports)) is None
+    assert "hello" in line(event("hello", namespace="twisted_netsock._text"))
     other = {"namespace": "twisted.internet"}
     assert line(event("hello", **other)) is None
     assert "hello" in line(event("hello", level=LogLevel.warn, **other))
@@ -124,6 +127,25 @@ def test_quiet_says_nothing_of_what_is_in_order(command, tmp_path):
 def test_another_format_is_refused():
     done = run(*NETSOCK, "echo", "--log-format", "xml")
     assert "--log-format xml: must be text or json" in done.errors
+
+
+def test_a_handshake_that_fails_is_logged(tmp_path, authority):
+    path = tmp_path / "server.pem"
+    path.write_bytes(authority.issue("localhost").pem)
+    listen = ("--listen", f"netsock-tls:0:node={LOOPBACK}:certificates={path}")
+    with started(*NETSOCK, "echo", *listen, output=tmp_path / "log") as child:
+        found = wait_for(lambda: re.search(r"listening on .*?:(\d+)", child.output), child)
+        with socket.create_connection((LOOPBACK, int(found[1]))) as client:
+            client.send(b"no TLS")
+        child.wait_for_line("handshake")
+
+
+def test_an_error_that_says_what_is_wrong_gets_no_other_advice(tmp_path):
+    (tmp_path / "file").write_text("no socket")
+    listen = ("--listen", f"netsock:{tmp_path}/file:aiFamily=unix")
+    done = run(*NETSOCK, "echo", *listen)
+    assert done.code == 1
+    assert "ss -ltnp" not in done.errors
 
 
 @pytest.mark.parametrize("command", ["relay", "echo"])

@@ -1,7 +1,7 @@
 """
 The log of the commands that listen: lines for people, or a flat object of JSON for each.
 
-It has what the commands themselves log, and of everything else warnings and errors.
+It has what this package logs, and of everything else warnings and errors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from twisted.python import usage
 
 __all__ = ["LogOptions", "json_line", "text_line"]
 
-_OURS: Final = "twisted_netsock.commands."
+_OURS: Final = "twisted_netsock."
+_PORTS: Final = "twisted_netsock._endpoints.listening_port"
+"""Logs what Twisted's own ports do; the commands say where they listen."""
+
 _SEVERE: Final = frozenset({LogLevel.warn, LogLevel.error, LogLevel.critical})
 _INNER: Final = frozenset({"format", "isError", "message", "system", "time", "event"})
 """What Twisted adds to an event, beside ``log_…``, for observers of its old kind."""
@@ -33,8 +36,9 @@ def _time(event: LogEvent) -> str:
 
 
 def _is_shown(event: LogEvent) -> bool:
-    namespace = event.get("log_namespace", "")
-    return str(namespace).startswith(_OURS) or event.get("log_level") in _SEVERE
+    namespace = str(event.get("log_namespace", ""))
+    is_ours = namespace.startswith(_OURS) and namespace != _PORTS
+    return is_ours or event.get("log_level") in _SEVERE
 
 
 def _message(event: LogEvent) -> str:

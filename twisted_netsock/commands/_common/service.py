@@ -157,7 +157,10 @@ _ADVICE: Final = {
 
 def _explained(error: BaseException | None) -> str:
     """Return why it is impossible to listen, and what to do."""
-    advice = _ADVICE.get(getattr(error, "errno", None) or 0)
+    number = getattr(error, "errno", None) or 0
+    # An error that says more knows better.
+    says_all = getattr(error, "strerror", None) != os.strerror(number)
+    advice = None if says_all else _ADVICE.get(number)
     return f"{error}; {advice}" if advice else str(error)
 
 
