@@ -291,6 +291,7 @@ TLS_FIELDS = {
     "alpn": st.none() | PROTOCOL | st.lists(PROTOCOL, min_size=1, max_size=3, unique=True),
     "handshake_timeout": st.none() | DURATION,
     "close_timeout": DURATION,
+    "suppress_ragged_eofs": st.booleans(),
     "keylog_file": st.none() | PATH,
 }
 SERVER_FIELDS = {

@@ -72,6 +72,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "maximum_version": [1.3, b"TLSv1.3", ["TLSv1.3"], object()],
     "handshake_timeout": DURATIONS,
     "close_timeout": [None, *DURATIONS],
+    "suppress_ragged_eofs": BOOLEANS,
     "keylog_file": [1, b"/tmp/keys", ["/tmp/keys"]],
     "client_certificate_required": BOOLEANS,
 }

@@ -145,6 +145,7 @@ class TLSSocketOptionFields(SocketOptionFields, total=False):
     maximum_version: Version | None
     handshake_timeout: timedelta | None
     close_timeout: timedelta
+    suppress_ragged_eofs: bool
     keylog_file: Path | None
 
 
@@ -385,6 +386,10 @@ class TLSSocketOptions(SocketOptions):
         handshake_timeout: Time for the handshake, on servers together with the PROXY
             header before it, or `None` for no limit.
         close_timeout: Time for the peer's close_notify.
+        suppress_ragged_eofs: Take an end without close_notify for the end of the stream, as
+            Python's `ssl` does by default. Then nobody notices that an attacker has cut off what
+            was sent (RFC 8446, section 6.1): for peers alone that never send close_notify, and
+            protocols that say how long their messages are.
         keylog_file: A file to append session secrets to, for debugging; one that exists
             must be a regular file of this user, with mode 0600.
     """
@@ -431,6 +436,7 @@ class TLSSocketOptions(SocketOptions):
         timedelta(seconds=30), check.optional_duration, "duration"
     )
     close_timeout: timedelta = _field(timedelta(seconds=5), check.duration, "duration")
+    suppress_ragged_eofs: bool = _field(False, check.boolean, "boolean")
     keylog_file: str | None = _field(None, check.optional_path, "path")
 
     if TYPE_CHECKING:

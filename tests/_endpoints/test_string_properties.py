@@ -126,6 +126,7 @@ TLS = {
     "maximumVersion": st.sampled_from([("TLSv1.3", ssl.TLSVersion.TLSv1_3)]),
     "handshakeTimeout": durations(),
     "closeTimeout": durations(),
+    "suppressRaggedEofs": booleans(),
     "keylogFile": same(PATHS),
 }
 CLIENT = {"sni": same(HOST_NAMES)}
@@ -153,6 +154,7 @@ FIELDS = {
     "maximumVersion": "maximum_version",
     "handshakeTimeout": "handshake_timeout",
     "closeTimeout": "close_timeout",
+    "suppressRaggedEofs": "suppress_ragged_eofs",
     "keylogFile": "keylog_file",
     "sni": "sni",
 }

@@ -89,6 +89,7 @@ TLS: dict[str, Any] = {
     "maximum_version": st.just(ssl.TLSVersion.TLSv1_3),
     "handshake_timeout": TIMES,
     "close_timeout": TIMES,
+    "suppress_ragged_eofs": st.booleans(),
     "keylog_file": NAMES,
 }
 PLAIN_NAMES = HOSTS | HOSTS.map(lambda name: f"*.{name}")

@@ -173,6 +173,7 @@ TLS_DEFAULTS = {
     "maximum_version": None,
     "handshake_timeout": timedelta(seconds=30),
     "close_timeout": timedelta(seconds=5),
+    "suppress_ragged_eofs": False,
     "keylog_file": None,
 }
 SERVER_DEFAULTS = {

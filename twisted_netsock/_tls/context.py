@@ -197,6 +197,8 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
     context = Context()
     context.set_options(_OPTIONS)
     context.set_verify_depth(MAX_DEPTH)
+    if options.suppress_ragged_eofs:
+        context.set_options(SSL.OP_IGNORE_UNEXPECTED_EOF)
     # An idle connection keeps no buffers of OpenSSL's, some 34 KiB (SSL_CTX_set_mode(3)).
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_cipher_list(_CIPHERS_1_2)

@@ -213,7 +213,8 @@ class TLSDescriptor(TLSInfo):
         if verification.failure is not None:
             failure: SocketError = unraised(verification.failure)
             return failure
-        if _is_unexpected_end(error):
+        # With `suppress_ragged_eofs` OpenSSL takes it for the end of the stream, here too.
+        if _is_unexpected_end(error) or isinstance(error, SSL.ZeroReturnError):
             return SocketConnectionLostError(
                 strerror="The peer closed the connection during the TLS handshake"
             )

@@ -8,12 +8,13 @@ import io
 import os
 import socket as _socket
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python import threadable
@@ -128,6 +129,10 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         self._accept_seconds: float | None = None
         self._files = 0
         """Objects of `makefile` that are open."""
+        self._buffered: weakref.WeakKeyDictionary[Any, RawPort] = weakref.WeakKeyDictionary()
+        """Those of them that have a buffer, and what is beneath it."""
+        self._given_away: tuple[int, int] | None = None
+        """What the descriptor was when `detach` had refused it: its number may be another's."""
         self._aborted = False
         self._dropped = False
         """The collector found it, and nothing may wait any more."""
@@ -171,29 +176,46 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         Returns:
             The descriptor, non-blocking, which is the caller's to close.
 
+        Objects of `makefile` that are open are of no more use: reading them is a
+        `SocketClosedError`. What they hold to be sent is sent before.
+
         Raises:
             SocketClosedError: The socket is closed.
-            SocketBusyError: A call is under way in another thread, or an object of
-                `makefile` is open.
-            SocketPortError: `input_port` holds unread bytes.
+            SocketBusyError: A call is under way in another thread.
+            SocketPortError: `input_port`, or an object of `makefile`, holds unread bytes.
             SocketError: This is TLS, whose state would be lost, or it has accepted.
         """
-        return self._surrender().sock.detach()
+        try:
+            return self._surrender().sock.detach()
+        except SocketError:
+            # The standard library's ssl makes a socket of the number first, and closes that when
+            # it cannot have ours: closing ours, later, would close what has the number then.
+            with contextlib.suppress(OSError):
+                found = os.fstat(self.fileno())
+                self._given_away = found.st_dev, found.st_ino
+            raise
 
     def _surrender(self) -> Descriptor:
         """Close this socket without its descriptor, which is the caller's from now on."""
         check_thread()
         self._check_open()
-        if self._output is not None and not self._output.closed:
-            try:
-                self._output.flush()
-            except RuntimeError:
-                # This is a signal handler that has interrupted the port itself.
-                raise SocketBusyError(self) from None
+        files = [(file, raw) for file, raw in self._buffered.items() if not file.closed]
+        try:
+            for port in (self._output, *(file for file, _ in files if file.writable())):
+                if port is not None and not port.closed:
+                    port.flush()
+        except RuntimeError:
+            # This is a signal handler that has interrupted the port itself.
+            raise SocketBusyError(self) from None
         with self._lock:
             self._check_open()
-            if self._reader is not None or self._writer is not None or self._files:
+            if self._reader is not None or self._writer is not None:
                 raise SocketBusyError(self)
+            for file, raw in files:
+                if file.readable() and raw.count_held(file):
+                    raise SocketPortError(
+                        file, socket=self, strerror="An object of makefile holds unread bytes"
+                    )
             if self._counterpart is not None:
                 raise SocketError(self, strerror="A socket that accepts cannot be given away")
             if self._input is not None and held_by(self._input):
@@ -618,6 +640,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             buffered = io.BufferedReader(raw, size)
         else:
             buffered = io.BufferedWriter(raw, size)
+        self._buffered[buffered] = raw
         if binary:
             return buffered
         text = io.TextIOWrapper(buffered, encoding, errors, newline)
@@ -695,7 +718,28 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         )
 
     def __iter__(self) -> Iterator[Self]:
-        """Accept connections until this socket is closed on this side."""
+        """
+        Accept connections until this socket is closed on this side.
+
+        One that does not listen yields itself and the peer's address: what `accept` of the
+        standard library returns, so that ``connection, address = listener.accept()`` works.
+        """
+        if self._closed or self._listens():
+            return self._connections()
+        # Type checkers need not know: new programs take what accept returns.
+        return iter(cast("tuple[Self, Self]", (self, self._peer_address())))
+
+    def _listens(self) -> bool:
+        return bool(self._descriptor.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+
+    def _peer_address(self) -> object:
+        try:
+            return self.getpeername()
+        except SocketError:
+            # The peer has gone already.
+            return self.node or "", self.service or 0
+
+    def _connections(self) -> Iterator[Self]:
         while not self._closed:
             try:
                 connection = self.accept()
@@ -829,6 +873,8 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
                 self._unowned.popleft().close()
         counterpart = self._counterpart
         if counterpart is None:
+            if self._given_away is not None and not self._has_its_number():
+                self._descriptor.sock.detach()
             super()._dispose()
             return
         try:
@@ -846,6 +892,14 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             # The reactor has ended, and nothing goes on there.
             counterpart._closed = True
             super()._dispose()
+
+    def _has_its_number(self) -> bool:
+        """Return whether its number is still that of the descriptor that `detach` refused."""
+        try:
+            found = os.fstat(self._number)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._given_away
 
     def _file_opened(self) -> None:
         with self._lock:
