@@ -72,6 +72,20 @@ async def test_bytes_go_both_ways_and_the_end_is_in_order(inner, tls):
         assert pair.client.events == ["made", "data", "lost"]
 
 
+@pytest.mark.parametrize("end", ["loseConnection", "abortConnection"])
+async def test_a_connection_is_lost_when_the_inner_one_is(end, authority, tmp_path, tls):
+    class Looking(Recorder):
+        def connectionLost(self, reason):
+            self.inner = self.transport.tls.inner.lost
+            super().connectionLost(reason)
+
+    async with over(Inner("tcp", authority, tmp_path), tls, Looking, Looking) as pair:
+        getattr(pair.client.transport, end)()
+        for protocol in pair:
+            await protocol.loses()
+            assert protocol.inner is not None
+
+
 async def test_what_is_written_before_the_end_arrives(inner, tls):
     async with over(inner, tls) as pair:
         pair.server.transport.write(BULK)
