@@ -112,7 +112,8 @@ async def test_so_it_does_when_a_send_meets_the_reset_first(kind, other, side, p
         await send_acknowledged(first, sent)
         first.reset()
         await second.send(bytes(1000))
-        await until(lambda: link._broken is not None)
+        # Twisted's transports take what is sent, and fail later.
+        await (turns(20) if kind == "tcp" else until(lambda: link._broken is not None))
         assert await read_to_cut(second, slow=False) == (sent.hexdigest(), False)
 
 
