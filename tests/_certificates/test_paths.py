@@ -17,6 +17,7 @@ from OpenSSL import SSL, crypto
 
 from twisted_netsock import TLSSocketOptions, client_context_factory
 from twisted_netsock._certificates import paths
+from twisted_netsock._certificates.der import content, issuer_and_subject
 from twisted_netsock._certificates.paths import Load, PathFinder, load_of, too_much
 from twisted_netsock._certificates.verification import Verification
 from twisted_netsock.errors import CertificateVerificationError
@@ -267,6 +268,18 @@ def test_many_paths_are_not_all_given_to_the_validator(monkeypatch):
     middles = [issue("middle", ROOT, CLIENT, serial=number) for number in range(1, 45)]
     assert find(LEAF, *middles) is None
     assert len(asked) < 25
+
+
+@pytest.mark.parametrize("version", [x509.Version.v1, x509.Version.v3])
+def test_names_are_read_from_the_certificate_as_they_stand(version):
+    encoded = GOOD.encoded
+    if version is x509.Version.v1:
+        # That of the third begins with the version, [0], of five bytes.
+        inner = content(content(encoded, 0x30), 0x30)[5:]
+        encoded = b"\x30\x84" + (len(inner) + 6).to_bytes(4, "big")
+        encoded += b"\x30\x84" + len(inner).to_bytes(4, "big") + inner
+    names = GOOD.certificate.issuer.public_bytes(), GOOD.certificate.subject.public_bytes()
+    assert issuer_and_subject(encoded) == names
 
 
 def test_a_certificate_costs_by_its_names_constraints_and_key():

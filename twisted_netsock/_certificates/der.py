@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final, NamedTuple
 
 from cryptography import x509
@@ -22,6 +23,7 @@ __all__ = [
     "content",
     "elements",
     "extension",
+    "issuer_and_subject",
     "parse_certificate",
     "without_warnings",
 ]
@@ -30,6 +32,8 @@ SEQUENCE: Final = 0x30
 _OCTETS: Final = 0x04
 _EXTENSIONS: Final = 0xA3
 """The tag of a certificate's extensions (RFC 5280, section 4.1)."""
+_VERSION: Final = 0xA0
+"""The tag of a certificate's version, which those of the first version have not."""
 _LONG_TAG: Final = 0x1F
 """These bits of a tag say that it goes on in the next byte (section 8.1.2.4)."""
 
@@ -98,6 +102,16 @@ def content(data: bytes, tag: int) -> bytes:
             return element.content
         break
     raise ValueError(f"the certificate has no value of type {tag:#04x} where one belongs")
+
+
+def issuer_and_subject(certificate: bytes) -> tuple[bytes, bytes]:
+    """Return the names of a certificate in DER, as they stand in it (RFC 5280, section 4.1)."""
+    signed = elements(content(content(certificate, SEQUENCE), SEQUENCE))
+    if next(signed).tag == _VERSION:
+        # The serial number; one of the first version begins with that.
+        next(signed)
+    _algorithm, issuer, _validity, subject = islice(signed, 4)
+    return issuer.whole, subject.whole
 
 
 def extension(certificate: bytes, identifier: bytes) -> bytes | None:
