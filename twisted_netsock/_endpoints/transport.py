@@ -67,6 +67,7 @@ from .foreign_tls import (
     LIMITS,
     PlainSide,
     TwistedTLS,
+    WithoutWrapper,
     check_bytes,
     check_context_factory,
     joined,
@@ -886,7 +887,7 @@ class Transport:
 
 
 @implementer(INegotiated)
-class TLSTransport(Transport, TwistedTLS):  # type: ignore[misc]
+class TLSTransport(Transport, TwistedTLS, metaclass=WithoutWrapper):  # type: ignore[misc]
     """A `Transport` whose connection speaks TLS, and whose peer is verified."""
 
     _is_tls = True
@@ -918,6 +919,9 @@ class ForeignTLSTransport(Transport, TwistedTLS):  # type: ignore[misc]
     one when TLS is started on it: its protocol has it already, and must find TLS
     behind it.
     """
+
+    # An attribute that is missing here is not looked for in a transport beneath.
+    __getattr__ = object.__getattribute__
 
     _tls_protocol: TLSMemoryBIOProtocol
     _closing = False
