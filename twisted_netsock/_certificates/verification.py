@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..options import Verifier
 
-__all__ = ["Verification", "verified_chain"]
+__all__ = ["Verification", "is_of_the_path", "verified_chain"]
 
 # Of <openssl/x509_vfy.h>.
 X509_V_OK: Final = 0
@@ -49,6 +49,12 @@ _FREE_DEPTH: Final = 3
 """Signatures that are not weighed before the last: most paths have no more."""
 
 _log = Logger()
+
+
+def is_of_the_path(code: int) -> bool:
+    """Return whether another path makes OpenSSL's error *code* good: it is not about the peer."""
+    names = (X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH)
+    return code not in _FINAL and code not in names
 
 
 class _TooMuchError(Exception):

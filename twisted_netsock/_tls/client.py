@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import socket as _socket
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.logger import Logger
@@ -173,6 +175,19 @@ class ClientContextFactory:
             ValueError: A file cannot be used.
         """
         return _client_context(self.options, anew=True)
+
+    def other_path(self, sent: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...] | None:
+        """
+        Return the path that is found where OpenSSL's has an error, or `None`.
+
+        For callers with a callable verifier, for which none is searched.
+
+        Args:
+            sent: The certificates that the server has sent, its own first.
+        """
+        if self.options.revocation_lists is not None:
+            return None
+        return self._built.paths.find([each.public_bytes(Encoding.DER) for each in sent]).path
 
     def swap(self, built: _ClientContext) -> None:
         """Use *built*, from `build`, for the connections to come."""

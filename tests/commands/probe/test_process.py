@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
+from tests._certificates import test_paths as paths
 from tests.support.loopback import LONGEST, LOOPBACK, reset
 from tests.support.processes import (
     NETSOCK,
@@ -275,6 +277,27 @@ def test_tls_1_2_and_alpn_are_told(tmp_path, authority, ca):
     assert address["tls"]["alpn"] == "http/1.1"
     assert refused.code == 5
     assert "TLS FAILED: alert from the peer: protocol version" in refused.output
+
+
+@pytest.mark.parametrize("profile", [(), ("--strict",)])
+def test_another_path_than_openssls_is_found_as_clients_find_it(tmp_path, profile):
+    """The first of two intermediates of one name is no authority of servers."""
+    pem = b"".join(
+        each.public_bytes(serialization.Encoding.PEM)
+        for each in (paths.leaf(paths.GOOD, "localhost").certificate, paths.WRONG.certificate)
+    )
+    key = paths.KEY.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    root = tmp_path / "root.pem"
+    root.write_bytes(paths.ROOT.certificate.public_bytes(serialization.Encoding.PEM))
+    good = paths.GOOD.certificate.public_bytes(serialization.Encoding.PEM)
+    for sent, code in ((pem + good, 0), (pem, 6)):
+        with serving(tls(sent + key, tmp_path)) as port:
+            assert probe(port, "--ca", root, *profile).code == code
+            assert probe(port, "--ca", root, "--sni", "other.example", *profile).code == 6
 
 
 def test_the_strict_profile_refuses_what_the_default_takes(tmp_path, authority, ca):

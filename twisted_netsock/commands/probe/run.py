@@ -21,12 +21,14 @@ from twisted.internet.defer import (
     TimeoutError as DeferredTimeoutError,
 )
 
+from ..._certificates.verification import is_of_the_path
 from ..._io.interfaces import Reactor
 from ..._net.resolver import Hints, look_up
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket
 from ..._sockets.start_tls import start_tls
 from ..._sockets.tls_socket import TLSSocket
+from ..._tls.client import client_context_factory
 from ...addresses import AddressInfo, SocketAddress
 from ...errors import (
     NetsockError,
@@ -347,8 +349,17 @@ class _Visit:
             return
         report.version, report.cipher = tls.tls_version, tls.cipher
         report.group, report.alpn = tls.group, tls.selected_alpn
+        path: Sequence[x509.Certificate] | None = tls.verified_chain
+        if any(is_of_the_path(problem.code) for problem in report.problems):
+            # A verifier gets OpenSSL's verdicts alone; a client looks for another path.
+            factory = client_context_factory(self._request.options, self._request.target.host)
+            path = factory.other_path(tls.peer_chain)
+            if path is not None:
+                report.problems = [
+                    problem for problem in report.problems if not is_of_the_path(problem.code)
+                ]
         if not report.problems:
-            report.verified = [describe(each, now) for each in tls.verified_chain]
+            report.verified = [describe(each, now) for each in path or ()]
 
     async def _hear_last_word(self) -> None:
         """
