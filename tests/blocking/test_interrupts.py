@@ -30,7 +30,7 @@ WATCHED = {
     each.__code__
     for each in (
         _operation.BlockingOperating._bridge,
-        _operation.BlockingOperating._enter_reading,
+        _operation.BlockingOperating._enter,
         _operation.BlockingOperating._read,
         _bridge.Call.result,
         _bridge.Call._run,

@@ -308,15 +308,15 @@ class _Beginning:
     def shake(self, reactor: Reactor) -> Deferred[TLSDescriptor]:
         """Shake hands, if the options say so, in the reactor's thread."""
         tls = TLSDescriptor(self._plain.sock, self._factory, (), self._service)
-        if not self._factory.options.handshake:
-            self._succeeded = True
-            return succeed(tls)
+        shaken: Deferred[None] = succeed(None)
+        if self._factory.options.handshake:
+            shaken = shake_hands(reactor, tls, self._limit.remaining())
 
         def done(_: None) -> TLSDescriptor:
             self._succeeded = True
             return tls
 
-        return shake_hands(reactor, tls, self._limit.remaining()).addCallback(done)
+        return shaken.addCallback(done)
 
     def released(self) -> None:
         """Close what nobody gets; the reactor has let go of it."""

@@ -239,14 +239,7 @@ class BlockingOperating:
         """Run *function* on the reactor, which has the receiving or both directions meanwhile."""
         call = Call(function, discard=discard, released=lambda: self._leave(call))
         try:
-            with self._lock:
-                user = self._reader or (self._writer if writing else None)
-                if user is None:
-                    self._reader = call
-                    if writing:
-                        self._writer = call
-                if self._closed or user is not None:
-                    self._refuse(user, DIRECT)
+            self._enter(call, writing=writing)
             return call.result(seconds, timed_out)
         except CancelledError:
             raise SocketClosedError(self) from None
@@ -258,27 +251,17 @@ class BlockingOperating:
                 # Refused, or cut short in between.
                 self._leave(call)
 
-    def _enter_reading(self, user: User) -> None:
-        """Make *user* the one that receives, until it leaves."""
+    def _enter(self, user: User, *, reading: bool = True, writing: bool = False) -> None:
+        """Make *user* the one that receives, sends, or does both, until it leaves."""
         with self._lock:
-            other = self._reader
+            other = (self._reader if reading else None) or (self._writer if writing else None)
             if other is None:
-                self._reader = user
-            if self._closed or other is not None:
-                if other is None:
-                    self._reader = None
-                self._refuse(other, DIRECT)
-
-    def _enter_writing(self, user: User) -> None:
-        """Make *user* the one that sends, until it leaves."""
-        with self._lock:
-            other = self._writer
+                self._reader = user if reading else self._reader
+                self._writer = user if writing else self._writer
+        if self._closed or other is not None:
             if other is None:
-                self._writer = user
-            if self._closed or other is not None:
-                if other is None:
-                    self._writer = None
-                self._refuse(other, DIRECT)
+                self._leave(user, reading=reading, writing=writing)
+            self._refuse(other, DIRECT)
 
     def _can_receive(self) -> bool:
         """Return whether a receive would give something: poll(2) reports the descriptor."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from ..errors import SocketBusyError, SocketPortError, SocketWriteTimeoutError
 from ._operation import FILE, PORT
@@ -25,6 +25,8 @@ PORT_BUFFER: Final = 65536
 class _Stream(Protocol):
     """What a port needs of a socket."""
 
+    _takes_before_it_sends: bool
+
     def _recv_into_port(self, buffer: memoryview, by: int) -> int: ...
     def _send_from_port(self, data: memoryview, by: int) -> int: ...
     def _file_opened(self) -> None: ...
@@ -35,7 +37,7 @@ class _Stream(Protocol):
 class RawPort(io.RawIOBase):
     """A stream over a socket, without a buffer of its own."""
 
-    def __init__(self, socket: Any, mode: Literal["r", "w", "rw"], *, is_file: bool) -> None:
+    def __init__(self, socket: _Stream, mode: Literal["r", "w", "rw"], *, is_file: bool) -> None:
         """
         Read from *socket*, write to it, or both.
 
@@ -48,8 +50,8 @@ class RawPort(io.RawIOBase):
         self.mode = {"r": "rb", "w": "wb", "rw": "rwb"}[mode]
         self._reads = "r" in mode
         self._writes = "w" in mode
-        self._socket: Any = socket
-        self._number: int = socket.fileno()
+        self._socket = socket
+        self._number = socket.fileno()
         self._by = PORT
         self._broken = False
         self.failed = False
@@ -110,7 +112,7 @@ class RawPort(io.RawIOBase):
         if not self._reads:
             raise io.UnsupportedOperation("not readable")
         try:
-            count: int = self._socket._recv_into_port(memoryview(buffer), self._by)
+            count = self._socket._recv_into_port(memoryview(buffer), self._by)
         except BlockingIOError:
             return None
         except BaseException:
@@ -131,7 +133,7 @@ class RawPort(io.RawIOBase):
         if not self._writes:
             raise io.UnsupportedOperation("not writable")
         try:
-            count: int = self._socket._send_from_port(view, self._by)
+            count = self._socket._send_from_port(view, self._by)
         except BlockingIOError:
             return None
         except SocketWriteTimeoutError:

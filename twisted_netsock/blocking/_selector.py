@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from twisted.logger import Logger
 
@@ -123,11 +123,10 @@ def _wait_any(sockets: tuple[S, ...], timeout: timedelta | None, events: int) ->
     taken: list[S] = []
     try:
         for socket in dict.fromkeys(sockets):
-            enter = socket._enter_reading if events == READ else socket._enter_writing
             # First, for Ctrl-C: `_leave` gives nothing back that is not this thread's.
             taken.append(socket)
             try:
-                enter(waiter)
+                socket._enter(waiter, reading=events == READ, writing=events == WRITE)
             except SocketError:
                 taken.pop()
                 raise
@@ -166,13 +165,17 @@ class _Registration:
     """One wait of a selector for one socket."""
 
     def __init__(
-        self, selector: SocketSelector, socket: BlockingSocket, on_read: OnRead, timeout: Any
+        self,
+        selector: SocketSelector,
+        socket: BlockingSocket,
+        on_read: OnRead,
+        seconds: float | None,
     ) -> None:
         self.selector = selector
         self.socket = socket
         self.on_read = on_read
         self.number = socket._number
-        self.seconds = timeout
+        self.seconds = seconds
         self.end: float | None = None
 
     def wake(self) -> None:
@@ -274,7 +277,7 @@ class SocketSelector:
             if self._closed:
                 raise SocketClosedError(strerror="The selector is closed")
             try:
-                socket._enter_reading(registration)
+                socket._enter(registration)
                 self._start()
                 self._waiting[id(registration)] = registration
             except BaseException:
@@ -372,9 +375,9 @@ class SocketSelector:
             heapq.heappop(self._ends)
         return max(0.0, self._ends[0][0] - time.monotonic()) if self._ends else None
 
-    def _end(self, waiter: MultiWaiter, registration: Any, error: SocketError | None) -> None:
+    def _end(self, waiter: MultiWaiter, registration: object, error: SocketError | None) -> None:
         """Wait for one socket no more, and have its function called."""
-        if registration is None:
+        if not isinstance(registration, _Registration):
             return
         self._forget(waiter, registration)
         try:

@@ -25,7 +25,7 @@ class _Listener(Protocol):
     @property
     def _closed(self) -> bool: ...
     def __iter__(self) -> Iterator[object]: ...
-    def _enter_reading(self, user: Waiter) -> None: ...
+    def _enter(self, user: Waiter) -> None: ...
     def _leave(self, user: Waiter) -> None: ...
 
 
@@ -109,7 +109,7 @@ class Service:
         if ready():
             return
         try:
-            listener._enter_reading(self._waiter)
+            listener._enter(self._waiter)
             while not ready() and not listener._closed and not self._waiter.stopped:
                 self._waiter.pause(None)
         except SocketClosedError:

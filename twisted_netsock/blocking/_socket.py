@@ -44,7 +44,7 @@ from ._bridge import in_reactor, run, use
 from ._operation import BlockingOperating
 from ._ports import RawPort, drop, has_failed, held_by, open_input_port, open_output_port
 from ._serve import Service
-from ._waiting import Countdown, Expired, check_thread, current_waiter
+from ._waiting import Countdown, Expired, check_thread, current_waiter, limited
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -855,15 +855,13 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
                 return False
             self._writer = waiter
         seconds = self._write_seconds
-        before = waiter.limit
-        waiter.limit = Countdown(FLUSH_LIMIT.total_seconds() if seconds is None else seconds)
         self._waits = True
         try:
-            self._flush_output(port)
+            with limited(Countdown(FLUSH_LIMIT.total_seconds() if seconds is None else seconds)):
+                self._flush_output(port)
         except (OSError, Expired):
             return False
         finally:
-            waiter.limit = before
             self._writer = None
         return not has_failed(port)
 

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from twisted.python import threadable
 
@@ -70,13 +70,15 @@ class Waiter:
             self._reading, self._writing = _open_alarm()
         except OSError as error:
             raise SocketError(errno=error.errno, strerror=error.strerror) from None
-        self._prepared: tuple[int, int, Any] = (-1, 0, None)
+        self._prepared = (-1, 0, select.poll())
         self._failed = -1
         """The descriptor that was reported last for an error alone."""
         self.ended = False
         """The program has ended but for its daemon threads, of which this is one."""
         self.limit: Countdown | None = None
         """When the call that is under way gives up, whatever its socket says."""
+        with _state.lock:
+            _state.waiters.add(self)
 
     @property
     def stopped(self) -> bool:
@@ -173,8 +175,6 @@ class MultiWaiter(Waiter):
         self._many.register(self._reading, READ)
         self.registered: dict[int, object] = {}
         """What is called for each descriptor."""
-        with _state.lock:
-            _state.waiters.add(self)
 
     def register(self, fd: int, owner: object) -> None:
         """Have `wait_many` report when *fd* can be read."""
@@ -208,13 +208,6 @@ class _State:
 _state = _State()
 
 
-def _new_waiter() -> Waiter:
-    waiter = _state.threads.waiter = Waiter()
-    with _state.lock:
-        _state.waiters.add(waiter)
-    return waiter
-
-
 def current_waiter() -> Waiter:
     """
     Return the waiter of this thread.
@@ -226,7 +219,7 @@ def current_waiter() -> Waiter:
     try:
         waiter: Waiter = _state.threads.waiter
     except AttributeError:
-        waiter = _new_waiter()
+        waiter = _state.threads.waiter = Waiter()
     if waiter.ident == threadable.ioThread:
         check_thread()
     return waiter
