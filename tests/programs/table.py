@@ -83,6 +83,7 @@ PROGRAMS: Final = (
         "paho and amqtt, behind the relay", "relay_backends", "paho-mqtt", ("MQTT",), ("relay",),
         needs=("amqtt",),
     ),
+    Program("certbot, and pebble", "certbot_live", "certbot", ("issued, renewed under load",)),
     Program("nginx, and treq and curl", "nginx_server", "nginx", ("TLS, and through the relay",)),
     *(
         Program(f"twisted.web, and {shown}", "http_clients", shown, (name,))
