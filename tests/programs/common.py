@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import socket
 import ssl
@@ -21,6 +22,7 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument, se
 from twisted.internet.task import react
 from twisted.internet.threads import deferToThread
 
+from twisted_netsock import blocking
 from twisted_netsock.testing import CertificateAuthority
 
 FOLDER = Path(tempfile.mkdtemp(prefix="programs-"))
@@ -80,6 +82,13 @@ def client_context() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(CA_PEM))
 
 
+def client_socket(port: int) -> Any:
+    """Return a blocking socket of ours, for clients that take one."""
+    if way() == "plain":
+        return blocking.make_client_socket("127.0.0.1", port)
+    return blocking.make_client_tls_socket("127.0.0.1", port, AUTHORITY.client_options())
+
+
 def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
     """Run a client that blocks."""
     return deferToThread(function, *args, **kwargs)
@@ -130,10 +139,22 @@ def program(port: int, *command: str | Path, **more: Any) -> Iterator[None]:
             it.terminate()
 
 
+@contextmanager
+def relay(backend: int) -> Iterator[int]:
+    """Run a relay in front of *backend*, by a string of ours, and return its port."""
+    port = free_port()
+    words = ("relay", "--listen", server_string(port), "--to", f"netsock:127.0.0.1:{backend}")
+    with program(port, sys.executable, "-m", "twisted", "netsock", *words):
+        yield port
+
+
 def tool(name: str) -> Path:
     """Return a program of this environment, or end with 77 if it is nowhere."""
-    here = Path(sys.executable).with_name(name)
-    found = str(here) if here.exists() else shutil.which(name)
+    library = Path("/usr/lib")
+    # Debian puts scripts into /usr/sbin that would leave these servers behind when they end.
+    debian = (*library.glob("postgresql/*/bin"), *library.glob("rabbitmq/lib/*/sbin"))
+    places = (Path(sys.executable).parent, *debian, *os.get_exec_path(), "/usr/sbin")
+    found = shutil.which(name, path=":".join(map(str, places)))
     if found is None:
         print(f"skipped: {name} is not installed")
         raise SystemExit(77)

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
-from common import CA_PEM, client_context, in_thread, listen, on_reactor, right, run, tool, way
+from common import (
+    CA_PEM,
+    client_context,
+    client_socket,
+    in_thread,
+    listen,
+    on_reactor,
+    right,
+    run,
+    tool,
+    way,
+)
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
@@ -27,6 +40,14 @@ def by_curl_http2(url):
 
 def by_wget(url):
     return run(tool("wget"), "-qO-", f"--ca-certificate={CA_PEM}", url)
+
+
+def by_http_client(url):
+    connection = HTTPConnection("localhost")
+    connection.sock = client_socket(urlsplit(url).port)
+    connection.request("GET", "/")
+    with connection.getresponse() as response:
+        return response.read().decode()
 
 
 def by_urllib(url):
@@ -71,6 +92,7 @@ CLIENTS = {
     "curl": by_curl,
     "curl HTTP/2": by_curl_http2,
     "wget": by_wget,
+    "http.client, socket of ours": by_http_client,
     "urllib": by_urllib,
     "urllib3": by_urllib3,
     "requests": by_requests,

@@ -1,4 +1,8 @@
-"""Servers of twisted.mail by strings of ours, and clients of the standard library."""
+"""
+Servers of twisted.mail by strings of ours, and clients of the standard library.
+
+These use contexts of Python's, or in a subclass of a line a socket of ours.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,16 @@ import imaplib
 import poplib
 import smtplib
 
-from common import AUTHORITY, client_context, in_thread, listen, on_reactor, right, way
+from common import (
+    AUTHORITY,
+    client_context,
+    client_socket,
+    in_thread,
+    listen,
+    on_reactor,
+    right,
+    way,
+)
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import succeed
@@ -108,11 +121,49 @@ def by_imaplib(port):
         right("an answer", holds=client.noop()[0] == "OK")
 
 
+class OurSMTP(smtplib.SMTP):
+    def _get_socket(self, host, port, timeout):
+        return client_socket(port)
+
+
+class OurPOP3(poplib.POP3):
+    def _create_socket(self, timeout):
+        return client_socket(self.port)
+
+
+class OurIMAP4(imaplib.IMAP4):
+    def _create_socket(self, timeout):
+        return client_socket(self.port)
+
+
+def by_our_smtplib(port):
+    with OurSMTP("localhost", port) as client:
+        client.sendmail("a@localhost", ["b@localhost"], "Subject: x\r\n\r\n" + "text\r\n" * 10_000)
+    right("a mail", holds=len(MAIL) == 1 and MAIL[0].count(b"text") == 10_000)
+
+
+def by_our_poplib(port):
+    client = OurPOP3("localhost", port)
+    client.user("user")
+    client.pass_("password")
+    right("no mail", holds=client.stat() == (0, 0))
+    client.quit()
+
+
+def by_our_imaplib(port):
+    with OurIMAP4("localhost", port) as client:
+        client.login("user", "password")
+        right("an answer", holds=client.noop()[0] == "OK")
+
+
 WAYS = {
     "SMTP, STARTTLS": (smtp, by_smtplib),
     "SMTP, TLS": (smtp, by_smtplib_ssl),
     "POP3, TLS": (pop3, by_poplib),
     "IMAP4, STARTTLS": (imap4, by_imaplib),
+    "SMTP, socket of ours": (smtp, by_our_smtplib),
+    "POP3, socket of ours": (pop3, by_our_poplib),
+    "IMAP4, socket of ours": (imap4, by_our_imaplib),
 }
 
 

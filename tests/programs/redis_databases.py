@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
 import redis
 from common import (
     CA_PEM,
+    client_socket,
     connect,
     free_port,
     in_thread,
     on_reactor,
     program,
+    relay,
     right,
-    server_string,
     tool,
     way,
 )
@@ -27,20 +26,25 @@ def by_redis_py(port):
         return client.get("key")
 
 
+class Ours(redis.Connection):
+    def _connect(self):
+        return client_socket(self.port)
+
+
+def by_our_sockets(port):
+    with redis.Redis(connection_pool=redis.ConnectionPool(Ours, port=port)) as client:
+        return client.get("key")
+
+
 async def main():
-    database, relay = free_port(), free_port()
+    database = free_port()
     server = (tool("redis-server"), "--port", database, "--save", "", "--bind", "127.0.0.1")
-    with (
-        program(database, *server),
-        program(
-            relay, sys.executable, "-m", "twisted", "netsock", "relay",
-            "--listen", server_string(relay), "--to", f"netsock:127.0.0.1:{database}",
-        ),
-    ):  # fmt: skip
-        right("by redis-py", holds=await in_thread(by_redis_py, relay) == b"x" * 100_000)
+    with program(database, *server), relay(database) as port:
+        right("by redis-py", holds=await in_thread(by_redis_py, port) == b"x" * 100_000)
+        right("by ours", holds=await in_thread(by_our_sockets, port) == b"x" * 100_000)
         factory = RedisFactory("mine", None, 1, isLazy=True)
         factory.continueTrying = False
-        client = await connect(factory, relay)
+        client = await connect(factory, port)
         right("by txredisapi", holds=len(await client.get("key")) == 100_000)
         await client.quit()
 

@@ -1,0 +1,72 @@
+"""OpenLDAP's server: ldaptor by a string of ours and StartTLS, and ldap3 through the relay."""
+
+from __future__ import annotations
+
+import ssl
+
+import ldap3
+from common import (
+    AUTHORITY,
+    CA_PEM,
+    FOLDER,
+    SERVER_PEM,
+    free_port,
+    in_thread,
+    on_reactor,
+    program,
+    relay,
+    right,
+    tool,
+)
+from ldaptor.protocols.ldap.ldapclient import LDAPClient
+from ldaptor.protocols.ldap.ldapsyntax import LDAPEntry
+from twisted.internet import reactor
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.protocol import Factory
+
+from twisted_netsock import client_context_factory
+
+CONFIGURATION = f"""
+include /etc/ldap/schema/core.schema
+modulepath /usr/lib/ldap
+moduleload back_ldif
+TLSCertificateFile {SERVER_PEM}
+TLSCertificateKeyFile {SERVER_PEM}
+pidfile {FOLDER}/slapd.pid
+argsfile {FOLDER}/slapd.args
+database ldif
+suffix dc=example
+rootdn cn=me,dc=example
+rootpw password
+directory {FOLDER}
+"""
+
+
+def by_ldap3(port):
+    tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, ca_certs_file=str(CA_PEM))
+    server = ldap3.Server("localhost", port, use_ssl=True, tls=tls)
+    with ldap3.Connection(server, "cn=me,dc=example", "password") as client:
+        client.add("dc=example", ["dcObject", "organization"], {"o": "x"})
+        client.add("ou=here,dc=example", "organizationalUnit")
+        client.search("dc=example", "(ou=here)")
+        return [entry.entry_dn for entry in client.entries]
+
+
+async def main():
+    port, path = free_port(), FOLDER / "slapd.conf"
+    path.write_text(CONFIGURATION)
+    server = (tool("slapd"), "-d", "0", "-f", path, "-h", f"ldap://127.0.0.1:{port}")
+    with program(port, *server), relay(port) as front:
+        here = ["ou=here,dc=example"]
+        right("by ldap3", holds=await in_thread(by_ldap3, front) == here)
+        endpoint = clientFromString(reactor, f"netsock:127.0.0.1:{port}")
+        client = await endpoint.connect(Factory.forProtocol(LDAPClient))
+        await client.startTLS(client_context_factory(AUTHORITY.client_options(), "localhost"))
+        await client.bind("cn=me,dc=example", "password")
+        found = await LDAPEntry(client, "dc=example").search(filterText="(ou=here)")
+        right("by ldaptor", holds=[entry.dn.getText() for entry in found] == here)
+        right("TLS", holds=client.transport.getPeerCertificate() is not None)
+        client.unbind()
+
+
+on_reactor(main)
