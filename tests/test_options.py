@@ -89,6 +89,8 @@ ACCEPTED = [
     ("backlog", 2**31 - 1, 2**31 - 1),
     ("reuse_port", True, True),
     ("v6_only", True, True),
+    ("proxy", "environment", "environment"),
+    ("proxy", "http://me:secret@h:1", "http://me:secret@h:1"),
     ("proxy_protocol", "v1", "v1"),
     ("proxy_protocol", "any", "any"),
     ("handshake", False, False),

@@ -49,7 +49,13 @@ if TYPE_CHECKING:
     from .errors import CertificateVerificationError as CertificateVerificationError
     from .errors import HostNotFoundError as HostNotFoundError
     from .errors import NetsockError as NetsockError
+    from .errors import ProxyAuthenticationError as ProxyAuthenticationError
+    from .errors import ProxyError as ProxyError
     from .errors import ProxyHeaderError as ProxyHeaderError
+    from .errors import ProxyProtocolError as ProxyProtocolError
+    from .errors import ProxyRefusedError as ProxyRefusedError
+    from .errors import ProxyTargetError as ProxyTargetError
+    from .errors import ProxyUnreachableError as ProxyUnreachableError
     from .errors import SocketBindError as SocketBindError
     from .errors import SocketBusyError as SocketBusyError
     from .errors import SocketClosedError as SocketClosedError
@@ -100,7 +106,13 @@ _PUBLIC = {
         "CertificateVerificationError",
         "HostNotFoundError",
         "NetsockError",
+        "ProxyAuthenticationError",
+        "ProxyError",
         "ProxyHeaderError",
+        "ProxyProtocolError",
+        "ProxyRefusedError",
+        "ProxyTargetError",
+        "ProxyUnreachableError",
         "SocketBindError",
         "SocketBusyError",
         "SocketClosedError",

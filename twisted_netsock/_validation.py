@@ -18,6 +18,7 @@ from socket import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AddressFamily, SocketK
 from typing import TypeVar
 
 from ._hostnames import is_host_name, is_ip_address
+from ._proxies import ENVIRONMENT, parse_proxy
 
 Member = TypeVar("Member", AddressFamily, SocketKind)
 
@@ -203,6 +204,16 @@ def proxy_protocol(value: object, name: str) -> str | None:
         raise _wrong_type(value, name, f"one of {', '.join(PROXY_PROTOCOLS)}, or None")
     if value is not None and value not in PROXY_PROTOCOLS:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(PROXY_PROTOCOLS)}")
+    return value
+
+
+def proxy(value: object, name: str) -> str | None:
+    """Take the URL of a proxy, ``"environment"``, or `None`; no error repeats the URL."""
+    if value is None or value == ENVIRONMENT:
+        return ENVIRONMENT if value else None
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a URL of a proxy or None, not {_kind(value)}")
+    parse_proxy(value, name)
     return value
 
 

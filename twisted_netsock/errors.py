@@ -29,7 +29,13 @@ __all__ = [
     "CertificateVerificationError",
     "HostNotFoundError",
     "NetsockError",
+    "ProxyAuthenticationError",
+    "ProxyError",
     "ProxyHeaderError",
+    "ProxyProtocolError",
+    "ProxyRefusedError",
+    "ProxyTargetError",
+    "ProxyUnreachableError",
     "SocketBindError",
     "SocketBusyError",
     "SocketClosedError",
@@ -213,8 +219,8 @@ class SocketConnectionTimeoutError(SocketConnectionError, _error.TimeoutError, T
     No connection was made within `connection_timeout` or `handshake_timeout`.
 
     Attributes:
-        stage: What was under way: ``"look-up"``, ``"connect"`` or ``"handshake"``;
-            in the log of a server also ``"PROXY header"``.
+        stage: What was under way: ``"look-up"``, ``"connect"``, ``"proxy"`` or
+            ``"handshake"``; in the log of a server also ``"PROXY header"``.
     """
 
     default_errno = _errno.ETIMEDOUT
@@ -245,6 +251,67 @@ class SocketConnectionRefusedError(
 
     default_errno = _errno.ECONNREFUSED
     default_strerror = "The connection was refused"
+
+
+class ProxyError(SocketConnectionError):
+    """
+    There is no connection through the proxy; its kin say why.
+
+    Attributes:
+        proxy: The proxy's URL, without credentials.
+        target: Host and port that it was to connect to.
+        reason: Why it has not, in words.
+        code: The status of HTTP or the code of SOCKS that it answered, or `None`.
+    """
+
+    default_strerror = "There is no connection through the proxy"
+
+    def __init__(
+        self,
+        proxy: str,
+        target: str,
+        reason: str,
+        *,
+        code: int | None = None,
+        attempts: Sequence[tuple[SocketAddress, Exception]] = (),
+        socket: object = None,
+    ) -> None:
+        self.proxy = proxy
+        self.target = target
+        self.reason = reason
+        self.code = code
+        text = f"{self.default_strerror}: {proxy}, for {target}: {reason}"
+        SocketConnectionError.__init__(self, attempts, socket=socket, strerror=text)
+
+
+class ProxyUnreachableError(ProxyError):
+    """The proxy itself could not be looked up or connected to."""
+
+    default_strerror = "The proxy cannot be reached"
+
+
+class ProxyRefusedError(ProxyError):
+    """The proxy does not do what it was asked."""
+
+    default_strerror = "The proxy refuses"
+
+
+class ProxyAuthenticationError(ProxyError):
+    """The proxy wants credentials, or rejects those that it was given."""
+
+    default_strerror = "The proxy does not know who asks"
+
+
+class ProxyTargetError(ProxyError):
+    """The proxy could not connect to where it was asked to."""
+
+    default_strerror = "The proxy cannot reach the target"
+
+
+class ProxyProtocolError(ProxyError):
+    """What answers is no such proxy, or it went away before it had answered."""
+
+    default_strerror = "The proxy speaks something else"
 
 
 class SocketConnectionLostError(SocketError, _error.ConnectionLost, ConnectionResetError):

@@ -41,6 +41,7 @@ import attrs
 
 from . import _validation as check
 from ._hostnames import is_ip_address
+from ._proxies import without_credentials
 from ._public import public_in
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class SocketOptionFields(TypedDict, total=False):
     reuse_port: bool
     v6_only: bool
     proxy_protocol: Literal["v1", "v2", "any"] | None
+    proxy: str | None
 
 
 class TLSSocketOptionFields(SocketOptionFields, total=False):
@@ -259,6 +261,10 @@ class SocketOptions:
         proxy_protocol: ``"v1"`` or ``"v2"``, a version of the PROXY protocol, or
             `None`. A client sends such a header before anything else; a server
             requires one of every connection, of either version if this is ``"any"``.
+        proxy: What a client connects through: ``"socks5://HOST:PORT"`` or
+            ``"http://HOST:PORT"`` (CONNECT), with ``USER:PASSWORD@`` before the host where
+            needed, ``"environment"`` (the variables that curl reads), or `None`. The proxy
+            looks the node up.
     """
 
     ai_family: AddressFamily = _field(AF_UNSPEC, check.family, "family", of_sockets=True)
@@ -281,6 +287,7 @@ class SocketOptions:
     proxy_protocol: str | None = _field(
         None, check.proxy_protocol, "proxy_protocol", of_sockets=True
     )
+    proxy: str | None = _field(None, check.proxy, "proxy", of_sockets=True)
 
     if TYPE_CHECKING:
 
@@ -298,6 +305,13 @@ class SocketOptions:
             raise ValueError(
                 f"proxy_protocol={self.proxy_protocol!r} needs ai_socktype=SOCK_STREAM: "
                 "only a stream begins with a header"
+            )
+        if self.proxy is not None and (
+            self.ai_socktype != SOCK_STREAM or self.ai_family == AF_UNIX
+        ):
+            raise ValueError(
+                "proxy needs ai_socktype=SOCK_STREAM, and another ai_family than AF_UNIX: "
+                "it connects TCP streams"
             )
 
     def replace(self, **changes: Unpack[SocketOptionFields]) -> Self:
@@ -343,6 +357,8 @@ class SocketOptions:
             value = getattr(self, field.name)
             if value != _defaults(type(self))[field.name]:
                 secret = field.metadata["secret"]
+                if field.name == "proxy":
+                    value = without_credentials(value)
                 shown.append(f"{field.name}={check.redacted(value) if secret else repr(value)}")
         if getattr(self, "certificate_verifier", None) is False:
             shown.append("UNVERIFIED")
@@ -516,6 +532,8 @@ class ServerTLSSocketOptions(TLSSocketOptions):
         ) -> Self: ...
 
     def _check_role(self) -> None:
+        if self.proxy is not None:
+            raise ValueError("proxy is for clients: a server is not reached through one")
         if self.server_identity is not None:
             raise ValueError(
                 f"server_identity={self.server_identity!r} is for clients: "

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.once
 C, S = clientFromString, serverFromString
 MANY = "9" * 5000
 CUT = "9" * 80
-KNOWN = (*string_keys.keys_of(SocketOptions), "node", "service")
+KNOWN = (*string_keys.keys_of(SocketOptions), "node", "service", string_keys.PROXY_PASSWORD_FILE)
 TLS = "netsock-tls:example.com:443"
 
 # What no text file can hold, or should: the endpoint function, the string, and the line.

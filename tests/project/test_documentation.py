@@ -390,7 +390,8 @@ STRINGS_PAGE = REFERENCE / "endpoint-strings.md"
 
 def test_the_reference_has_every_key_of_endpoint_strings() -> None:
     """And says rightly which prefix and side takes it."""
-    plain = {*string_keys.keys_of(SocketOptions), "node", "service"}
+    others = ("node", "service", string_keys.PROXY_PASSWORD_FILE)
+    plain = {*string_keys.keys_of(SocketOptions), *others}
     tls = {*string_keys.keys_of(TLSSocketOptions), string_keys.PASSWORD_FILE, string_keys.ENDPOINT}
     server = {*string_keys.keys_of(ServerTLSSocketOptions), string_keys.RELOAD_EVERY}
     expected = dict.fromkeys(server, "`netsock-tls`, servers")

@@ -154,6 +154,7 @@ PLAIN_DEFAULTS = {
     "reuse_port": False,
     "v6_only": False,
     "proxy_protocol": None,
+    "proxy": None,
 }
 TLS_DEFAULTS = {
     **PLAIN_DEFAULTS,

@@ -179,7 +179,17 @@ async def failing(sock: netsock.Socket) -> None:
     ) as error:
         told: OSError = error
         print(told)
-    except (netsock.HostNotFoundError, netsock.ProxyHeaderError, netsock.NetsockError) as error:
+    except (
+        netsock.HostNotFoundError,
+        netsock.ProxyHeaderError,
+        netsock.ProxyError,
+        netsock.ProxyAuthenticationError,
+        netsock.ProxyProtocolError,
+        netsock.ProxyRefusedError,
+        netsock.ProxyTargetError,
+        netsock.ProxyUnreachableError,
+        netsock.NetsockError,
+    ) as error:
         print(error)
 
 

@@ -177,5 +177,9 @@ def https_policy(options: TLSSocketOptions | None = None) -> IPolicyForHTTPS:
     _refuse_names(record)
     # What else is wrong with the record is raised here, and not by the first request. (That
     # a server is not verified is logged when there is one.)
+    if record.proxy is not None:
+        raise ValueError(
+            "proxy: an agent with a policy connects itself; use agent_endpoint_factory"
+        )
     client_context_factory(record.replace(certificate_verifier=None), "localhost")
     return _Policy(record)

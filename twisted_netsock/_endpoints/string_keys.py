@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .._proxies import has_password, with_password
 from .._validation import CERTIFICATE_PROFILES, FAMILIES, PROXY_PROTOCOLS, duration_text, shortened
 from ..options import (
     ServerTLSSocketOptions,
@@ -57,6 +58,7 @@ _OPTION_NAME: Final = re.compile(rf"({'|'.join(_LEVELS)})_[A-Z0-9_]+")
 _NO_TEXT: Final = re.compile(rf"[-+]?\d+|{'|'.join(_TRUE | _FALSE)}|", re.ASCII | re.IGNORECASE)
 _DIGITS: Final = 5
 PASSWORD_FILE: Final = "privateKeyPasswordFile"  # noqa: S105 - a key's name
+PROXY_PASSWORD_FILE: Final = "proxyPasswordFile"  # noqa: S105 - a key's name
 RELOAD_EVERY: Final = "reloadEvery"
 ENDPOINT: Final = "endpoint"
 SYSTEMD: Final = "systemd"
@@ -69,6 +71,7 @@ _OTHER_KEYS: Final = {
     "service": (False, False),
     ENDPOINT: (True, False),
     PASSWORD_FILE: (True, False),
+    PROXY_PASSWORD_FILE: (False, False),
     RELOAD_EVERY: (True, True),
     SYSTEMD: (False, True),
     DESCRIPTOR: (False, True),
@@ -187,6 +190,12 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
     return host, int(groups.get("p6") or groups.get("p4") or 0)
 
 
+def _proxy(key: str, value: str) -> str:
+    if has_password(value):
+        raise ValueError(f"{key}: a password never stands in a string; use {PROXY_PASSWORD_FILE}")
+    return value
+
+
 _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "boolean": _boolean,
     "certificate_profile": _choice({name: name for name in CERTIFICATE_PROFILES}, ""),
@@ -200,6 +209,7 @@ _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "paths": _some_items("a path"),
     "protocols": _some_items("a protocol"),
     "proxy_protocol": _choice({name: name for name in PROXY_PROTOCOLS}, ""),
+    "proxy": _proxy,
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "text": lambda _key, value: value,
     "verifier": _verifier,
@@ -308,7 +318,7 @@ def _unknown(kind: EndpointKind, key: str, value: str) -> ValueError:
             meant = f"did you mean {known[near[0]]}?"
         else:
             meant = f"known are {', '.join(sorted(known.values()))}"
-    if "password" in key.lower() and key != PASSWORD_FILE:
+    if "password" in key.lower() and key not in (PASSWORD_FILE, PROXY_PASSWORD_FILE):
         # Whatever it is, it may be one.
         return ValueError(f"unknown key {_shown(key)}: passwords never stand here; {meant}")
     return ValueError(f"unknown key {_shown(key)}={shortened(value)}: {meant}")
@@ -369,16 +379,22 @@ def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptio
     keys = keys_of(record)
     fields: dict[str, Any] = {}
     socket_options: list[tuple[int, int, int | bytes]] = []
+    proxy: str | None = None
     for key, value in given.items():
         if key in keys:
             field, parse = keys[key]
             fields[field] = parse(key, value)
         elif key == PASSWORD_FILE:
             fields["private_key_password"] = _read_password(key, value)
+        elif key == PROXY_PASSWORD_FILE:
+            url = _proxy("proxy", given.get("proxy", ""))
+            proxy = with_password(url, _read_password(key, value), key)
         else:
             option = _socket_option(key, value)
             assert option is not None  # `check_keys` has seen to that.
             socket_options.append(option)
+    if proxy is not None:
+        fields["proxy"] = proxy
     return in_terms_of_keys(lambda: record(**fields, socket_options=socket_options))
 
 

@@ -1,23 +1,26 @@
 """
 From a node and a service to a connection, verified if it is TLS.
 
-Look-up, Happy Eyeballs, the PROXY header and the TLS handshake share the one deadline of
-`connection_timeout`.
+Look-up, Happy Eyeballs, the dialogue with a proxy, the PROXY header and the TLS handshake share
+the one deadline of `connection_timeout`.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from socket import AF_UNIX
+from socket import AF_INET, AF_UNIX
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from .._hostnames import host_to_look_up, numeric_service
 from .._io.fairness import HANDSHAKE_WEIGHT
 from .._io.interfaces import Reactor
 from .._io.poller import poller_for
+from .._proxies import Proxy, host_and_port, proxy_for
+from .._proxy.stage import ask_proxy
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import send_header
 from .._tls.client import ClientContextFactory
@@ -25,7 +28,13 @@ from .._tls.handshake import handshake
 from .._tls.in_memory import tls_over
 from .._validation import in_seconds
 from ..addresses import AddressInfo, as_socket_address, interleave_families
-from ..errors import NetsockError, SocketConnectionError, SocketConnectionTimeoutError
+from ..errors import (
+    HostNotFoundError,
+    NetsockError,
+    ProxyUnreachableError,
+    SocketConnectionError,
+    SocketConnectionTimeoutError,
+)
 from ..options import SocketOptions
 from .deadline import Deadline
 from .happy_eyeballs import Established, HappyEyeballs
@@ -105,6 +114,18 @@ def connect(
         Fails with `CancelledError` at every stage, and leaves nothing behind.
     """
     try:
+        proxy = (
+            None
+            if options.proxy is None
+            else proxy_for(options.proxy, node, tls=factory is not None)
+        )
+    except ValueError as error:
+        return fail(SocketConnectionError(strerror=str(error)))
+    if proxy is not None:
+        return Deferred.fromCoroutine(
+            _connect_through(reactor, proxy, node, service, options, factory, protocols, header)
+        )
+    try:
         infos = _known_infos(node, service, options)
     except NetsockError:
         return fail(Failure())
@@ -133,11 +154,80 @@ async def _connect(
     protocols: Sequence[bytes],
     header: ProxyHeader | None,
 ) -> Established:
+    established = await _reach(reactor, deadline, infos, node, service, options)
+    place = node if service is None else service
+    return await _finish(
+        reactor, deadline, established, place, options, factory, protocols, header
+    )
+
+
+async def _reach(
+    reactor: Reactor,
+    deadline: Deadline,
+    infos: Sequence[AddressInfo] | None,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions,
+) -> Established:
+    """Look *node* up unless *infos* are known, and connect."""
     if infos is None:
         found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
         infos = _ordered(options, found)
     attempts = HappyEyeballs(reactor, infos, options)
-    established = await deadline.bound(attempts.run(), "connect", attempts.attempts)
+    return await deadline.bound(attempts.run(), "connect", attempts.attempts)
+
+
+async def _connect_through(
+    reactor: Reactor,
+    proxy: Proxy,
+    node: str,
+    service: str | int | None,
+    options: SocketOptions,
+    factory: ClientContextFactory | None,
+    protocols: Sequence[bytes],
+    header: ProxyHeader | None,
+) -> Established:
+    """Connect to *proxy*, and have it connect to *node* and *service*."""
+    deadline = Deadline(reactor, in_seconds(options.connection_timeout))
+    host = host_to_look_up(node)
+    port = numeric_service(service)
+    if port is None:
+        # A proxy knows ports alone; the name is looked up where those of all services are.
+        v4 = options.replace(ai_family=AF_INET)
+        looking = look_up_place(reactor, "127.0.0.1", service, v4)
+        address = (await deadline.bound(looking, "look-up"))[0].address
+        assert address is not None
+        port = address.port
+    try:
+        infos = _known_infos(proxy.host, proxy.port, options)
+        established = await _reach(reactor, deadline, infos, proxy.host, proxy.port, options)
+    except SocketConnectionTimeoutError:
+        raise
+    except (HostNotFoundError, SocketConnectionError) as error:
+        target = host_and_port(host, port)
+        attempts = getattr(error, "attempts", ())
+        reason = str(error.strerror)
+        raise ProxyUnreachableError(str(proxy), target, reason, attempts=attempts) from None
+    try:
+        asking = ask_proxy(reactor, established.watch, established.descriptor, proxy, host, port)
+        await deadline.bound(asking, "proxy")
+    except BaseException:
+        established.close()
+        raise
+    return await _finish(reactor, deadline, established, port, options, factory, protocols, header)
+
+
+async def _finish(
+    reactor: Reactor,
+    deadline: Deadline,
+    established: Established,
+    place: str | int,
+    options: SocketOptions,
+    factory: ClientContextFactory | None,
+    protocols: Sequence[bytes],
+    header: ProxyHeader | None,
+) -> Established:
+    """Send the PROXY header, and speak TLS, as far as they are asked for."""
     sock, watch = established.descriptor.sock, established.watch
     # The peer may reset the connection before the last stage is done, so that its address is
     # gone: callers that need it ask for it then.
@@ -145,9 +235,8 @@ async def _connect(
     try:
         if options.proxy_protocol is not None:
             sending = send_header(reactor, watch, sock, options.proxy_protocol, header)
-            await deadline.bound(sending, "connect", attempts.attempts)
+            await deadline.bound(sending, "connect")
         if factory is not None:
-            place = node if service is None else service
             if factory.options.handshake:
                 poller_for(reactor).at_once += HANDSHAKE_WEIGHT
             await _secure(reactor, deadline, established, factory, protocols, place)

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
-from .._hostnames import host_to_look_up, numeric_service
+from .._hostnames import host_to_look_up, is_ip_address, numeric_service
 from .._io.interfaces import Reactor
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError, SocketError
@@ -105,6 +105,8 @@ def check_target(node: str | None, service: str | int | None, options: SocketOpt
         TypeError: One is of another type.
         ValueError: One is missing, superfluous, or no name, path or port.
     """
+    if options.proxy is not None:
+        _check_behind_proxy(node)
     _check_node(node, service, options)
     if options.ai_family == AF_UNIX:
         return
@@ -120,6 +122,8 @@ def check_listening(node: str | None, service: str | int | None, options: Socket
         TypeError: One is of another type.
         ValueError: One is missing, superfluous, or no name, path or port.
     """
+    if options.proxy is not None:
+        raise ValueError("proxy is for clients: a server is not reached through one")
     if node is not None or options.ai_family == AF_UNIX:
         _check_node(node, service, options)
     if options.ai_family == AF_UNIX:
@@ -127,6 +131,13 @@ def check_listening(node: str | None, service: str | int | None, options: Socket
     if service is None:
         raise ValueError("service=None must be a name or a port to listen on")
     numeric_service(service)
+
+
+def _check_behind_proxy(node: str | None) -> None:
+    if node is None:
+        raise ValueError("node=None: a proxy needs a host to connect to")
+    if isinstance(node, str) and is_ip_address(node) and "%" in node:
+        raise ValueError(f"node={node!r}: its zone means nothing to a proxy")
 
 
 def _check_node(node: str | None, service: str | int | None, options: SocketOptions) -> None:
