@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -100,7 +102,7 @@ class OneShot(Service):
     def _stop_reactor(self, _: object) -> None:
         self._running = None
         if not self._stopped:
-            self._reactor.stop()
+            _stop(self._reactor)
 
     def stopService(self) -> Deferred[object] | None:
         """Cancel the command if it runs; done when it has cleaned up."""
@@ -110,6 +112,12 @@ class OneShot(Service):
         if running is not None:
             running.cancel()
         return running
+
+
+def _stop(reactor: Reactor) -> None:
+    # A signal may come in the reactor iteration in which the command ends by itself.
+    with suppress(ReactorNotRunning):
+        reactor.stop()
 
 
 def exit_process_with(outcome: Outcome) -> None:
@@ -148,7 +156,7 @@ def run_alone(reactor: Reactor, options: OneShotOptions) -> Outcome:
     def stop() -> None:
         if not stopping:
             stopping.append(True)
-            reactor.stop()
+            _stop(reactor)
 
     stopping: list[bool] = []
     for number in _SIGNALS:
