@@ -403,7 +403,7 @@ class TLSSocketOptions(SocketOptions):
             header before it, or `None` for no limit.
         close_timeout: Time for the peer's close_notify.
         suppress_ragged_eofs: Take an end without close_notify for the end of the stream, as
-            Python's `ssl` does by default. Then nobody notices that an attacker has cut off what
+            Python's ``ssl`` does by default. Then nobody notices that an attacker has cut off what
             was sent (RFC 8446, section 6.1): for peers alone that never send close_notify, and
             protocols that say how long their messages are.
         keylog_file: A file to append session secrets to, for debugging; one that exists

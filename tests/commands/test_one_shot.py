@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -37,4 +38,5 @@ def test_a_command_may_end_in_the_iteration_in_which_the_reactor_was_stopped(log
     OneShot(reactor, Options(), ended.append).startService()
     assert ended == [Outcome.OK]
     assert reactor.asked == 1
+    gc.collect()
     assert logged_errors == []
