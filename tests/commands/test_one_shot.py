@@ -19,7 +19,7 @@ class Reactor:
 
     asked = 0
 
-    def callWhenRunning(self, function: Callable[[], object]) -> None:
+    def callWhenRunning(self, function: Callable[[], object]) -> None:  # noqa: N802
         function()
 
     def stop(self) -> None:
