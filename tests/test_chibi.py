@@ -206,7 +206,7 @@ class TestLookUp:
         assert (caught.value.node, caught.value.service) == ("localhost", 80)
         assert caught.value.errno == socket.EAI_NONAME
 
-    async def test_the_canonical_name_is_told_where_it_is_asked_for(self) -> None:
+    async def test_the_canonical_name_is_reported_where_it_is_asked_for(self) -> None:
         asked = hints(flags=chibi.AI_CANONNAME)
         expected = socket.getaddrinfo("localhost", 80, flags=socket.AI_CANONNAME)[0][3]
         assert (await soon(chibi.get_address_info("localhost", 80, asked))).canonname == expected

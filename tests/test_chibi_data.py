@@ -140,7 +140,7 @@ class TestTransfer:
             await soon(chibi.send(one, b"taken", 0, other.getsockname()))
             assert await soon(chibi.receive(other, 10, 0, any_family)) == b"taken"
 
-    async def test_an_empty_datagram_is_told_from_a_timeout(self) -> None:
+    async def test_an_empty_datagram_is_no_timeout(self) -> None:
         clock = ClockedReactor()
         async with udp_pair(reactor=clock) as (one, other):
             for _ in range(3):

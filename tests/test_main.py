@@ -43,7 +43,7 @@ def test_each_command_has_help(command, capsys):
     assert len(max(shown.splitlines(), key=len)) <= 80
 
 
-def test_the_version_is_told():
+def test_the_version_is_reported():
     done = netsock("--version")
     assert (done.code, done.errors) == (0, "")
     assert done.output.startswith(f"netsock {__version__} (Twisted ")

@@ -188,7 +188,7 @@ def test_a_wrong_value_is_a_value_error_that_says_what_is_allowed(field):
 
 
 @pytest.mark.parametrize("field", sorted(WRONG_SECRETS))
-def test_a_wrong_type_of_what_may_be_secret_is_told_by_its_type(field):
+def test_a_wrong_type_of_what_may_be_secret_is_reported_by_its_type(field):
     for value in WRONG_SECRETS[field]:
         told = refusal(TLSSocketOptions, TypeError, **beside(field), **{field: value})
         assert told.startswith(f"{field} must be ")

@@ -224,7 +224,7 @@ def test_an_int_of_connection_timeout_is_microseconds(microseconds, duration):
 
 
 @pytest.mark.parametrize("number", [99_999, 30_000, 30, 1])
-def test_an_int_that_was_meant_in_another_unit_is_told_which_timedelta(number):
+def test_an_int_that_was_meant_in_another_unit_gets_the_timedelta_that_was_meant(number):
     told = refusal(SocketOptions, ValueError, connection_timeout=number)
     assert told.startswith(f"connection_timeout={number} ")
     assert "microseconds" in told

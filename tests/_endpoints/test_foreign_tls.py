@@ -381,7 +381,7 @@ async def test_a_pull_producer_is_asked_until_it_ends(plain, authority):
         assert pair.server.received == b"x" * 1_000_000
 
 
-async def test_abort_is_told_once(plain, authority):
+async def test_abort_is_reported_once(plain, authority):
     factories = Certified("twisted", authority)
     async with connected(plain) as pair:
         start(pair, factories)

@@ -206,7 +206,7 @@ async def test_connection_timeout_covers_the_inner_connect(authority):
     assert len(cancelled) == 1
 
 
-async def test_what_the_inner_endpoint_fails_with_is_told(authority):
+async def test_what_the_inner_endpoint_fails_with_is_reported(authority):
     _, endpoint = over_script(authority, fail(ConnectError(string="the endpoint's own")))
     clients = Protocols()
     with pytest.raises(ConnectError, match="the endpoint's own"):
@@ -214,7 +214,7 @@ async def test_what_the_inner_endpoint_fails_with_is_told(authority):
     assert clients.life == ["start", "stop"]
 
 
-async def test_a_refused_connection_is_told(inner, authority):
+async def test_a_refused_connection_is_reported(inner, authority):
     with socket.create_server((LOOPBACK, 0)) as closed:
         number = closed.getsockname()[1]
     refused = client_endpoint(
@@ -535,7 +535,7 @@ async def test_certificates_are_reloaded(inner, authority, tmp_path):
 
 # Twisted 26.4 leaves the socket of its own port to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_what_the_inner_endpoint_cannot_listen_on_is_told(authority):
+async def test_what_the_inner_endpoint_cannot_listen_on_is_reported(authority):
     with socket.create_server((LOOPBACK, 0)) as taken:
         number = taken.getsockname()[1]
         endpoint = server_endpoint(

@@ -95,7 +95,7 @@ async def test_a_protocol_sees_the_addresses_of_the_header(kind, required, sent)
         ),
     ],
 )
-async def test_addresses_of_every_family_are_told(kind, header, peer, host):
+async def test_addresses_of_every_family_are_reported(kind, header, peer, host):
     servers = Protocols()
     async with listening(kind.server(proxy_protocol="v2"), servers) as port:
         server = await proxied(kind, port, servers, header.encode("v2"))
@@ -407,7 +407,7 @@ async def test_version_1_tells_unknown_over_unix_sockets(tmp_path):
         await clients.all_lost()
 
 
-async def test_an_ipv4_connection_of_a_dual_stack_port_is_told_as_ipv4(kind):
+async def test_an_ipv4_connection_of_a_dual_stack_port_is_reported_as_ipv4(kind):
     servers, clients = Protocols(), Protocols()
     async with listening(kind.server(proxy_protocol="v1"), servers, node=None) as port:
         options = kind.client(proxy_protocol="v1")
@@ -421,7 +421,7 @@ async def test_an_ipv4_connection_of_a_dual_stack_port_is_told_as_ipv4(kind):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_ipv6_connections_are_told_as_such(version):
+async def test_ipv6_connections_are_reported_as_such(version):
     servers, clients = Protocols(), Protocols()
     options = SocketOptions(proxy_protocol=version)
     async with listening(options, servers, node="::1") as port:

@@ -451,7 +451,7 @@ async def test_a_mute_tls_peer_is_dropped_after_handshake_timeout(authority, clo
     assert any(f"{where[0]}:{where[1]}" in line and "handshake" in line for line in log_lines)
 
 
-async def test_a_failed_handshake_is_told_with_address_and_reason(authority, log_lines):
+async def test_a_failed_handshake_is_reported_with_address_and_reason(authority, log_lines):
     servers = Protocols()
     async with listening(authority.server_options(), servers) as port:
         with raw_client(port) as peer:

@@ -133,7 +133,7 @@ def test_a_bad_file_is_named_on_one_line(tmp_path, content, message):
         ),
     ],
 )
-def test_a_bad_key_is_told_on_one_line_without_its_content(
+def test_a_bad_key_is_reported_on_one_line_without_its_content(
     tmp_path, authority, key, content, message
 ):
     del key

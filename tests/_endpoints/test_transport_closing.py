@@ -118,7 +118,7 @@ async def test_the_end_of_the_stream_is_connection_done(kind):
 # By halves
 
 
-async def test_each_half_is_told_on_both_sides(kind):
+async def test_each_half_is_reported_on_both_sides(kind):
     async with connected(kind, HalfCloser, HalfCloser) as pair:
         pair.client.transport.write(b"question")
         pair.client.transport.loseWriteConnection()

@@ -117,7 +117,7 @@ async def test_a_push_producer_may_come_late(kind):
         await until(lambda: producer.calls == ["pause", "resume"])
 
 
-async def test_a_paused_producer_is_told_so_once(kind):
+async def test_a_paused_producer_is_paused_once(kind):
     async with connected(kind) as pair:
         pair.server.transport.pauseProducing()
         producer = Push(pair.client.transport)
@@ -275,7 +275,7 @@ async def test_a_producer_is_stopped_when_the_connection_is_lost(kind):
         assert producer.calls == ["stop"]
 
 
-async def test_a_producer_that_was_let_go_is_told_nothing(kind):
+async def test_a_producer_that_was_let_go_is_not_called(kind):
     async with connected(kind) as pair:
         producer = Push(pair.client.transport)
         pair.client.transport.unregisterProducer()

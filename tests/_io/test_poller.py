@@ -245,16 +245,16 @@ async def test_what_the_reactor_holds_names_the_descriptors(poller):
 
 
 @pytest.mark.parametrize("poller", [EpollPoller], indirect=True)
-async def test_each_of_many_is_told_in_turn_at_most_128_at_a_time(poller, monkeypatch):
+async def test_each_of_many_is_reported_in_turn_at_most_128_at_a_time(poller, monkeypatch):
     """The timers of `turn` get theirs in between."""
     heard = []
-    told_at_once = []
+    reported_at_once = []
     do_read = EpollPoller.doRead
 
     def noting(self):
         before = len(heard)
         do_read(self)
-        told_at_once.append(len(heard) - before)
+        reported_at_once.append(len(heard) - before)
 
     monkeypatch.setattr(EpollPoller, "doRead", noting)
     with ExitStack() as stack:
@@ -269,5 +269,5 @@ async def test_each_of_many_is_told_in_turn_at_most_128_at_a_time(poller, monkey
             stack.callback(owner.watch.close)
             owner.watch.want_receive()
         await turns(10)
-    assert max(told_at_once) == 128
+    assert max(reported_at_once) == 128
     assert len(set(heard)) == 300

@@ -61,7 +61,7 @@ async def test_an_owner_that_fails_goes_on_hearing(poller, logged_errors):
     logged_errors.clear()
 
 
-async def test_an_owner_may_close_any_watch_while_it_is_told(poller):
+async def test_an_owner_may_close_any_watch_while_it_is_called(poller):
     """Whoever is told first closes the other, which then hears nothing."""
     with watched(poller) as (first, first_peer), watched(poller) as (second, second_peer):
         first.act = lambda _: (first.watch.stop_receive(), second.watch.close())
@@ -134,7 +134,7 @@ async def test_a_closed_watch_hears_nothing_though_a_copy_of_the_descriptor_live
 # The end
 
 
-async def test_what_remove_all_dropped_is_told_at_the_next_registration(poller):
+async def test_what_remove_all_dropped_is_reported_at_the_next_registration(poller):
     """As the clean-up of trial does it, which tells nobody."""
     with watched(poller) as (old, _), watched(poller) as (new, peer):
         old.watch.want_receive()
@@ -210,7 +210,7 @@ def whoever_may_hear(poller, stack):
     return owners
 
 
-async def test_the_end_is_told_once_to_who_waits_and_who_is_kept(poller):
+async def test_the_end_is_reported_once_to_who_waits_and_who_is_kept(poller):
     with ExitStack() as stack:
         waiting, kept, idle, closed = whoever_may_hear(poller, stack)
         poller.lose_all()

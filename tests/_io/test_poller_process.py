@@ -132,7 +132,7 @@ def test_a_forked_child_cannot_use_what_its_parent_opened_and_disturbs_nothing(k
         _WITHOUT_EPOLL[kind]
         + _OWNERS
         + """
-def told_by(call):
+def seen_by(call):
     try:
         return f"{call()}"
     except SocketError as error:
@@ -148,9 +148,9 @@ async def main():
         try:
             lines = [
                 *waiting.heard,
-                told_by(idle.watch.want_receive),
-                told_by(waiting.watch.want_send),
-                told_by(lambda: poller.watch(there.fileno())),
+                seen_by(idle.watch.want_receive),
+                seen_by(waiting.watch.want_send),
+                seen_by(lambda: poller.watch(there.fileno())),
                 str(poller_for(reactor) is poller),
             ]
             idle.watch.close()

@@ -218,7 +218,7 @@ async def test_starting_during_a_pause_waits_for_its_end(listener, dial):
         await until(lambda: found.delivered)
 
 
-async def test_a_listener_that_fails_is_told_once_and_is_the_end(listener):
+async def test_a_listener_that_fails_is_reported_once_and_is_the_end(listener):
     with accepting(listener) as found:
         found.acceptor.start()
         listener.shutdown(socket.SHUT_RDWR)
@@ -232,7 +232,7 @@ async def test_a_listener_that_fails_is_told_once_and_is_the_end(listener):
         assert not found.watch.receive
 
 
-async def test_the_end_of_the_poller_is_told_once(listener):
+async def test_the_end_of_the_poller_is_reported_once(listener):
     with accepting(listener) as found:
         found.acceptor.start()
         poller_for(the_reactor()).lose_all()

@@ -88,7 +88,7 @@ class Refusing(socket.socket):
         raise OSError(errno.EOPNOTSUPP, "No")
 
 
-def test_a_port_that_cannot_be_shared_is_told_by_the_option_that_asked_for_it():
+def test_a_port_that_cannot_be_shared_is_reported_by_the_option_that_asked_for_it():
     options = SocketOptions(ai_family=AF_UNIX, reuse_port=True)
     with (
         Refusing(AF_UNIX) as sock,
@@ -138,7 +138,7 @@ async def test_the_local_address_decides_which_families_are_tried(start):
         assert established.descriptor.sock.getpeername()[0] == "127.0.0.2"
 
 
-async def test_a_local_address_of_a_family_that_the_node_has_not_is_told(start):
+async def test_a_local_address_of_a_family_that_the_node_has_not_is_reported(start):
     options = SocketOptions(local_address="127.0.0.9")
     with pytest.raises(SocketConnectionError, match=r"local_address='127\.0\.0\.9'"):
         await start(reactor_for("::1"), 80, options)

@@ -206,7 +206,7 @@ async def test_connection_timeout_does_nothing(bind):
 # Failures
 
 
-async def test_a_port_that_is_taken_is_told(bind):
+async def test_a_port_that_is_taken_is_reported(bind):
     (taken,) = await bind("127.0.0.1")
     before = open_sockets()
     with pytest.raises(SocketBindError) as caught:
@@ -218,14 +218,14 @@ async def test_a_port_that_is_taken_is_told(bind):
     assert open_sockets() == before
 
 
-async def test_a_port_that_is_taken_on_every_interface_is_told(bind):
+async def test_a_port_that_is_taken_on_every_interface_is_reported(bind):
     (taken,) = await bind(None)
     with pytest.raises(SocketBindError, match="every interface") as caught:
         await bind(None, port_of(taken))
     assert (caught.value.interface, caught.value.port) == (None, port_of(taken))
 
 
-async def test_an_address_that_is_not_ours_is_told(bind):
+async def test_an_address_that_is_not_ours_is_reported(bind):
     with pytest.raises(SocketBindError) as caught:
         await bind("203.0.113.9")
     assert caught.value.errno == errno.EADDRNOTAVAIL
@@ -264,7 +264,7 @@ async def test_an_address_of_a_name_that_is_taken_is_not_left_out(bind):
             await bind(NAME, port_of(taken), reactor=reactor, every_address=True)
 
 
-async def test_a_path_that_is_taken_is_told(bind, tmp_path):
+async def test_a_path_that_is_taken_is_reported(bind, tmp_path):
     path = str(tmp_path / "socket")
     await bind(path, None, ai_family=AF_UNIX)
     with pytest.raises(SocketBindError) as caught:
@@ -285,7 +285,7 @@ async def test_where_one_address_cannot_be_bound_none_stays_bound(bind):
 @pytest.mark.parametrize(
     ("node", "service"), [("other.invalid", 0), ("127.0.0.1", "no-such-service")]
 )
-async def test_what_is_not_found_is_told(bind, node, service):
+async def test_what_is_not_found_is_reported(bind, node, service):
     with pytest.raises(HostNotFoundError) as caught:
         await bind(node, service, reactor=reactor_for("127.0.0.2"))
     assert (caught.value.node, caught.value.service) == (node, service)

@@ -88,7 +88,7 @@ async def test_a_port_that_has_stopped_is_not_resumed():
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_a_gate_is_told_of_every_connection(tls, authority):
+async def test_a_gate_sees_every_connection(tls, authority):
     options = ServerTLSSocketOptions(certificates=authority.issue("x").pem) if tls else None
     async with port_of(options) as (port, _):
         guard = Guard()

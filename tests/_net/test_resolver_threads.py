@@ -97,7 +97,7 @@ async def test_a_name_beyond_ascii_is_asked_for_as_a_labels(library):
     assert asked == ["xn--bcher-kva.invalid"]
 
 
-async def test_a_failing_resolver_is_told_to_whoever_waits(library):
+async def test_a_failing_resolver_fails_all_that_wait(library):
     def answer(_):
         raise MemoryError("no room for the answer")
 

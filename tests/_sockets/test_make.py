@@ -106,7 +106,7 @@ class TestRecords:
         with pytest.raises(ValueError, match="at least one record"):
             make_server_tls_socket("127.0.0.1", 0, [])
 
-    def test_a_file_that_cannot_be_used_is_told_by_the_maker(self, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_used_is_reported_by_the_maker(self, tmp_path: Path) -> None:
         missing = str(tmp_path / "missing.pem")
         with pytest.raises(ValueError, match=r"missing\.pem"):
             make_server_tls_socket("127.0.0.1", 0, ServerTLSSocketOptions(certificates=missing))

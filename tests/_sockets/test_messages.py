@@ -54,7 +54,7 @@ class TestMessages:
                 for descriptor in passed:
                     os.close(descriptor)
 
-    async def test_ancillary_data_without_room_is_told_to_be_cut(self) -> None:
+    async def test_ancillary_data_without_room_is_reported_as_cut(self) -> None:
         one, other = chibi.open_socket_pair(socket_type=socket.SOCK_DGRAM)
         async with one, other:
             item = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno()]))

@@ -179,7 +179,7 @@ class TestWriting:
 
 
 class TestFailing:
-    async def test_a_failed_write_is_told_to_all_that_wait_and_to_later_writes(
+    async def test_a_failed_write_is_reported_to_all_that_wait_and_to_later_writes(
         self, streams: Streams
     ) -> None:
         async with streams.pair() as (one, other):

@@ -224,7 +224,7 @@ async def test_files_that_change_are_reloaded(authority, files, issued, options,
     listener.close()
 
 
-async def test_a_file_that_cannot_be_used_is_told_once(
+async def test_a_file_that_cannot_be_used_is_reported_once(
     authority, files, issued, options, log_lines, logged_errors
 ):
     clock, listener = await watched(options)

@@ -83,7 +83,7 @@ async def test_what_is_added_twice_in_a_turn_is_refused_and_not_forgotten(select
     await until(lambda: len(calls.seen) == 2)
 
 
-async def test_what_is_closed_before_its_turn_is_told_as_closed(selector, calls, pairs):
+async def test_what_is_closed_before_its_turn_is_reported_as_closed(selector, calls, pairs):
     ((one, other),) = pairs(1)
     await other.sendall(b"x")
     await turns()
@@ -182,7 +182,7 @@ def many_descriptors() -> bool:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 4096
 
 
-async def test_decrypted_bytes_are_told_without_the_kernel(authority, selector, calls):
+async def test_decrypted_bytes_are_reported_without_the_kernel(authority, selector, calls):
     async with tls_pair(authority) as (one, other):
         await other.sendall(b"many bytes")
         assert await soon(one.recv(1)) == b"m"
@@ -240,7 +240,7 @@ async def test_what_a_callback_raises_touches_no_other(
     assert await soon(one.recv(10)) == b"x"
 
 
-async def test_a_peer_that_goes_is_told_as_something_to_read(selector, calls, pairs):
+async def test_a_peer_that_goes_is_reported_as_something_to_read(selector, calls, pairs):
     (one, other), (two, second) = pairs(2)
     selector.add(one, calls)
     selector.add(two, calls)

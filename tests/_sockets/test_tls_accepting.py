@@ -164,7 +164,7 @@ async def refusal_of(listener: TLSSocket, authority: CertificateAuthority, **fie
 
 
 @VERSIONS
-async def test_it_is_told_depth_verdict_and_certificate(
+async def test_it_is_given_depth_verdict_and_certificate(
     authority: CertificateAuthority, version: str
 ) -> None:
     chain, verifier = make_hierarchy(), Verifier()
@@ -198,7 +198,7 @@ async def test_it_is_told_depth_verdict_and_certificate(
         ("yes", {}, 0, "bad certificate"),
     ],
 )
-async def test_it_is_told_what_is_wrong_and_the_client_is_refused(
+async def test_it_is_given_what_is_wrong_and_the_client_is_refused(
     authority: CertificateAuthority,
     version: str,
     answer: Any,

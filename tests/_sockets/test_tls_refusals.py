@@ -155,7 +155,7 @@ async def test_a_write_leaves_what_has_come_to_the_protocol(
 
 
 @pytest.mark.parametrize("then", ["send", "recv"])
-async def test_a_refusal_is_told_however_much_was_sent_before_it_came(
+async def test_a_refusal_is_reported_however_much_was_sent_before_it_came(
     authority: CertificateAuthority, demanding: dict[str, Any], then: str
 ) -> None:
     streams = TLSStreams(authority)

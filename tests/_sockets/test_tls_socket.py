@@ -60,7 +60,7 @@ class TestNegotiated:
             assert client.group == server.group
             assert isinstance(client.group, str)
 
-    async def test_nothing_is_told_before_the_handshake(self, tls: TLSStreams) -> None:
+    async def test_nothing_is_reported_before_the_handshake(self, tls: TLSStreams) -> None:
         async with tls.pair(handshake=False, alpn="h2") as pair:
             for each in pair:
                 assert each.tls_version is None

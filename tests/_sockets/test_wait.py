@@ -41,7 +41,7 @@ assert pairs
 # wait_readable
 
 
-async def test_what_is_readable_already_is_told_at_once(pairs):
+async def test_what_is_readable_already_is_reported_at_once(pairs):
     (one, other), (two, _), (three, third) = pairs(3)
     await other.sendall(b"x")
     await third.sendall(b"x")
@@ -51,7 +51,7 @@ async def test_what_is_readable_already_is_told_at_once(pairs):
     assert await waiting == [one, three]
 
 
-async def test_the_first_to_become_readable_is_told(pairs):
+async def test_the_first_to_become_readable_is_reported(pairs):
     (one, _), (two, other) = pairs(2)
     waiting = wait_readable(one, two)
     assert not waiting.called
@@ -60,7 +60,7 @@ async def test_the_first_to_become_readable_is_told(pairs):
     assert await soon(two.recv(10)) == b"x"
 
 
-async def test_all_that_are_readable_are_told_in_their_order(pairs):
+async def test_all_that_are_readable_are_reported_in_their_order(pairs):
     (one, first), (two, second), (three, _) = pairs(3)
     waiting = wait_readable(two, three, one)
     sending = first.sendall(b"x"), second.sendall(b"x")
@@ -69,7 +69,7 @@ async def test_all_that_are_readable_are_told_in_their_order(pairs):
     assert await soon(waiting) == [two, one]
 
 
-async def test_nothing_is_told_when_the_time_is_over(pairs):
+async def test_nothing_is_reported_when_the_time_is_over(pairs):
     ((one, other),) = pairs(1)
     assert await soon(wait_readable(one, timeout=SOON)) == []
     await other.sendall(b"x")
@@ -103,7 +103,7 @@ async def test_nothing_is_received_by_waiting(pairs):
     assert await soon(one.recv(100)) == b"all of it"
 
 
-async def test_one_that_is_given_twice_is_told_once(pairs):
+async def test_one_that_is_given_twice_is_reported_once(pairs):
     ((one, other),) = pairs(1)
     waiting = wait_readable(one, one)
     await other.sendall(b"x")
@@ -164,7 +164,7 @@ async def test_a_datagram_is_readable():
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-async def test_decrypted_bytes_are_told_at_once(version, authority):
+async def test_decrypted_bytes_are_reported_at_once(version, authority):
     """They are nowhere that the kernel could see them."""
     async with tls_pair(authority, version) as (one, other):
         await other.sendall(b"many bytes")

@@ -44,7 +44,7 @@ ALERTS = {
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 @pytest.mark.parametrize("case", ALERTS)
-def test_a_server_is_told_why_its_certificate_was_refused(
+def test_a_server_learns_why_its_certificate_was_refused(
     case, version, authority: CertificateAuthority, logged_errors
 ):
     alert, names, faults, fields = ALERTS[case]
@@ -72,9 +72,7 @@ def _alert(failed: SSL.Connection, peer: SSL.Connection) -> str:
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-def test_a_client_is_told_why_its_certificate_was_refused(
-    version, authority: CertificateAuthority
-):
+def test_a_client_learns_why_its_certificate_was_refused(version, authority: CertificateAuthority):
     record = ServerTLSSocketOptions(
         certificates=authority.issue(NAME).pem,
         trusted_certificates=authority.certificate,

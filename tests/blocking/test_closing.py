@@ -251,7 +251,7 @@ def test_many_threads_use_many_sockets(authority):
 
 
 @threaded
-def test_a_receive_that_finds_the_refusal_of_a_certificate_is_told(authority, other_authority):
+def test_a_receive_that_finds_the_refusal_of_a_certificate_is_reported(authority, other_authority):
     """The server refuses after the client's handshake: a send looks, a receive must hear of it."""
     record = authority.server_options(
         client_certificate_required=True, trusted_certificates=authority.certificate_pem

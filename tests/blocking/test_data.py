@@ -79,7 +79,7 @@ def test_pieces_of_one_record_are_received_one_by_one(pair):
 
 
 @threaded
-def test_the_end_is_told_and_the_other_direction_goes_on(pair):
+def test_the_end_is_reported_and_the_other_direction_goes_on(pair):
     with pair() as (one, other):
         one.sendall(b"last")
         one.shutdown(socket.SHUT_WR)

@@ -28,7 +28,7 @@ SHORT = timedelta(milliseconds=30)
 
 
 @threaded
-def test_those_that_can_be_read_are_told_in_order():
+def test_those_that_can_be_read_are_reported_in_order():
     with contextlib.ExitStack() as stack:
         pairs = [blocking.open_socket_pair() for _ in range(4)]
         for pair in pairs:
@@ -228,7 +228,7 @@ def test_closing_a_socket_tells_its_handler_and_frees_the_number():
 
 
 @threaded
-def test_a_socket_that_is_closed_before_the_selector_looks_at_it_is_told_once(monkeypatch):
+def test_a_socket_that_is_closed_before_the_selector_looks_at_it_is_reported_once(monkeypatch):
     calls = Calls()
     with blocking.SocketSelector() as selector:
         # The steps of its thread, in the order in which they meet these calls.

@@ -149,7 +149,7 @@ def test_idle_timeout_ends_a_silent_client(tmp_path):
         (["--idle-timeout", "10"], "10s for seconds"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments, said):
+def test_a_mistake_is_reported_in_one_line(arguments, said):
     done = run(*ECHO, *arguments)
     assert done.code != 0
     assert "Traceback" not in done.errors + done.output

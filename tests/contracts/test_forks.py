@@ -91,7 +91,7 @@ async def end(chat, port):
 """
 
 CALLS = """
-def told_by(call):
+def seen_by(call):
     try:
         result = call()
     except Exception as error:
@@ -122,7 +122,7 @@ async def main():
                 "TLS shutdown": lambda: tls.shutdown(socket.SHUT_WR),
                 "accept": lambda: server.accept(),
             }
-            lines = [f"{name}: {told_by(call)}" for name, call in calls.items()]
+            lines = [f"{name}: {seen_by(call)}" for name, call in calls.items()]
             chat.transport.write(b"from the child")
             chat.transport.loseConnection()
             chat.transport.abortConnection()

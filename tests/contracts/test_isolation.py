@@ -343,7 +343,7 @@ print(len(heard))
 """
 
 
-def test_at_the_reactor_s_end_every_protocol_is_told_whatever_others_raise():
+def test_at_the_reactor_s_end_every_protocol_is_called_whatever_others_raise():
     assert run_script(QUIET + SHUTDOWN) == ["8"]
 
 

@@ -111,7 +111,7 @@ async def test_a_proxy_header_that_fails_is_logged_and_reaches_no_application(
     [*((True, fault) for fault in FAULTS), *((False, fault) for fault in FAULTS[:3])],
     ids=lambda value: {True: "tls", False: "plain"}.get(value, value),
 )
-async def test_a_connected_client_that_fails_is_told_by_the_class_of_the_error(
+async def test_a_connected_client_that_fails_is_reported_by_the_class_of_the_error(
     way, tls, fault, half, authority
 ):
     """

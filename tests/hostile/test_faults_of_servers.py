@@ -91,7 +91,7 @@ def check(way: str, error: Exception, expected: type[Exception], reason: str) ->
 @every_way
 @pytest.mark.parametrize("stage", [*HANDSHAKE, *DATA])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_each_fault_of_a_tls_server_is_told_by_its_class(
+async def test_each_fault_of_a_tls_server_is_reported_by_its_class(
     way, stage, fault, authority, tmp_path
 ):
     context = server_context(authority.issue("localhost", LOOPBACK), tmp_path)
@@ -108,7 +108,7 @@ async def test_each_fault_of_a_tls_server_is_told_by_its_class(
 @every_way
 @pytest.mark.parametrize("stage", DATA)
 @pytest.mark.parametrize("fault", ["silence", "reset"])
-async def test_each_fault_of_a_plain_server_is_told_by_its_class(way, stage, fault):
+async def test_each_fault_of_a_plain_server_is_reported_by_its_class(way, stage, fault):
     options = SocketOptions(read_timeout=SOON if fault == "silence" else None)
     async with misbehaving_server(stage, fault, None) as port:
         error = await failure_of(way, LOOPBACK, port, options, stage == "half-closed")
@@ -146,7 +146,7 @@ async def test_a_port_where_nobody_listens_refuses(way, taken_port):
 
 
 @every_way
-async def test_a_source_port_that_is_taken_is_told_at_once(way, taken_port):
+async def test_a_source_port_that_is_taken_is_reported_at_once(way, taken_port):
     options = SocketOptions(local_address=(LOOPBACK, taken_port))
     with full_listener() as listener:
         error = await failure_of(way, LOOPBACK, listener.getsockname()[1], options)
@@ -165,7 +165,7 @@ def chooses_source_ports() -> bool:
 
 @every_way
 @pytest.mark.skipif(not chooses_source_ports(), reason="needs Linux 6.3")
-async def test_a_lack_of_source_ports_is_told_at_once(way, taken_port):
+async def test_a_lack_of_source_ports_is_reported_at_once(way, taken_port):
     one = struct.pack("=I", taken_port << 16 | taken_port)
     only = (socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, one)
     options = SocketOptions(socket_options=[only])
@@ -195,7 +195,7 @@ async def test_a_name_without_addresses_is_not_found(way):
 
 
 @every_way
-async def test_a_look_up_that_fails_is_told_at_once(way):
+async def test_a_look_up_that_fails_is_reported_at_once(way):
     """No name has a part of more than 63 characters: the resolver asks nobody."""
     error = await failure_of(way, f"{'a' * 70}.invalid", 80, SocketOptions())
     check(way, error, HostNotFoundError, "unreachable")

@@ -127,7 +127,7 @@ def test_what_a_module_lists_as_public_is_there_and_listed_once():
         assert not [each for each in listed if not hasattr(module, each)], name
 
 
-def test_type_checkers_are_told_that_there_are_types():
+def test_type_checkers_see_that_there_are_types():
     assert (PACKAGE / "py.typed").is_file()
 
 

@@ -83,7 +83,7 @@ def test_a_good_server_is_verified(good, ca):
     assert max(map(len, done.output.splitlines())) <= 80
 
 
-def test_the_whole_chain_is_told_on_demand_each_certificate_once(good, ca):
+def test_the_whole_chain_is_reported_on_demand_each_certificate_once(good, ca):
     with serving(good) as port:
         done = probe(port, "--ca", ca, "-v")
     assert "  chain       0 CN=localhost\n                  by CN=throw-away" in done.output
@@ -263,7 +263,7 @@ def test_the_certificates_themselves_are_printed_on_demand(good, ca):
     assert pem in text
 
 
-def test_tls_1_2_and_alpn_are_told(tmp_path, authority, ca):
+def test_tls_1_2_and_alpn_are_reported(tmp_path, authority, ca):
     old = tls(
         authority.issue("localhost").pem,
         tmp_path,
@@ -342,7 +342,7 @@ def test_secrets_of_the_session_are_logged_on_demand(good, ca, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["probe"], ["connect", "--tls"]])
-def test_secrets_that_cannot_be_kept_are_told_before_anything_is_done(command, tmp_path):
+def test_secrets_that_cannot_be_kept_are_reported_before_anything_is_done(command, tmp_path):
     keylog = tmp_path / "missing" / "keys"
     done = netsock(*command, "localhost:1", "--keylog", keylog)
     assert done.code == 2
@@ -398,7 +398,7 @@ def test_an_authority_that_is_not_trusted_is_no_authority(tmp_path, other_author
         assert probe(port).code == 6
 
 
-def test_every_problem_is_told_not_only_the_first(tmp_path, other_authority, ca):
+def test_every_problem_is_reported_not_only_the_first(tmp_path, other_authority, ca):
     bad = tls(other_authority.issue("other.example", expired=True).pem, tmp_path)
     with serving(bad) as port:
         _, address = found_by(probe(port, "--ca", ca, "--json"))

@@ -203,7 +203,7 @@ WITHOUT_LINES = {
 
 
 @pytest.mark.parametrize(("protocol", "steps", "said"), WITHOUT_LINES.values(), ids=WITHOUT_LINES)
-def test_a_refusal_without_lines_is_told_apart(protocol, steps, said):
+def test_a_refusal_without_lines_is_distinguished(protocol, steps, said):
     code, address = probe(protocol, exchange(*steps, then=lambda _: None))
     assert (code, address["outcome"], address["stage"]) == (5, "tls", "starttls")
     assert said in address["error"]["message"]
@@ -224,7 +224,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("protocol", "steps", "said"), REFUSALS.values(), ids=REFUSALS)
-def test_a_server_that_does_not_want_tls_is_told_apart(protocol, steps, said):
+def test_a_server_that_does_not_want_tls_is_distinguished(protocol, steps, said):
     code, address = probe(protocol, dialogue(*steps, then=lambda _: None))
     assert (code, address["outcome"], address["stage"]) == (5, "tls", "starttls")
     assert said in address["error"]["message"]

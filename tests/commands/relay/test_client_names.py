@@ -127,7 +127,7 @@ def web(stack, directory, text) -> int:
 
 
 @needs("haproxy", "curl", "openssl", "bash")
-def test_a_backend_is_told_the_common_name_of_the_client(tmp_path, files, authority):
+def test_a_backend_learns_the_common_name_of_the_client(tmp_path, files, authority):
     """HAProxy takes the header, and answers with what it was told."""
     number = free_port()
     shown = tmp_path / "client.pem"

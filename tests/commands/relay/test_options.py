@@ -71,14 +71,14 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(arguments, said):
         assert text in message
 
 
-def test_the_first_mistake_is_told_and_where_the_others_are():
+def test_the_first_mistake_is_reported_and_where_the_others_are():
     message = refused("--listen", "netsok:0", "--to", "netsock:x", "--drain", "1")
     assert message.startswith("--listen netsok:0: ")
     assert message.endswith(" (--check lists 2 more)")
 
 
 @pytest.mark.parametrize("missing", ["--listen", "--to"])
-def test_what_is_missing_is_told(missing):
+def test_what_is_missing_is_reported(missing):
     given = {"--listen": LOCAL, "--to": TO}
     del given[missing]
     assert f"{missing} is missing" in refused(*next(iter(given.items())))

@@ -203,7 +203,7 @@ class Supervisor:
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("path", "1"), ("abstract", "2")])
-def test_a_supervisor_is_told_how_it_is(kind, workers, tmp_path, echo, files):
+def test_a_supervisor_learns_how_it_is(kind, workers, tmp_path, echo, files):
     address = (
         str(tmp_path / "notify") if kind == "path" else f"@netsock-{os.getpid()}-{time.time()}"
     )

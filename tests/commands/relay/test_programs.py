@@ -375,7 +375,7 @@ def refused(*arguments: str) -> str:
     ],
     ids=["missing", "key", "file", "option"],
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_line(arguments, said):
+def test_a_mistake_is_reported_in_one_line(arguments, said):
     line = refused(*arguments)
     assert line.startswith("Error: ")
     for text in said:
@@ -396,7 +396,7 @@ def on_a_taken_port(request: pytest.FixtureRequest) -> tuple[int, Ran]:
         return port, run(*RELAY, "--listen", listen, "--to", "tcp:127.0.0.1:80")
 
 
-def test_a_port_that_is_taken_is_told(on_a_taken_port):
+def test_a_port_that_is_taken_is_reported(on_a_taken_port):
     port, done = on_a_taken_port
     (line,) = (
         line

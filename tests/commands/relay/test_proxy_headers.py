@@ -65,7 +65,7 @@ async def through_relay(kind, front, *, version, client=PLAIN, header=None):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_a_backend_is_told_whom_the_relay_serves(kind, version):
+async def test_a_backend_learns_whom_the_relay_serves(kind, version):
     front = server_endpoint(reactor, LOOPBACK, 0)
     async with through_relay(kind, front, version=version) as (client, server):
         assert server.getPeer() == client.getHost()
@@ -118,7 +118,7 @@ async def test_clients_of_a_unix_socket_have_no_address_but_its_path(kind, tmp_p
             await clients.all_lost()
 
 
-async def test_without_proxy_protocol_a_backend_is_told_nothing():
+async def test_without_proxy_protocol_a_backend_learns_nothing():
     for make in (
         lambda port: client_endpoint(reactor, LOOPBACK, port),
         lambda port: TCP4ClientEndpoint(reactor, LOOPBACK, port),
@@ -157,7 +157,7 @@ def presenting(authority, **fields):
     )  # fmt: skip
 
 
-async def test_a_backend_is_told_of_the_tls_that_ends_at_the_relay(kind, authority):
+async def test_a_backend_learns_of_the_tls_that_ends_at_the_relay(kind, authority):
     front, client = terminating(authority), presenting(authority)
     async with through_relay(kind, front, version="v2", client=client) as (_, server):
         header = server.proxy_header

@@ -313,7 +313,7 @@ class ReactorToStop:
         ),
     ],
 )
-async def test_a_port_that_is_taken_is_told_and_stops_the_reactor(text, log_lines):
+async def test_a_port_that_is_taken_is_reported_and_stops_the_reactor(text, log_lines):
     to_stop = ReactorToStop()
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
@@ -382,7 +382,7 @@ async def test_a_connection_ends_when_both_directions_have(front, back, place):
         (["--listen", "tcp:http-nonsense", "--to", "tcp:127.0.0.1:80"], ["--listen "]),
     ],
 )  # fmt: skip
-def test_a_mistake_in_an_endpoint_is_told_with_its_option(arguments, said):
+def test_a_mistake_in_an_endpoint_is_reported_with_its_option(arguments, said):
     with pytest.raises(UsageError) as caught:
         RelayOptions().parseOptions(arguments)
     message = str(caught.value)

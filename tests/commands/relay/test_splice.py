@@ -110,7 +110,7 @@ def test_what_the_target_does_not_take_stays_in_the_pipe():
         pipe.close()
 
 
-def test_nothing_the_end_and_a_failure_are_told_apart():
+def test_nothing_the_end_and_a_failure_are_distinguished():
     pipe = Pipe()
     try:
         with pair(socket.AF_INET) as (peer, own):
