@@ -438,3 +438,48 @@ async def test_socket_options_reach_the_sockets():
             assert sock.getsockopt(socket.IPPROTO_TCP, 13, 16).startswith(b"reno\0")
             # Linux keeps twice as much, for its own needs.
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in {65536, 131072}
+
+
+def test_a_server_may_have_several_records(authority, tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.pem").write_bytes(authority.issue(f"{name}.example").pem)
+    endpoint = serverFromString(
+        reactor,
+        f"netsock-tls:0:certificates={tmp_path}/one.pem:sni=one.example:alpn=h2:"
+        f"certificates2={tmp_path}/two.pem:sni2=two.example:minimumVersion2=1.3:"
+        f"certificates10={tmp_path}/three.pem:alpn10=http/1.1:backlog=7",
+    )
+    records = endpoint._context_factory.records
+    assert [record.certificates for record in records] == [
+        (f"{tmp_path}/{name}.pem",) for name in ("one", "two", "three")
+    ]
+    assert [record.sni for record in records] == [("one.example",), ("two.example",), None]
+    assert [record.alpn for record in records] == [("h2",), ("h2",), ("http/1.1",)]
+    assert [record.minimum_version.name for record in records] == ["TLSv1_2", "TLSv1_3", "TLSv1_2"]
+    assert {record.backlog for record in records} == {7}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("backlog2=7", "backlog2"),
+        ("sni1=x.example", "sni1"),
+        ("sni02=x.example", "sni02"),
+        ("sni2=two.example", "certificates"),
+        ("certificates2={path}:sni2=one.example", "more than one record"),
+    ],
+)
+def test_further_records_say_what_is_wrong_with_them(more, message, authority, tmp_path):
+    path = tmp_path / "one.pem"
+    path.write_bytes(authority.issue("one.example").pem)
+    with pytest.raises(ValueError, match=message):
+        serverFromString(
+            reactor,
+            f"netsock-tls:0:certificates={path}:sni=one.example:{more.format(path=path)}",
+        )
+
+
+@pytest.mark.parametrize("prefix", ["netsock:localhost:80", "netsock-tls:localhost:443"])
+def test_a_client_has_one_record(prefix):
+    with pytest.raises(ValueError, match="sni2"):
+        clientFromString(reactor, f"{prefix}:sni2=two.example")

@@ -34,8 +34,10 @@ __all__ = [
     "bad_value",
     "camel_case",
     "check_keys",
+    "further_records",
     "in_terms_of_keys",
     "keys_of",
+    "record_beside",
     "record_of",
 ]
 
@@ -396,6 +398,42 @@ def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptio
     if proxy is not None:
         fields["proxy"] = proxy
     return in_terms_of_keys(lambda: record(**fields, socket_options=socket_options))
+
+
+_NUMBERED: Final = re.compile(r"(\w*[a-zA-Z])([2-9]|[1-9]\d)", re.ASCII)
+"""A key of a further record of a server: ``certificates2`` is the second one's."""
+_OWN_KEYS: Final = ("certificates", "privateKey", PASSWORD_FILE, "sni")
+"""What a further record does not share with the first one where it says nothing of it."""
+
+
+def further_records(kind: EndpointKind, given: dict[str, str]) -> list[dict[str, str]]:
+    """
+    Take the keys of further records off *given*, and return those of each, by number.
+
+    Only what may differ between the records of one server has numbers; what a record does not
+    say is as the first one says.
+    """
+    if not (kind.tls and kind.server):
+        return []
+    several = {
+        camel_case(field.name)
+        for field in record_fields(kind.record)
+        if field.metadata["of_names"]
+    }
+    numbered: dict[int, dict[str, str]] = {}
+    for key in list(given):
+        matched = _NUMBERED.fullmatch(key)
+        if matched is not None and matched[1] in {*several, PASSWORD_FILE}:
+            numbered.setdefault(int(matched[2]), {})[matched[1]] = given.pop(key)
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def record_beside(
+    record: type[SocketOptions], first: dict[str, str], own: dict[str, str]
+) -> SocketOptions:
+    """Build a further record of its *own* keys, and of what the *first* one says."""
+    shared = {key: value for key, value in first.items() if key not in _OWN_KEYS}
+    return record_of(record, {**shared, **own})
 
 
 def in_terms_of_keys(make: Callable[[], T]) -> T:

@@ -38,7 +38,9 @@ from .string_keys import (
     bad_value,
     camel_case,
     check_keys,
+    further_records,
     in_terms_of_keys,
+    record_beside,
     record_of,
 )
 
@@ -293,6 +295,8 @@ def parse_server(
         ValueError: Something is wrong; one line that says what.
     """
     kind = EndpointKind(tls, server=True)
+    kwargs = dict(kwargs)
+    further = further_records(kind, kwargs)
     parts = _take_apart(kind, args, kwargs)
     place, given = parts.place, parts.given
     if parts.names == ("service",) and args and args[0].startswith("["):
@@ -304,7 +308,9 @@ def parse_server(
     reload_every = None
     if RELOAD_EVERY in given:
         reload_every = duration_text(RELOAD_EVERY, given.pop(RELOAD_EVERY))
-    options = record_of(kind.record, given)
+    records = [record_of(kind.record, given)]
+    records += [record_beside(kind.record, given, own) for own in further]
+    options: Any = records if further else records[0]
     endpoint = in_terms_of_keys(
         lambda: server_endpoint(
             reactor,
