@@ -23,6 +23,8 @@ from twisted_netsock import (
 from twisted_netsock._certificates.certificates import load_trusted
 from twisted_netsock._certificates.identity import alternative_names, is_for, server_identity
 
+pytestmark = pytest.mark.once
+
 HOST = "host.example.com"
 GOOD = b"\x82\x10host.example.com"
 

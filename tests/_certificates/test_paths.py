@@ -22,6 +22,8 @@ from twisted_netsock._certificates.paths import Load, PathFinder, load_of, too_m
 from twisted_netsock._certificates.verification import Verification
 from twisted_netsock.errors import CertificateVerificationError
 
+pytestmark = pytest.mark.once
+
 HOST = "host.example.com"
 NOW = datetime.now(UTC).replace(microsecond=0)
 SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])

@@ -22,6 +22,8 @@ from twisted_netsock._certificates.profile import broken_rule
 from twisted_netsock.errors import CertificateVerificationError
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.once
+
 HOST = "host.example.com"
 KEY = ec.generate_private_key(ec.SECP256R1())
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH

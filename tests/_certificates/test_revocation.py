@@ -32,6 +32,8 @@ from twisted_netsock import (
 from twisted_netsock._certificates.certificates import load_revocation_lists, next_update
 from twisted_netsock.errors import CertificateVerificationError
 
+pytestmark = pytest.mark.once
+
 NOW = datetime.now(UTC).replace(microsecond=0)
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 ROOT = issue("root", "root")

@@ -16,6 +16,8 @@ from tests.support.processes import run, started
 from tests.support.relay import echo_server, echoes, wait_for
 from twisted_netsock.commands._common.logs import json_line, text_line
 
+pytestmark = pytest.mark.once
+
 NETSOCK = (sys.executable, "-m", "twisted_netsock")
 LISTEN = ("--listen", "netsock:0:node=127.0.0.1")
 FIELDS = {

@@ -13,6 +13,8 @@ from twisted_netsock import SocketOptions, client_endpoint, server_endpoint
 from twisted_netsock.commands._common.expiry import expiry_problems, expiry_values
 from twisted_netsock.commands.relay.supervisor import _added
 
+pytestmark = pytest.mark.once
+
 LONG = ("--expect-expiry", "365d")
 
 

@@ -22,6 +22,8 @@ from tests.support.relay import (
 from twisted_netsock.commands._common.page import bars, page, table
 from twisted_netsock.commands.relay.status import _front
 
+pytestmark = pytest.mark.once
+
 EVIL = "<script>alert('\"&')</script>"
 
 
