@@ -117,6 +117,8 @@ def blocking_sockets() -> None:
     listener = blocking.make_server_tls_socket(None, 0, [netsock.ServerTLSSocketOptions()])
     assert_type(listener, blocking.BlockingTLSSocket)
     assert_type(blocking.start_tls(sock, netsock.TLSSocketOptions()), blocking.BlockingTLSSocket)
+    assert_type(blocking.ssl_context(netsock.TLSSocketOptions()), ssl.SSLContext)
+    assert_type(blocking.ssl_context([netsock.ServerTLSSocketOptions()]), ssl.SSLContext)
     assert_type(blocking.wait_readable(sock), list[blocking.BlockingSocket])
     assert_type(blocking.wait_writable(tls), list[blocking.BlockingTLSSocket])
     assert_type(blocking.receive_non_blocking(sock, 10, 0.1), bytes | None)

@@ -146,6 +146,16 @@ def _client_context(options: TLSSocketOptions, *, anew: bool = False) -> _Client
     return kept
 
 
+def check_client_record(options: TLSSocketOptions) -> None:
+    """
+    Read the files that *options* name, for the connections to come.
+
+    Raises:
+        ValueError: One cannot be used.
+    """
+    _client_context(options)
+
+
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientContextFactory:
     """

@@ -42,7 +42,7 @@ __all__ = [
     "trust",
 ]
 
-_CIPHERS_1_2: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+CIPHERS_1_2: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and AEAD only (RFC 9325, section 4.2)."""
 
 # Compression leaks secrets (CRIME). Renegotiation lets a client make a server work, and TLS 1.3
@@ -201,7 +201,7 @@ def base_context(options: TLSSocketOptions, identity: Identity | None) -> Contex
         context.set_options(SSL.OP_IGNORE_UNEXPECTED_EOF)
     # An idle connection keeps no buffers of OpenSSL's, some 34 KiB (SSL_CTX_set_mode(3)).
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    context.set_cipher_list(_CIPHERS_1_2)
+    context.set_cipher_list(CIPHERS_1_2)
     context.set_min_proto_version(VERSIONS[options.minimum_version])
     if options.maximum_version is not None:
         context.set_max_proto_version(VERSIONS[options.maximum_version])

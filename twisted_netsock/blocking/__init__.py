@@ -88,6 +88,7 @@ from ._selector import (
     wait_writable,
 )
 from ._socket import BlockingSocket
+from ._ssl_context import ssl_context
 from ._tls_socket import BlockingTLSSocket
 
 __all__ = [  # noqa: RUF022 - as sorted() has them
@@ -158,6 +159,7 @@ __all__ = [  # noqa: RUF022 - as sorted() has them
     "sockaddr_port",
     "socket",
     "socket_options_to_client_socket",
+    "ssl_context",
     "start_tls",
     "wait_readable",
     "wait_writable",

@@ -31,6 +31,7 @@ from ._tls_socket import BlockingTLSSocket, shake_hands
 from ._waiting import Countdown, Expired, limited
 
 __all__ = [
+    "begin_tls",
     "make_client_socket",
     "make_client_tls_socket",
     "make_server_socket",
@@ -41,6 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 AnySocket = TypeVar("AnySocket", bound=Socket)
+TLSSocketKind = TypeVar("TLSSocketKind", bound=BlockingTLSSocket)
 
 
 def _for_reactor(options: T) -> T:
@@ -263,11 +265,29 @@ def start_tls(
     """
     if not isinstance(socket, BlockingSocket) or isinstance(socket, BlockingTLSSocket):
         raise TypeError(f"socket must be a plain BlockingSocket, not {socket!r}")
-    factory = tls_factory(options, socket.node, node)
+    return begin_tls(socket, tls_factory(options, socket.node, node), BlockingTLSSocket)
+
+
+def begin_tls(
+    socket: BlockingSocket,
+    factory: ClientContextFactory | ServerContextFactory,
+    kind: type[TLSSocketKind],
+    seconds: float | None = None,
+) -> TLSSocketKind:
+    """
+    Do as `start_tls`, with what it has made of its options.
+
+    Args:
+        socket: As there.
+        factory: Makes the connection.
+        kind: The class of the socket.
+        seconds: A limit beside `handshake_timeout`.
+    """
     name = factory.node if isinstance(factory, ClientContextFactory) else socket.node
     service = socket.service
     # One limit for what the port still holds and the handshake behind it.
-    limit = Countdown(in_seconds(factory.options.handshake_timeout))
+    limits = in_seconds(factory.options.handshake_timeout), seconds
+    limit = Countdown(min((each for each in limits if each is not None), default=None))
     try:
         with limited(limit):
             plain = socket._surrender()
@@ -281,7 +301,7 @@ def start_tls(
         ).result()
     except CancelledError:
         raise SocketClosedError from None
-    made = BlockingTLSSocket(tls, node=name, service=service, options=factory.options)
+    made = kind(tls, node=name, service=service, options=factory.options)
     made.read_timeout = factory.options.read_timeout or socket.read_timeout
     made.write_timeout = factory.options.write_timeout or socket.write_timeout
     made.proxy_header = socket.proxy_header

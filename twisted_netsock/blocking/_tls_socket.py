@@ -238,8 +238,11 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
             SocketClosedError: The socket is closed, or was while this waited.
         """
         descriptor = self._tls()
-        seconds = in_seconds(descriptor.options.handshake_timeout)
+        seconds = self._handshake_seconds(descriptor)
         self._bridge(lambda reactor: shake_hands(reactor, descriptor, seconds), writing=True)
+
+    def _handshake_seconds(self, descriptor: TLSDescriptor) -> float | None:
+        return in_seconds(descriptor.options.handshake_timeout)
 
     def shutdown(self, how: int) -> None:
         """
