@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ftplib
 import http.client
@@ -445,7 +446,7 @@ def test_a_certificate_looks_as_the_standard_librarys_does(authority, tmp_path):
     certificate = authority.issue(NAME, "127.0.0.1")
     path = tmp_path / "certificate.pem"
     path.write_bytes(certificate.pem)
-    from twisted_netsock.blocking._ssl_socket import _as_dictionary
+    from twisted_netsock.blocking._ssl_names import _as_dictionary
 
     expected = ssl._ssl._test_decode_cert(str(path))  # type: ignore[attr-defined]
     assert _as_dictionary(certificate.certificate) == expected
@@ -556,6 +557,126 @@ def test_a_blocking_socket_is_spent(ours, theirs):
                 ours.wrap_socket(client, server_hostname=NAME)
 
 
+# In memory
+
+
+class Ends:
+    """Two objects, and what moves between their buffers."""
+
+    def __init__(self, ours: ssl.SSLContext, theirs: ssl.SSLContext) -> None:
+        self.up, self.down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.client = ours.wrap_bio(self.down, self.up, server_hostname=NAME)
+        self.server = theirs.wrap_bio(self.up, self.down, server_side=True)
+
+    def both(self, one: Callable[[], object], other: Callable[[], object]) -> None:
+        """Have both go on until neither waits."""
+        waiting = [one, other]
+        while waiting:
+            for each in list(waiting):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    each()
+                    waiting.remove(each)
+
+
+def test_an_object_on_memory(ours, theirs):
+    theirs.set_alpn_protocols(["h2"])
+    ours.set_alpn_protocols(["h2"])
+    ends = Ends(ours, theirs)
+    client, server = ends.client, ends.server
+    with pytest.raises(TLSError, match="not done"):
+        client.read(1)
+    ends.both(client.do_handshake, server.do_handshake)
+    assert client.selected_alpn_protocol() == "h2"
+    assert client.version() == server.version()
+    assert client.cipher() == server.cipher()
+    assert client.getpeercert()["subjectAltName"] == (("DNS", NAME),)
+    assert client.context is ours
+    assert (client.server_hostname, client.server_side) == (NAME, False)
+    assert client.write(b"request") == 7
+    assert server.read(10) == b"request"
+    with pytest.raises(ssl.SSLWantReadError):
+        client.read(10)
+    server.write(b"answer")
+    buffer = bytearray(4)
+    assert client.read(4, buffer) == 4
+    assert client.pending() == 2
+    with pytest.raises(TLSError, match="not read yet"):
+        client.unwrap()
+    assert client.read() == b"er"
+    ends.both(client.unwrap, server.unwrap)
+    assert client.read() == b""
+
+
+def test_an_object_on_memory_whose_peer_ends_without_close_notify(ours, theirs):
+    ends = Ends(ours, theirs)
+    ends.both(ends.client.do_handshake, ends.server.do_handshake)
+    ends.server.write(b"all")
+    ends.down.write_eof()
+    assert ends.client.read() == b"all"
+    with pytest.raises(TLSTruncatedError):
+        ends.client.read()
+
+
+async def ask(port: int, context: ssl.SSLContext, name: str) -> bytes:
+    """Ask for the page with asyncio, which starts TLS in the middle."""
+    reader, writer = await asyncio.open_connection(NAME, port)
+    try:
+        await writer.start_tls(context, server_hostname=name)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@threaded
+def test_asyncio(ours, theirs):
+    with serving(page(theirs)) as port:
+        assert asyncio.run(ask(port, ours, NAME)).endswith(b"hello")
+
+
+@threaded
+def test_asyncio_with_a_server_of_another_name(ours, theirs):
+    with serving(page(theirs)) as port, pytest.raises(CertificateVerificationError):
+        asyncio.run(ask(port, ours, "www.example.com"))
+
+
+@threaded
+def test_a_server_of_asyncio(authority, ours):
+    serves = blocking.ssl_context(authority.server_options(NAME))
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await writer.drain()
+        writer.close()
+
+    async def main() -> bytes:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serves)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await asyncio.open_connection(NAME, port, ssl=ours)
+            got = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            return got
+
+    assert asyncio.run(main()) == b"hello"
+
+
+@threaded
+def test_httpx_on_asyncio(ours, theirs):
+    httpx = pytest.importorskip("httpx", reason="install httpx")
+
+    async def main(port: int) -> bytes:
+        async with httpx.AsyncClient(verify=ours, trust_env=False) as client:
+            answer = await client.get(f"https://{NAME}:{port}/", timeout=LIMIT)
+            return bytes(answer.content)
+
+    with serving(page(theirs)) as port:
+        assert asyncio.run(main(port)) == b"hello"
+
+
 # Servers
 
 
@@ -621,6 +742,9 @@ def test_every_name_is_ours(ours, theirs):
     assert inherited(type(ours)) == []
     with pair(ours, theirs) as (client, _):
         assert inherited(type(client)) == []
+    made = ours.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=NAME)
+    assert isinstance(made, ssl.SSLObject)
+    assert inherited(type(made)) == []
 
 
 @pytest.mark.parametrize("server", [False, True])
@@ -724,7 +848,9 @@ def test_arguments_that_do_not_fit_are_refused(ours, authority):
         ours.wrap_socket(datagrams, server_hostname=NAME)
     assert blocking.ssl_context(SocketOptions()).verify_mode == ssl.CERT_REQUIRED
     assert blocking.ssl_context().check_hostname
-    with pytest.raises(NotImplementedError, match="asyncio"):
+    with pytest.raises(ValueError, match="server_side=True"):
+        ours.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    with pytest.raises(ValueError, match="no name or address"):
         ours.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
 
 

@@ -19,6 +19,7 @@ from .._tls.context import CIPHERS_1_2
 from .._tls.server import ServerContextFactory, server_records
 from ..options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions, require_record
 from ._socket import BlockingSocket
+from ._ssl_object import ContextObject
 from ._ssl_socket import ContextSocket
 from ._tls_socket import BlockingTLSSocket
 
@@ -54,7 +55,8 @@ def ssl_context(
     else is a `ValueError`. ``load_verify_locations``, ``load_default_certs`` and
     ``set_default_verify_paths`` have no effect, which is logged once: *options* say what is
     trusted. ``suppress_ragged_eofs`` of ``wrap_socket`` is the field of that name for one
-    socket; where it is not given, the record's holds. ``wrap_bio`` is a `NotImplementedError`.
+    socket; where it is not given, the record's holds. ``wrap_bio`` is for asyncio and what stands
+    on it.
 
     Args:
         options: A `TLSSocketOptions`, or a plain record, makes a client's context; one
@@ -90,7 +92,7 @@ class OurContext(ssl.SSLContext):
     """
 
     sslsocket_class = ContextSocket  # type: ignore[assignment]
-    sslobject_class = None  # type: ignore[assignment]
+    sslobject_class = ContextObject  # type: ignore[assignment]
 
     def __new__(cls, records: tuple[TLSSocketOptions, ...]) -> Self:
         """Make the context beneath, whose protocol programs may ask for."""
@@ -151,6 +153,27 @@ class OurContext(ssl.SSLContext):
             raise TypeError(f"sock={sock!r} speaks TLS already")
         if sock.type != _socket.SOCK_STREAM:
             raise NotImplementedError("only stream sockets are supported: TLS needs a stream")
+        given = self._checked_name(server_side, server_hostname, session)
+        handshake = bool(do_handshake_on_connect) and self._record.handshake
+        if handshake and sock.gettimeout() == 0 and self._is_connected(sock):
+            raise ValueError(
+                "do_handshake_on_connect=True: the handshake waits, which sock does not; "
+                "call do_handshake"
+            )
+        name = given or getattr(sock, "node", None)
+        ragged = suppress_ragged_eofs
+        if ragged is None:
+            ragged = self._record.suppress_ragged_eofs
+        connects_later = not self._serves and not self._is_connected(sock)
+        factory = self._factory(name, handshake and not connects_later, bool(ragged))
+        made = ContextSocket.wrapping(sock, factory, self, given)
+        made._handshakes = handshake
+        return made
+
+    def _checked_name(
+        self, server_side: bool, server_hostname: str | bytes | None, session: object
+    ) -> str | None:
+        """Return the name that was given, if the arguments fit this context."""
         if bool(server_side) != self._serves:
             side = "a server's" if self._serves else "a client's"
             raise ValueError(f"server_side={server_side!r}: the options are {side}")
@@ -160,21 +183,7 @@ class OurContext(ssl.SSLContext):
             raise ValueError("session must be None: sessions are resumed without being asked for")
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
-        handshake = bool(do_handshake_on_connect) and self._record.handshake
-        if handshake and sock.gettimeout() == 0 and self._is_connected(sock):
-            raise ValueError(
-                "do_handshake_on_connect=True: the handshake waits, which sock does not; "
-                "call do_handshake"
-            )
-        name = server_hostname or getattr(sock, "node", None)
-        ragged = suppress_ragged_eofs
-        if ragged is None:
-            ragged = self._record.suppress_ragged_eofs
-        connects_later = not self._serves and not self._is_connected(sock)
-        factory = self._factory(name, handshake and not connects_later, bool(ragged))
-        made = ContextSocket.wrapping(sock, factory, self, server_hostname)
-        made._handshakes = handshake
-        return made
+        return server_hostname
 
     @staticmethod
     def _is_connected(sock: _socket.socket | BlockingSocket) -> bool:
@@ -201,12 +210,23 @@ class OurContext(ssl.SSLContext):
             self._factories[handshake, ragged] = factory
         return factory
 
-    def wrap_bio(self, *_arguments: object, **_named: object) -> NoReturn:
-        """Refuse: these connections are on sockets."""
-        raise NotImplementedError(
-            "wrap_bio, which asyncio uses: this context is for blocking sockets. "
-            "On an event loop use twisted_netsock itself, on the asyncio reactor"
-        )
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: None = None,
+    ) -> ContextObject:
+        """
+        Speak TLS on two buffers, as asyncio does.
+
+        Raises:
+            ValueError: An argument does not fit this context, or there is no name to verify.
+        """
+        name = self._checked_name(server_side, server_hostname, session)
+        factory = self._factory(name, self._record.handshake, self._record.suppress_ragged_eofs)
+        return ContextObject(incoming, outgoing, factory, self, name)
 
     # What programs may set
 
