@@ -232,8 +232,9 @@ async def test_poplib(authority):
 
 
 @needs("redis-server")
+@pytest.mark.parametrize("way", ["socket", "context"])
 @threaded
-def test_redis(authority, tmp_path):
+def test_redis(way, authority, tmp_path):
     redis = pytest.importorskip("redis")
     port = free_port()
     (tmp_path / "server.pem").write_bytes(authority.issue("localhost").pem)
@@ -245,6 +246,12 @@ def test_redis(authority, tmp_path):
             sock.settimeout(10)
             return sock
 
+    context = blocking.ssl_context(authority.client_options())
+
+    class ContextConnection(redis.connection.SSLConnection):
+        def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+            return context.wrap_socket(sock, server_hostname=self.host)
+
     with started(
         find("redis-server") or "",
         *("--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", ""),
@@ -254,7 +261,8 @@ def test_redis(authority, tmp_path):
         cwd=tmp_path,
     ) as child:
         child.wait_for_line("Ready to accept connections")
-        pool = redis.ConnectionPool(connection_class=Connection)
+        kind = Connection if way == "socket" else ContextConnection
+        pool = redis.ConnectionPool(connection_class=kind, host="localhost", port=port)
         client = redis.Redis(connection_pool=pool)
         assert client.set("key", BODY)
         assert client.get("key") == BODY

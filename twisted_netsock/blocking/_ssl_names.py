@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["StandardNames", "end_of", "would_block"]
 
 
-class _WouldReadError(ssl.SSLWantReadError, BlockingIOError):
-    """What both kinds of programs catch: those that know TLS, and those that do not."""
-
-
-class _WouldSendError(ssl.SSLWantWriteError, BlockingIOError):
-    """The same, where there is no room to send."""
-
-
 def would_block(want: Want) -> OSError:
     """Return the error of a call that does not wait for *want*."""
+    # No subclass that is a BlockingIOError too: redis-py looks for these very classes.
     if want is WANT_READ:
-        return _WouldReadError(ssl.SSL_ERROR_WANT_READ, "nothing can be read yet")
-    return _WouldSendError(ssl.SSL_ERROR_WANT_WRITE, "nothing can be sent yet")
+        return ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing can be read yet")
+    return ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "nothing can be sent yet")
 
 
 def end_of(descriptor: TLSDescriptor) -> bytes | Want:
