@@ -32,8 +32,12 @@ class Ours(redis.Connection):
 
 
 def by_our_sockets(port):
-    with redis.Redis(connection_pool=redis.ConnectionPool(Ours, port=port)) as client:
-        return client.get("key")
+    pool = redis.ConnectionPool(Ours, port=port)
+    try:
+        return redis.Redis(connection_pool=pool).get("key")
+    finally:
+        # The relay would wait for its connections when it is to end.
+        pool.disconnect()
 
 
 async def main():
