@@ -50,7 +50,7 @@ async def main():
         factory.continueTrying = False
         client = await connect(factory, port)
         right("by txredisapi", holds=len(await client.get("key")) == 100_000)
-        await client.quit()
+        await client.disconnect()
 
 
 on_reactor(main)
