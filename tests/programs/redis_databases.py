@@ -16,6 +16,8 @@ from common import (
     tool,
     way,
 )
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from txredisapi import RedisFactory
 
 
@@ -50,7 +52,9 @@ async def main():
         factory.continueTrying = False
         client = await connect(factory, port)
         right("by txredisapi", holds=len(await client.get("key")) == 100_000)
-        await client.disconnect()
+        await client.quit()
+        while client.connected:
+            await deferLater(reactor, 0.01)
 
 
 on_reactor(main)
