@@ -35,6 +35,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 NAME = "localhost"
 LIMIT = 30
 

@@ -24,6 +24,8 @@ from twisted_netsock import blocking
 from twisted_netsock.errors import SocketClosedError, SocketPortError
 from twisted_netsock.testing import CertificateAuthority
 
+pytestmark = pytest.mark.long
+
 NAME = "localhost"
 LIMIT = timedelta(seconds=30)
 
