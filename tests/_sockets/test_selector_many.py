@@ -16,6 +16,8 @@ from tests.support.streams import failure_of, fill, noise, shrink_buffers
 from twisted_netsock import Socket, SocketClosedError
 from twisted_netsock.testing import connected_pair
 
+pytestmark = pytest.mark.long
+
 MANY = """
 import gc
 import resource

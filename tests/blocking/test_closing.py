@@ -34,6 +34,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.blocking._bridge import in_reactor
 
+pytestmark = pytest.mark.long
+
 # Fixtures.
 assert pair
 

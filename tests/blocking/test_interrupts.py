@@ -25,6 +25,8 @@ from twisted_netsock import SocketConnectionLostError, SocketError, blocking
 from twisted_netsock._tls.openssl import Connection
 from twisted_netsock.blocking import _bridge, _operation, _selector
 
+pytestmark = pytest.mark.long
+
 NONE = timedelta(0)
 WATCHED = {
     each.__code__

@@ -25,6 +25,8 @@ from twisted_netsock import (
     blocking,
 )
 
+pytestmark = pytest.mark.long
+
 SHORT = timedelta(milliseconds=30)
 
 

@@ -23,6 +23,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.blocking._waiting import MultiWaiter
 
+pytestmark = pytest.mark.long
+
 NONE = timedelta(0)
 SHORT = timedelta(milliseconds=30)
 

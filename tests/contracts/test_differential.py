@@ -23,6 +23,8 @@ from tests.support.streams import noise
 from twisted_netsock import Socket, chibi
 from twisted_netsock.testing import connected_pair
 
+pytestmark = pytest.mark.long
+
 WOULD_BLOCK = "would block"
 CONTENT = noise(400_000)
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.loopback import run_script
 
+pytestmark = pytest.mark.long
+
 # A parent with every kind of connection, waiting and idle, and a child that tries them all.
 WORLD = """
 import gc, socket, sys, tempfile

@@ -46,6 +46,8 @@ from twisted_netsock import (
 )
 from twisted_netsock.commands.relay import status
 
+pytestmark = pytest.mark.long
+
 PASSWORD = b"open-sesame-twice"
 VERSIONS = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 
