@@ -38,6 +38,7 @@ from twisted_netsock import (
     client_endpoint,
     server_context_factory,
 )
+from twisted_netsock._certificates import certificates
 
 PASSWORD = b"correct-horse-battery-staple"
 OTHER = b"incorrect-horse"
@@ -465,3 +466,13 @@ def test_anything_spoiled_gives_a_value_error_at_worst(content):
 def test_a_pkcs12_that_is_cut_off_is_a_value_error(length):
     whole = store(ENTITY)
     assert "certificates" in problem_of(certificates=whole[:-length])
+
+
+def test_what_is_kept_of_a_file_while_it_is_read_shows_no_key():
+    """Failures may be printed with the values of local variables."""
+    content = key_bytes(ENTITY.key, password=PASSWORD)
+    found = certificates._load("private_key", content, PASSWORD, want_key=True)
+    assert found.key_pem == (content.strip(), PASSWORD)
+    for kept in (found, *certificates._blocks("private_key", content)):
+        assert "BEGIN" not in repr(kept)
+        assert "horse" not in repr(kept)

@@ -121,11 +121,14 @@ def _subject(certificate: x509.Certificate) -> str:
 
 
 class _Material(NamedTuple):
-    """What one source held."""
+    """What one source held; its text form says nothing of the key."""
 
     certificates: tuple[x509.Certificate, ...]
     key: PrivateKeyTypes | None
     key_pem: tuple[bytes, bytes | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<_Material {len(self.certificates)} certificates>"
 
 
 def file_paths(options: TLSSocketOptions) -> list[str]:
@@ -217,10 +220,13 @@ def _load_key(label: str, data: bytes, password: bytes | None, *, pem: bool) -> 
 
 
 class _Block(NamedTuple):
-    """A block of PEM: its label, and the whole of it."""
+    """A block of PEM: its label, and the whole of it, which its text form keeps to itself."""
 
     label: bytes
     whole: bytes
+
+    def __repr__(self) -> str:
+        return f"<_Block {self.label.decode()}>"
 
     def decoded(self) -> bytes:
         """Return what is encoded; one that is malformed raises ValueError."""
