@@ -11,6 +11,7 @@ import idna
 
 __all__ = [
     "distinguished_name",
+    "host_and_port",
     "host_to_ascii",
     "host_to_look_up",
     "is_host_name",
@@ -56,6 +57,11 @@ def is_ip_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def host_and_port(host: str, port: int | str) -> str:
+    """Return the two as people and URLs have them: ``[::1]:80`` (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def host_to_ascii(host: str) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import attrs
 
-from ._hostnames import host_to_look_up, is_ip_address, strip_zone
+from ._hostnames import host_and_port, host_to_look_up, is_ip_address, strip_zone
 
 __all__ = ["ENVIRONMENT", "Proxy", "parse_proxy", "proxy_for", "with_password"]
 
@@ -63,11 +63,6 @@ class Proxy:
     def __str__(self) -> str:
         """Return the URL without credentials."""
         return f"{self.scheme}://{host_and_port(self.host, self.port)}"
-
-
-def host_and_port(host: str, port: int) -> str:
-    """Return the two as URLs and CONNECT have them."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_proxy(text: str, name: str, *, default_scheme: str | None = None) -> Proxy:

@@ -15,11 +15,11 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from .._hostnames import host_to_look_up, numeric_service
+from .._hostnames import host_and_port, host_to_look_up, numeric_service
 from .._io.fairness import HANDSHAKE_WEIGHT
 from .._io.interfaces import Reactor
 from .._io.poller import poller_for
-from .._proxies import Proxy, host_and_port, proxy_for
+from .._proxies import Proxy, proxy_for
 from .._proxy.stage import ask_proxy
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import send_header

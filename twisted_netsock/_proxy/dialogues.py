@@ -12,8 +12,8 @@ import ipaddress
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from .._hostnames import is_ip_address
-from .._proxies import SOCKS5, Proxy, host_and_port
+from .._hostnames import host_and_port, is_ip_address
+from .._proxies import SOCKS5, Proxy
 from .._text import printable
 from ..errors import (
     ProxyAuthenticationError,

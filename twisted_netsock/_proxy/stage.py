@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
+from .._hostnames import host_and_port
 from .._io.descriptor import Descriptor
 from .._io.drive import drive
 from .._io.interfaces import Reactor
 from .._io.poller import Want, Watch
-from .._proxies import Proxy, host_and_port
+from .._proxies import Proxy
 from ..errors import ProxyProtocolError, SocketError
 from .dialogues import dialogue_with
 

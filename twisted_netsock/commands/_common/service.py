@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 
 from ..._endpoints.strings import endpoint_from
 from ..._endpoints.transport import Transport
+from ..._hostnames import host_and_port
 from ..._io.interfaces import Reactor
 from ..._text import printable
 from ...addresses import SocketAddress, to_twisted_address
@@ -173,7 +174,7 @@ def written(address: Any) -> str:
     host = getattr(address, "host", None)
     if host is None:
         return printable(str(address))
-    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+    return host_and_port(host, address.port)
 
 
 def end_stream(transport: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from twisted.python import usage
 
-from ..._hostnames import is_host_name, is_ip_address, numeric_service
+from ..._hostnames import host_and_port, is_host_name, is_ip_address, numeric_service
 from ..._tls.client import client_context_factory
 from ..._tls.context import open_key_log
 from ..._validation import duration_text
@@ -43,8 +43,7 @@ class Target(NamedTuple):
     service: str | int
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.service}"
+        return host_and_port(self.host, self.service)
 
 
 def parse_target(text: str, default: int | None) -> Target:
