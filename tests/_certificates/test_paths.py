@@ -15,6 +15,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL, crypto
 
+from tests.support.peers import verify_by_handshake
 from twisted_netsock import TLSSocketOptions, client_context_factory
 from twisted_netsock._certificates import paths
 from twisted_netsock._certificates.der import content, issuer_and_subject
@@ -107,21 +108,7 @@ def handshake(*sent: Issued, **fields: object) -> SSL.Connection:
     ours = client_context_factory(options, HOST).connection(None)
     theirs = SSL.Connection(context, None)
     theirs.set_accept_state()
-    for _ in range(4):
-        for here, there in ((ours, theirs), (theirs, ours)):
-            try:
-                here.do_handshake()
-            except SSL.WantReadError:
-                pass
-            except SSL.Error:
-                if ours.state.verification.failure is not None:
-                    raise ours.state.verification.failure from None
-                raise
-            try:
-                there.bio_write(here.bio_read(1 << 20))
-            except SSL.WantReadError:
-                pass
-    ours.state.verification.conclude()
+    verify_by_handshake(ours, theirs)
     return ours
 
 

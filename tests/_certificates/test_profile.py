@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL, crypto
 
+from tests.support.peers import verify_by_handshake
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSSocketOptions,
@@ -126,23 +127,6 @@ def test_each_rule_is_held(place, certificate, why):
     assert why in str(broken_rule(path))
 
 
-def exchange(ours: SSL.Connection, theirs: SSL.Connection) -> None:
-    """Perform a handshake in memory; raise why *ours* refuses the peer's certificate."""
-    for _ in range(4):
-        for here, there in ((ours, theirs), (theirs, ours)):
-            try:
-                here.do_handshake()
-            except SSL.WantReadError:
-                pass
-            except SSL.Error:
-                raise ours.state.verification.failure or AssertionError from None
-            try:
-                there.bio_write(here.bio_read(1 << 20))
-            except SSL.WantReadError:
-                pass
-    ours.state.verification.conclude()
-
-
 def peer(*chain: x509.Certificate) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     if chain:
@@ -161,7 +145,7 @@ def visit(*chain: x509.Certificate, host: str = HOST, **fields: Any) -> SSL.Conn
     ours = client_context_factory(options, host).connection(None)
     theirs = SSL.Connection(peer(*chain), None)
     theirs.set_accept_state()
-    exchange(ours, theirs)
+    verify_by_handshake(ours, theirs)
     return ours
 
 
@@ -228,12 +212,12 @@ def test_a_server_judges_the_path_that_openssl_shows(version, authority):
         theirs = SSL.Connection(context, None)
         theirs.set_connect_state()
         if why is None:
-            exchange(ours, theirs)
+            verify_by_handshake(ours, theirs)
             strict = ours.state.verification.path
             assert strict == ((certificate, MIDDLE, ROOT) if profile == "strict" else None)
         else:
             with pytest.raises(CertificateVerificationError, match=why):
-                exchange(ours, theirs)
+                verify_by_handshake(ours, theirs)
 
 
 def test_openssl_may_refuse_on_servers_what_the_profile_takes(authority):

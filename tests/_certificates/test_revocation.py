@@ -17,12 +17,12 @@ from tests._certificates.test_profile import (
     KEY,
     SERVER,
     common_name,
-    exchange,
     issue,
     names,
     peer,
     usage,
 )
+from tests.support.peers import verify_by_handshake
 from twisted_netsock import (
     ServerTLSSocketOptions,
     TLSSocketOptions,
@@ -71,7 +71,7 @@ def visit(*lists: x509.CertificateRevocationList, **fields: Any) -> SSL.Connecti
     ours = client_context_factory(options, HOST).connection(None)
     theirs = SSL.Connection(peer(LEAF, MIDDLE), None)
     theirs.set_accept_state()
-    exchange(ours, theirs)
+    verify_by_handshake(ours, theirs)
     return ours
 
 
@@ -132,10 +132,10 @@ def test_a_server_asks_its_lists_about_clients(serials, why, authority):
     theirs = SSL.Connection(peer(issue("leaf", "middle", ca=False), MIDDLE), None)
     theirs.set_connect_state()
     if why is None:
-        exchange(ours, theirs)
+        verify_by_handshake(ours, theirs)
     else:
         with pytest.raises(CertificateVerificationError, match=why):
-            exchange(ours, theirs)
+            verify_by_handshake(ours, theirs)
 
 
 def test_sessions_end_with_the_lists_too():
@@ -157,7 +157,7 @@ def test_a_reload_reads_the_lists_again(tmp_path):
     def connect() -> None:
         theirs = SSL.Connection(peer(LEAF, MIDDLE), None)
         theirs.set_accept_state()
-        exchange(factory.connection(None), theirs)
+        verify_by_handshake(factory.connection(None), theirs)
 
     write(*GOOD)
     options = TLSSocketOptions(trusted_certificates=ROOT, revocation_lists=path)

@@ -386,6 +386,17 @@ def perform_handshake(client: SSL.Connection, server: SSL.Connection) -> None:
     raise AssertionError("the handshake does not end")
 
 
+def verify_by_handshake(ours: Any, theirs: SSL.Connection) -> None:
+    """Carry a handshake to its end, and raise why *ours* refuses the peer's certificate."""
+    try:
+        perform_handshake(ours, theirs)
+    except SSL.Error:
+        if ours.state.verification.failure is None:
+            raise
+        raise ours.state.verification.failure from None
+    ours.state.verification.conclude()
+
+
 def presented(root: x509.Certificate, **fields: Any) -> list[x509.Certificate]:
     """Return the chain that a server with *fields* shows to a client that believes *root*."""
     server = server_context_factory(ServerTLSSocketOptions(**fields)).connection(None)
