@@ -229,8 +229,9 @@ class Verification:
         after the last: what would hold the reactor too long is refused before.
         """
         self._loads[depth] = load_of(encoded)
-        loads = [self._loads[place] for place in sorted(self._loads, reverse=True)]
-        why = too_much(loads) if depth == 0 or len(loads) > _FREE_DEPTH else None
+        if depth > 0 and len(self._loads) <= _FREE_DEPTH:
+            return
+        why = too_much([self._loads[place] for place in sorted(self._loads, reverse=True)])
         if why is not None:
             raise _TooMuchError(why)
 
