@@ -137,7 +137,7 @@ def test_identities_that_the_validator_does_not_know_have_other_paths_too(host):
     sent = [crypto.X509.from_cryptography(each.certificate) for each in (own, WRONG, GOOD)]
     for identity, good in ((host, True), ("other.example.com", False)):
         verification = Verification(identity, None, found)
-        assert verification.judge(sent[1], 26, 1, lambda: sent) is good
+        assert verification.judge(WRONG.encoded, 26, 1, lambda: sent) is good
 
 
 def test_openssl_is_believed_where_it_finds_a_path():
@@ -163,13 +163,12 @@ def test_a_callable_verifier_gets_the_verdicts_of_openssl():
 @pytest.mark.parametrize("code", [1, 23, 28, 66, 94])
 def test_some_errors_are_final(code):
     """No other path forgives them, before one is found or after."""
-    certificate = crypto.X509.from_cryptography(LEAF.certificate)
     sent = [crypto.X509.from_cryptography(each.certificate) for each in (LEAF, GOOD)]
     factory = client_context_factory(TLSSocketOptions(trusted_certificates=ROOT.encoded), HOST)
     for first in (code, 10):
         judge = factory.connection(None).state.verification.judge
-        assert judge(certificate, first, 0, lambda: sent) is (first != code)
-        assert not judge(certificate, code, 0, lambda: sent)
+        assert judge(LEAF.encoded, first, 0, lambda: sent) is (first != code)
+        assert not judge(LEAF.encoded, code, 0, lambda: sent)
 
 
 def test_renewed_and_cross_signed_ones_are_found():

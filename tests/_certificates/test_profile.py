@@ -9,8 +9,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
 from tests.support.peers import verify_by_handshake
 from twisted_netsock import (
@@ -230,8 +231,8 @@ def test_openssl_may_refuse_on_servers_what_the_profile_takes(authority):
     )
     verification = server_context_factory(options).connection(None).state.verification
     for depth, certificate in ((2, ROOT), (1, MIDDLE), (0, issue("leaf", "middle", ca=False))):
-        assert verification.judge(crypto.X509.from_cryptography(certificate), 0, depth)
-    assert not verification.judge(crypto.X509.from_cryptography(LEAF), 47, 0)
+        assert verification.judge(certificate.public_bytes(Encoding.DER), 0, depth)
+    assert not verification.judge(LEAF.public_bytes(Encoding.DER), 47, 0)
 
 
 async def test_the_throwaway_authority_issues_as_the_profile_demands(authority):

@@ -34,7 +34,6 @@ LIBRARY = (
     "X509_STORE_CTX_get_error_depth",
     "X509_STORE_CTX_get_ex_data",
     "X509_STORE_CTX_set_error",
-    "X509_up_ref",
     "X509_get_default_cert_dir",
     "X509_get_default_cert_file",
     "X509_verify_cert_error_string",

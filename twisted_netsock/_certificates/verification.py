@@ -149,7 +149,7 @@ class Verification:
 
     def judge(
         self,
-        certificate: crypto.X509,
+        certificate: bytes,
         code: int,
         depth: int,
         sent: Callable[[], Iterable[crypto.X509] | None] = tuple,
@@ -159,7 +159,7 @@ class Verification:
         Return whether to accept *certificate*, with OpenSSL's verdict *code* on it.
 
         Args:
-            certificate: At *depth* of OpenSSL's path.
+            certificate: In DER, at *depth* of OpenSSL's path.
             code: 0 for a good one, after which OpenSSL may still find an error.
             depth: 0 is the peer's own.
             sent: Returns the certificates that the peer has sent, its own first.
@@ -180,13 +180,13 @@ class Verification:
 
     def _accepts(
         self,
-        certificate: crypto.X509,
+        encoded: bytes,
         code: int,
         text: str,
         depth: int,
         sent: Callable[[], Iterable[crypto.X509] | None],
     ) -> bool:
-        encoded = self._shown[depth] = _encode(certificate)
+        self._shown[depth] = encoded
         if code == X509_V_OK:
             self._weigh(encoded, depth)
         elif code == X509_V_ERR_UNABLE_TO_GET_CRL and self._is_end_of_trust(encoded):

@@ -375,11 +375,9 @@ _REJECTED: Final = 28
 """X509_V_ERR_CERT_REJECTED, which OpenSSL answers with the alert bad_certificate."""
 
 
-def verify_callback(
-    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int
-) -> int:
+def verify_callback(connection: SSL.Connection, certificate: bytes, code: int, depth: int) -> int:
     """
-    Call the `Verification` in the connection's state; return 0 to accept *certificate*.
+    Call the `Verification` in the connection's state; return 0 to accept *certificate*, in DER.
 
     Any other number is OpenSSL's code of why not, which decides on the alert (RFC 8446, section
     6.2). Never raises: OpenSSL would lose the exception.

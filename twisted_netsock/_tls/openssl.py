@@ -130,23 +130,23 @@ _CAN_FIND_CONNECTIONS: Final = hasattr(SSL.Connection, "_reverse_mapping") and h
 _CAN_ANSWER_NAMES: Final = _CAN_FIND_CONNECTIONS and _has(
     ("SSL_CTX_set_tlsext_servername_callback", "SSL_TLSEXT_ERR_ALERT_FATAL")
 )
-_CAN_SET_VERDICTS: Final = (
-    _CAN_FIND_CONNECTIONS
-    and hasattr(crypto.X509, "_from_raw_x509_ptr")
-    and _has(
-        (
-            "SSL_CTX_set_verify",
-            "SSL_get_ex_data_X509_STORE_CTX_idx",
-            "SSL_set_verify",
-            "X509_STORE_CTX_get_current_cert",
-            "X509_STORE_CTX_get_error",
-            "X509_STORE_CTX_get_error_depth",
-            "X509_STORE_CTX_get_ex_data",
-            "X509_STORE_CTX_set_error",
-            "X509_up_ref",
-        ),
-        ("_ssl",),
-    )
+_CAN_SET_VERDICTS: Final = _CAN_FIND_CONNECTIONS and _has(
+    (
+        "BIO_free",
+        "BIO_get_mem_data",
+        "BIO_new",
+        "BIO_s_mem",
+        "SSL_CTX_set_verify",
+        "SSL_get_ex_data_X509_STORE_CTX_idx",
+        "SSL_set_verify",
+        "X509_STORE_CTX_get_current_cert",
+        "X509_STORE_CTX_get_error",
+        "X509_STORE_CTX_get_error_depth",
+        "X509_STORE_CTX_get_ex_data",
+        "X509_STORE_CTX_set_error",
+        "i2d_X509_bio",
+    ),
+    ("_ssl",),
 )
 _KNOWS_VERIFICATION_TEXTS: Final = _has(("X509_verify_cert_error_string",))
 
@@ -232,8 +232,8 @@ def set_servername_callback(
     lib.SSL_CTX_set_tlsext_servername_callback(context._context, made)
 
 
-Judge: TypeAlias = "Callable[[SSL.Connection, crypto.X509, int, int], int]"
-"""Is given a certificate, OpenSSL's code, and the depth; returns the code to go on with."""
+Judge: TypeAlias = "Callable[[SSL.Connection, bytes, int, int], int]"
+"""Is given a certificate in DER, OpenSSL's code, and the depth; returns the code to go on with."""
 
 _judges: dict[Judge, object] = {}
 """OpenSSL's callbacks, which keep no reference: one for each of few functions."""
@@ -255,7 +255,13 @@ def set_verify(target: SSL.Context | SSL.Connection, mode: int, judge: Judge) ->
         target.set_verify(
             mode,
             lambda connection, certificate, code, depth, ok: (
-                judge(connection, certificate, 0 if ok else code, depth) == 0
+                judge(
+                    connection,
+                    crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate),
+                    0 if ok else code,
+                    depth,
+                )
+                == 0
             ),
         )
         return
@@ -267,13 +273,24 @@ def set_verify(target: SSL.Context | SSL.Connection, mode: int, judge: Judge) ->
         lib.SSL_set_verify(target._ssl, mode, _judges[judge])
 
 
+def _encode(certificate: Any) -> bytes:
+    """Return OpenSSL's *certificate* in DER, at half the cost of an object of pyOpenSSL's."""
+    memory = lib.BIO_new(lib.BIO_s_mem())
+    try:
+        lib.i2d_X509_bio(memory, certificate)
+        place = ffi.new("char **")
+        size = lib.BIO_get_mem_data(memory, place)
+        encoded: bytes = ffi.unpack(place[0], size)
+        return encoded
+    finally:
+        lib.BIO_free(memory)
+
+
 def _verifier(judge: Judge) -> Callable[[int, Any], int]:
     index = lib.SSL_get_ex_data_X509_STORE_CTX_idx()
 
     def verify(ok: int, store: Any) -> int:
-        found = lib.X509_STORE_CTX_get_current_cert(store)
-        lib.X509_up_ref(found)
-        certificate = crypto.X509._from_raw_x509_ptr(found)
+        certificate = _encode(lib.X509_STORE_CTX_get_current_cert(store))
         code = 0 if ok else lib.X509_STORE_CTX_get_error(store)
         depth = lib.X509_STORE_CTX_get_error_depth(store)
         connection = SSL.Connection._reverse_mapping[lib.X509_STORE_CTX_get_ex_data(store, index)]
