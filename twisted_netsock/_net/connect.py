@@ -122,9 +122,8 @@ def connect(
     except ValueError as error:
         return fail(SocketConnectionError(strerror=str(error)))
     if proxy is not None:
-        return Deferred.fromCoroutine(
-            _connect_through(reactor, proxy, node, service, options, factory, protocols, header)
-        )
+        asked = _Connecting(reactor, node, service, options, factory, protocols, header)
+        return Deferred.fromCoroutine(asked.through(proxy))
     try:
         infos = _known_infos(node, service, options)
     except NetsockError:
@@ -137,113 +136,116 @@ def connect(
             return connecting
         deadline = Deadline(reactor, in_seconds(options.connection_timeout))
         return deadline.bound(connecting, "connect", attempts.attempts)
-    deadline = Deadline(reactor, in_seconds(options.connection_timeout))
-    return Deferred.fromCoroutine(
-        _connect(reactor, deadline, infos, node, service, options, factory, protocols, header)
+    asked = _Connecting(reactor, node, service, options, factory, protocols, header)
+    return Deferred.fromCoroutine(asked.straight(infos))
+
+
+class _Connecting:
+    """What one call of `connect` asks for, and its deadline, which begins now."""
+
+    __slots__ = (
+        "_deadline",
+        "_factory",
+        "_header",
+        "_node",
+        "_options",
+        "_protocols",
+        "_reactor",
+        "_service",
     )
 
+    def __init__(
+        self,
+        reactor: Reactor,
+        node: str,
+        service: str | int | None,
+        options: SocketOptions,
+        factory: ClientContextFactory | None,
+        protocols: Sequence[bytes],
+        header: ProxyHeader | None,
+    ) -> None:
+        self._reactor = reactor
+        self._node = node
+        self._service = service
+        self._options = options
+        self._factory = factory
+        self._protocols = protocols
+        self._header = header
+        self._deadline = Deadline(reactor, in_seconds(options.connection_timeout))
 
-async def _connect(
-    reactor: Reactor,
-    deadline: Deadline,
-    infos: Sequence[AddressInfo] | None,
-    node: str,
-    service: str | int | None,
-    options: SocketOptions,
-    factory: ClientContextFactory | None,
-    protocols: Sequence[bytes],
-    header: ProxyHeader | None,
-) -> Established:
-    established = await _reach(reactor, deadline, infos, node, service, options)
-    place = node if service is None else service
-    return await _finish(
-        reactor, deadline, established, place, options, factory, protocols, header
-    )
+    async def straight(self, infos: Sequence[AddressInfo] | None) -> Established:
+        """Connect to the node, looked up unless its *infos* are known."""
+        established = await self._reach(infos, self._node, self._service)
+        return await self._finish(established)
 
+    async def through(self, proxy: Proxy) -> Established:
+        """Connect to *proxy*, and have it connect to the node."""
+        host = host_to_look_up(self._node)
+        port = await self._port()
+        try:
+            infos = _known_infos(proxy.host, proxy.port, self._options)
+            established = await self._reach(infos, proxy.host, proxy.port)
+        except SocketConnectionTimeoutError:
+            raise
+        except (HostNotFoundError, SocketConnectionError) as error:
+            target = host_and_port(host, port)
+            attempts = getattr(error, "attempts", ())
+            reason = str(error.strerror)
+            raise ProxyUnreachableError(str(proxy), target, reason, attempts=attempts) from None
+        try:
+            watch, descriptor = established.watch, established.descriptor
+            asking = ask_proxy(self._reactor, watch, descriptor, proxy, host, port)
+            await self._deadline.bound(asking, "proxy")
+        except BaseException:
+            established.close()
+            raise
+        return await self._finish(established)
 
-async def _reach(
-    reactor: Reactor,
-    deadline: Deadline,
-    infos: Sequence[AddressInfo] | None,
-    node: str,
-    service: str | int | None,
-    options: SocketOptions,
-) -> Established:
-    """Look *node* up unless *infos* are known, and connect."""
-    if infos is None:
-        found = await deadline.bound(look_up_place(reactor, node, service, options), "look-up")
-        infos = _ordered(options, found)
-    attempts = HappyEyeballs(reactor, infos, options)
-    return await deadline.bound(attempts.run(), "connect", attempts.attempts)
+    async def _port(self) -> int:
+        """Return the port of the service: a proxy knows no names of services."""
+        port = numeric_service(self._service)
+        if port is None:
+            # It is looked up where those of all services are.
+            v4 = self._options.replace(ai_family=AF_INET)
+            looking = look_up_place(self._reactor, "127.0.0.1", self._service, v4)
+            address = (await self._deadline.bound(looking, "look-up"))[0].address
+            assert address is not None
+            port = address.port
+        return port
 
+    async def _reach(
+        self, infos: Sequence[AddressInfo] | None, node: str, service: str | int | None
+    ) -> Established:
+        """Look *node* up unless *infos* are known, and connect."""
+        options = self._options
+        if infos is None:
+            looking = look_up_place(self._reactor, node, service, options)
+            infos = _ordered(options, await self._deadline.bound(looking, "look-up"))
+        attempts = HappyEyeballs(self._reactor, infos, options)
+        return await self._deadline.bound(attempts.run(), "connect", attempts.attempts)
 
-async def _connect_through(
-    reactor: Reactor,
-    proxy: Proxy,
-    node: str,
-    service: str | int | None,
-    options: SocketOptions,
-    factory: ClientContextFactory | None,
-    protocols: Sequence[bytes],
-    header: ProxyHeader | None,
-) -> Established:
-    """Connect to *proxy*, and have it connect to *node* and *service*."""
-    deadline = Deadline(reactor, in_seconds(options.connection_timeout))
-    host = host_to_look_up(node)
-    port = numeric_service(service)
-    if port is None:
-        # A proxy knows ports alone; the name is looked up where those of all services are.
-        v4 = options.replace(ai_family=AF_INET)
-        looking = look_up_place(reactor, "127.0.0.1", service, v4)
-        address = (await deadline.bound(looking, "look-up"))[0].address
-        assert address is not None
-        port = address.port
-    try:
-        infos = _known_infos(proxy.host, proxy.port, options)
-        established = await _reach(reactor, deadline, infos, proxy.host, proxy.port, options)
-    except SocketConnectionTimeoutError:
-        raise
-    except (HostNotFoundError, SocketConnectionError) as error:
-        target = host_and_port(host, port)
-        attempts = getattr(error, "attempts", ())
-        reason = str(error.strerror)
-        raise ProxyUnreachableError(str(proxy), target, reason, attempts=attempts) from None
-    try:
-        asking = ask_proxy(reactor, established.watch, established.descriptor, proxy, host, port)
-        await deadline.bound(asking, "proxy")
-    except BaseException:
-        established.close()
-        raise
-    return await _finish(reactor, deadline, established, port, options, factory, protocols, header)
-
-
-async def _finish(
-    reactor: Reactor,
-    deadline: Deadline,
-    established: Established,
-    place: str | int,
-    options: SocketOptions,
-    factory: ClientContextFactory | None,
-    protocols: Sequence[bytes],
-    header: ProxyHeader | None,
-) -> Established:
-    """Send the PROXY header, and speak TLS, as far as they are asked for."""
-    sock, watch = established.descriptor.sock, established.watch
-    # The peer may reset the connection before the last stage is done, so that its address is
-    # gone: callers that need it ask for it then.
-    established.peer = None
-    try:
-        if options.proxy_protocol is not None:
-            sending = send_header(reactor, watch, sock, options.proxy_protocol, header)
-            await deadline.bound(sending, "connect")
-        if factory is not None:
-            if factory.options.handshake:
-                poller_for(reactor).at_once += HANDSHAKE_WEIGHT
-            await _secure(reactor, deadline, established, factory, protocols, place)
-    except BaseException:
-        established.close()
-        raise
-    return established
+    async def _finish(self, established: Established) -> Established:
+        """Send the PROXY header, and speak TLS, as far as they are asked for."""
+        # The peer may reset the connection before the last stage is done, so that its address is
+        # gone: callers that need it ask for it then.
+        established.peer = None
+        version, factory = self._options.proxy_protocol, self._factory
+        try:
+            if version is not None:
+                sock, watch = established.descriptor.sock, established.watch
+                sending = send_header(self._reactor, watch, sock, version, self._header)
+                await self._deadline.bound(sending, "connect")
+            if factory is not None:
+                if factory.options.handshake:
+                    poller_for(self._reactor).at_once += HANDSHAKE_WEIGHT
+                place = self._node if self._service is None else self._service
+                await _secure(
+                    self._reactor, self._deadline, established, factory, self._protocols, place
+                )
+        except BaseException:
+            established.close()
+            raise
+        return established
 
 
 async def _secure(
