@@ -220,7 +220,8 @@ class _Connecting:
         options = self._options
         if infos is None:
             looking = look_up_place(self._reactor, node, service, options)
-            infos = _ordered(options, await self._deadline.bound(looking, "look-up"))
+            found = await self._deadline.bound(looking, "look-up")
+            infos = _ordered(options, found)
         attempts = HappyEyeballs(self._reactor, infos, options)
         return await self._deadline.bound(attempts.run(), "connect", attempts.attempts)
 
