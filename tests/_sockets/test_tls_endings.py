@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import ssl
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -78,6 +80,22 @@ class TestTruncation:
                     await soon(call())
                 assert caught.value.socket is ours
             assert await soon(ours.close()) is None
+
+    async def test_one_that_ends_a_close_leaves_no_garbage(self, hostile: PythonPeers) -> None:
+        """Else OpenSSL's memory stays until the garbage collector runs."""
+
+        async def meet() -> weakref.ref[object]:
+            async with hostile.meet() as (ours, peer):
+                closing = ours.close()
+                end_without_goodbye(peer)
+                await soon(closing)
+                return weakref.ref(ours._descriptor.connection)
+
+        gc.disable()
+        try:
+            assert (await meet())() is None
+        finally:
+            gc.enable()
 
     @pytest.mark.parametrize("size", [7, RECORD])
     async def test_what_came_before_it_arrives(self, hostile: PythonPeers, size: int) -> None:

@@ -28,11 +28,15 @@ from tests.support.streams import (
 )
 from twisted_netsock import (
     TLSHandshakeError,
+    client_context_factory,
     make_client_tls_socket,
     make_server_tls_socket,
+    server_context_factory,
     server_endpoint,
 )
+from twisted_netsock._io.poller import WANT_READ
 from twisted_netsock._tls import descriptor, openssl
+from twisted_netsock._tls.descriptor import TLSDescriptor
 from twisted_netsock._tls.openssl import MessageLimit
 from twisted_netsock.testing import CertificateAuthority
 
@@ -64,6 +68,27 @@ async def test_without_them_data_takes_a_detour(
         assert bytes(buffer) == noise(1_000_000)[10:110]
         assert await read_exactly(other, 999_890) == noise(1_000_000)[110:]
         await soon(sending)
+
+
+def test_two_tickets_take_one_receive(authority: CertificateAuthority) -> None:
+    """To wait for the second would take an iteration of the reactor, though it is here."""
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+    factories = (
+        client_context_factory(authority.client_options(), "127.0.0.1"),
+        server_context_factory(authority.server_options()),
+    )
+    client, server = (TLSDescriptor(*each) for each in zip(pair, factories, strict=True))
+    for _ in range(5):
+        wants = client.try_handshake(), server.try_handshake()
+    assert wants == (None, None)
+    server.try_send(b"data")
+    assert client.try_recv(10) == WANT_READ
+    assert client.try_recv(10) == b"data"
+    assert client.try_recv(10) == WANT_READ
+    client.close()
+    server.close()
 
 
 @pytest.mark.parametrize("ends", [False, True])

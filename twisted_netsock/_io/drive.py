@@ -106,11 +106,14 @@ class _Drive(Generic[T]):
             result = Failure()
         if self._deferred.called:
             # Cancelled by what the attempt called, a verifier say: there is no more to do.
-            return
-        if isinstance(result, Want):
+            pass
+        elif isinstance(result, Want):
             self._wait(result)
         else:
             self._finish(result)
+        # The traceback of a failure has this frame. If the frame had the failure as well, the
+        # connection with OpenSSL's memory would stay until the garbage collector finds them.
+        del result
 
     def _finish(self, result: T | Failure) -> None:
         self._stop()
