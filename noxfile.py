@@ -127,13 +127,20 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the types, of the package and of users' programs: that without endpoints plainly."""
-    session.install("-q", "-e", ".[test]", "mypy>=2", "mypy-zope>=1.0.14")
+    """Check the types, of the package and of users' programs: those by three checkers."""
+    session.install(
+        "-q", "-e", ".[test]", "mypy>=2", "mypy-zope>=1.0.14", "pyright[nodejs]>=1.1.400", "ty"
+    )
     session.run("mypy")
-    program = Path("tests", "typing", "plain.py").resolve()
+    plain, endpoints = (
+        Path("tests", "typing", name).resolve() for name in ("plain.py", "endpoints.py")
+    )
     # Elsewhere, the package is one that is installed, and no settings hold.
     session.chdir(session.create_tmp())
-    session.run("mypy", "--strict", "--config-file=", str(program))
+    session.run("mypy", "--strict", "--config-file=", str(plain), str(endpoints))
+    python = str(Path(session.bin, "python"))
+    session.run("pyright", "--pythonpath", python, str(endpoints))
+    session.run("ty", "check", "--python", python, str(endpoints))
 
 
 @nox.session

@@ -11,11 +11,7 @@ from copy import copy
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import NoProtocol
-from twisted.internet.interfaces import (
-    IProtocol,
-    IProtocolFactory,
-    IStreamClientEndpoint,
-)
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -44,7 +40,7 @@ from ..options import (
     require_record,
     require_stream,
 )
-from .factory import log_prefix, place_of, start_factory, stop_factory
+from .factory import ProtocolFactory, log_prefix, place_of, start_factory, stop_factory
 from .inner_port import check_inner_client
 from .listening_port import make_transport
 from .transport import Transport
@@ -130,7 +126,7 @@ class ClientEndpoint:
         other._header = header
         return other
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+    def connect(self, protocolFactory: ProtocolFactory) -> Deferred[IProtocol]:
         """
         Connect, and build a protocol when the connection stands.
 
@@ -241,7 +237,7 @@ class ClientEndpoint:
         return connecting.addCallback(_with_peer)
 
     def _build(
-        self, established: Established, factory: IProtocolFactory, result: Deferred[IProtocol]
+        self, established: Established, factory: ProtocolFactory, result: Deferred[IProtocol]
     ) -> tuple[Transport, IProtocol]:
         """Return a transport on *established* and its protocol, unless *result* is cancelled."""
         try:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from twisted.internet.interfaces import ILoggingContext
+from twisted.internet.interfaces import ILoggingContext, IProtocolFactory
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 __all__ = [
+    "ProtocolFactory",
     "guard",
     "log_prefix",
     "place_of",
     "start_factory",
     "stop_factory",
 ]
+
+ProtocolFactory: TypeAlias = "IProtocolFactory | Factory[Any]"
+"""A factory of Twisted's class as well: most type checkers know nothing of zope's interfaces."""
 
 _log: Final = Logger()
 

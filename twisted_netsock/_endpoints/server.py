@@ -13,11 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import (
-    IListeningPort,
-    IProtocolFactory,
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from zope.interface import implementer
 
 from .._certificates.expiry import Validity
@@ -37,7 +33,7 @@ from ..options import (
     require_reactor_mode,
     require_stream,
 )
-from .factory import place_of
+from .factory import ProtocolFactory, place_of
 from .inner_port import PortOverEndpoint, check_inner_server
 from .listening_port import ListeningPort
 
@@ -78,7 +74,7 @@ class ServerEndpoint:
         """The record that it was made with; of several, the first."""
         return self._options
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+    def listen(self, protocolFactory: ProtocolFactory) -> Deferred[IListeningPort]:
         """
         Listen, and build a protocol for each connection.
 
