@@ -87,6 +87,8 @@ def test_the_demonstration_prints_lines_that_work_as_they_stand(demonstration):
     assert openssl.code == 0
     assert openssl.output.partition("=")[2].strip() == fingerprint
     assert TRACEBACK not in demonstration.output
+    # No object of Python's either.
+    assert "<" not in demonstration.output.replace("</dev/null", "")
 
 
 @needs("curl", "bash")

@@ -21,6 +21,7 @@ from ..._endpoints.client import client_endpoint
 from ..._endpoints.server import server_endpoint
 from ..._io.interfaces import Reactor
 from ...options import ServerTLSSocketOptions
+from .routes import as_routes
 from .service import RelayService
 
 __all__ = ["make_demonstration"]
@@ -62,10 +63,12 @@ class _Demonstration(Service):
     def _start_relay(self, port: Any) -> None:
         self._backend = port
         options = ServerTLSSocketOptions(certificates=self._issued.pem)
-        to: IStreamClientEndpoint = client_endpoint(self._reactor, _LOOPBACK, port.getHost().port)
+        number = port.getHost().port
+        to: IStreamClientEndpoint = client_endpoint(self._reactor, _LOOPBACK, number)
         chosen = _free_port(_PORT)
         listen = server_endpoint(self._reactor, _LOOPBACK, chosen, options)
-        self._relay = RelayService(self._reactor, listen, to, self._announce)
+        backend = as_routes(to, f"netsock:{_LOOPBACK}:{number}")
+        self._relay = RelayService(self._reactor, listen, backend, self._announce)
         self._relay.startService()
 
     def _announce(self, host: Any) -> None:
