@@ -7,6 +7,7 @@ from pathlib import Path
 from runpy import run_path
 
 import nox
+from nox.command import CommandFailed
 
 nox.options.sessions = ["tests", "lint", "typing", "docs"]
 nox.options.default_venv_backend = "venv"
@@ -45,15 +46,24 @@ def run_tests(
 ) -> None:
     """Run the tests on each reactor, on every processor; some on the first alone."""
     arguments = session.posargs or ["-q", "-n", "auto"]
-    for reactor in reactors:
-        session.log(f"the tests on the {reactor} reactor")
+    failed = []
+    for number, reactor in enumerate(reactors, 1):
+        session.log(f"the tests on the {reactor} reactor, {number} of {len(reactors)}")
         chosen = [] if reactor == reactors[0] else ["-m", again]
-        session.run("pytest", *arguments, *chosen, env={"NETSOCK_REACTOR": reactor})
+        try:
+            session.run("pytest", *arguments, *chosen, env={"NETSOCK_REACTOR": reactor})
+        except CommandFailed:
+            failed.append(reactor)
+    if failed:
+        session.error(f"tests have failed on {' and '.join(failed)}")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on the reactors that most applications use."""
+    session.log(
+        "installing what the tests need; with the tests, 5 to 10 minutes on two processors"
+    )
     session.install("-q", "-e", ".[test]")
     run_tests(session, REACTORS)
 
@@ -76,7 +86,7 @@ def tests_pythons(session: nox.Session) -> None:
 def tests_wheel(session: nox.Session) -> None:
     """Install the wheel into a fresh environment, and run the sdist's tests away from here."""
     made = Path(session.virtualenv.location, "made")
-    session.install("-q", "hatchling>=1.26")
+    session.install("-q", "hatch-fancy-pypi-readme>=24", "hatchling>=1.26")
     session.run("python", "-m", "hatchling", "build", "-d", str(made))
     [wheel], [sdist] = made.glob("*.whl"), made.glob("*.tar.gz")
     session.install("-q", f"{wheel}[test]")
@@ -158,6 +168,28 @@ def docs(session: nox.Session) -> None:
     session.install("-q", "-e", ".[docs,test]")
     session.run("towncrier", "build", "--draft", silent=True)
     session.run("sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def packaging(session: nox.Session) -> None:
+    """Build wheel and sdist, and check what an index and an installer will see."""
+    session.install(
+        "-q",
+        "check-wheel-contents",
+        "hatch-fancy-pypi-readme>=24",
+        "hatchling>=1.26",
+        "pyroma",
+        "twine",
+    )
+    made = Path(session.create_tmp()).resolve()
+    for old in made.iterdir():
+        old.unlink()
+    session.run("python", "-m", "hatchling", "build", "-d", str(made))
+    [wheel], [sdist] = made.glob("*.whl"), made.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("check-wheel-contents", str(wheel))
+    # Of 10; the rest is for an address to write to, which the place that hosts it stands for.
+    session.run("pyroma", "--min=8", str(sdist))
 
 
 @nox.session

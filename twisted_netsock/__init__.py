@@ -13,6 +13,8 @@ Public modules beside these names, loaded when they are first used:
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import addresses as addresses
     from . import blocking as blocking
@@ -156,4 +158,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_MODULES]
+    return [*__all__, *_MODULES, "__version__"]

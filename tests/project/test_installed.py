@@ -158,6 +158,9 @@ def test_the_metadata_can_be_read_by_an_index(built):
     assert "\nDescription-Content-Type: text/markdown\n" in metadata
     for requirement in ("twisted[tls]", "pyopenssl", "crochet", "service-identity"):
         assert re.search(rf"^Requires-Dist: {re.escape(requirement)}", metadata, re.MULTILINE)
+    # Of the README, which stands behind the fields.
+    assert "](https://" in metadata
+    assert re.findall(r"\]\((?!https://|#)[^)]*", metadata) == []
     # A file:// address, or a requirement by address, is refused there.
     assert not re.search(r"^Requires-Dist: .*@", metadata, re.MULTILINE)
 
