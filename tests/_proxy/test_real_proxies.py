@@ -18,6 +18,7 @@ from twisted.internet.endpoints import clientFromString, quoteStringArgument
 from twisted.internet.protocol import Factory, Protocol
 
 from tests.support.streams import in_thread
+from tests.support.threads import no_descriptors
 from twisted_netsock import (
     ProxyTargetError,
     SocketOptions,
@@ -185,6 +186,7 @@ async def test_through(proxy, way, tls, tmp_path):
     assert got == b"hello"
     await serving
     await server.close()
+    await no_descriptors()
 
 
 async def test_a_target_that_is_not_there(proxy):
