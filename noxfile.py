@@ -171,6 +171,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def picture(session: nox.Session) -> None:
+    """Draw the README's picture of the relay's demonstration anew."""
+    session.install("-q", "-e", ".", "rich")
+    session.run("python", "docs/picture.py")
+
+
+@nox.session
 def packaging(session: nox.Session) -> None:
     """Build wheel and sdist, and check what an index and an installer will see."""
     session.install(

@@ -13,8 +13,6 @@ Public modules beside these names, loaded when they are first used:
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ._version import __version__ as __version__
-
 if TYPE_CHECKING:
     from . import addresses as addresses
     from . import blocking as blocking
@@ -144,12 +142,15 @@ _PUBLIC = {
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULES = ["addresses", "blocking", "chibi", "errors", "options", "testing"]
 
+__version__: str
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, which a test compares with the imports above
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
+    if name == "__version__":
+        return import_module("._version", __name__).__version__
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)

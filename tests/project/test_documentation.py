@@ -309,6 +309,15 @@ def test_the_checks_call_the_tests_as_the_readme_does() -> None:
     assert _readme_commands()[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+def test_the_figures_of_the_readme_are_those_of_the_performance_page() -> None:
+    measured = (ROOT / "docs" / "explanation" / "performance.md").read_text()
+    text = " ".join(README.read_text().split())
+    figures = re.findall(r"(\d\.\d\d) times as many [^(]* \(`([\w-]+)`\)", text)
+    assert len(figures) == 4
+    for figure, scenario in figures:
+        assert re.search(rf"^\| `{scenario}`: .* \| {figure} \[", measured, re.MULTILINE), scenario
+
+
 @pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=_name)
 def test_links_lead_to_files(page: Path) -> None:
     """Sphinx checks those within docs/."""
@@ -453,8 +462,8 @@ def test_the_oldest_versions_are_those_of_the_package() -> None:
     needed["Python"] = project["requires-python"].removeprefix(">=")
     documented = {row[0]: row[1] for row in _rows(SUPPORTED, r"\| From")}
     assert documented == {name: needed[name] for name in documented}
-    assert f"Python {needed['Python']} or later" in README.read_text()
-    assert f"Twisted {needed['twisted']} or\nlater" in README.read_text()
+    readme = " ".join(README.read_text().split())
+    assert f"Python {needed['Python']} or later and Twisted {needed['twisted']} or later" in readme
 
 
 def _is_there(name: str) -> bool:

@@ -23,7 +23,7 @@ EPOCH = "1700000000"
 
 SUFFIXES = {
     "changes": {".md"},
-    "docs": {".css", ".md", ".py"},
+    "docs": {".css", ".md", ".py", ".svg"},
     "benchmarks": {".c", ".h", ".py"},
     "tests": {"", ".der", ".p12", ".pem", ".py", ".txt"},
     "twisted": {".py"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import html
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.loopback import LOOPBACK
+from tests.support.package_sources import ROOT
 from tests.support.processes import (
     TWIST,
     CertificateFiles,
@@ -89,6 +91,21 @@ def test_the_demonstration_prints_lines_that_work_as_they_stand(demonstration):
     assert TRACEBACK not in demonstration.output
     # No object of Python's either.
     assert "<" not in demonstration.output.replace("</dev/null", "")
+
+
+def test_the_picture_of_the_demonstration_shows_what_it_prints(demonstration):
+    """`nox -s picture` draws it anew."""
+
+    def fixed(text: str) -> str:
+        """Leave out what differs from run to run, and where lines break."""
+        text = re.sub(r"(?:[0-9A-F]{2}:)+[0-9A-F]{2}|sha256//[^']+|\d+", "", text)
+        return "".join(text.split())
+
+    svg = (ROOT / "docs" / "_static" / "relay.svg").read_text()
+    drawn = "".join(re.findall(r"<text [^>]*>([^<]*)</text>", svg))
+    printed, _, _ = demonstration.output.partition("Ctrl-C ends it.")
+    _, _, said = printed.partition("Starting reactor")
+    assert fixed(said.partition("\n")[2]) in fixed(html.unescape(drawn))
 
 
 @needs("curl", "bash")
