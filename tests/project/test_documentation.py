@@ -36,6 +36,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
+from pyflakes.checker import Checker
+from pyflakes.messages import UndefinedName
 from sybil import Document, Example
 from sybil.parsers.myst import CodeBlockParser
 from twisted.application.twist._options import TwistOptions
@@ -289,6 +291,47 @@ def test_the_pages_hold_something_of_every_language() -> None:
     for language in ("python", "output", "client-endpoint", "server-endpoint"):
         assert any(blocks(page, language) for page in PAGES), language
     assert any(commands(page) for page in PAGES)
+
+
+# Whole programs
+
+
+_AWAITS = (ast.Await, ast.AsyncFor, ast.AsyncWith)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def _awaits(node: ast.AST) -> bool:
+    """Tell whether *node* awaits something, outside of functions."""
+    return any(
+        isinstance(child, _AWAITS) or (not isinstance(child, _FUNCTIONS) and _awaits(child))
+        for child in ast.iter_child_nodes(node)
+    )
+
+
+def _stands(program: str) -> str:
+    """Return the line that a program must begin with: none if it can be saved and run."""
+    tree = ast.parse(program)
+    missing = {
+        message.message_args[0]
+        for message in Checker(tree).messages
+        if isinstance(message, UndefinedName)
+    }
+    parts = []
+    if _awaits(tree):
+        missing.discard("reactor")
+        parts.append("inside async def main(reactor)")
+    if missing:
+        parts.insert(0, "continued")
+    return f"# {', '.join(parts)}:" if parts else ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_a_program_can_be_saved_and_run_or_says_where_it_stands(page: Path) -> None:
+    """In words that the landing page explains."""
+    visible = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    first_lines = [program.partition("\n")[0] for program in visible]
+    marks = [line if re.match("# (continued|inside)", line) else "" for line in first_lines]
+    assert marks == [_stands(program) for program in visible]
 
 
 # README
