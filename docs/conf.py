@@ -79,9 +79,10 @@ nitpick_ignore_regex = [
     ("py:class", r"twisted_netsock\.(\w+\.)+((TLS)?(Socket)?Info|Attempts|BlockingOperating|T|S)"),
     ("py:class", r"twisted_netsock\.(\w+\.)+(Watch|Descriptor)"),
     ("py:class", r"(Any|Native)?Address|TLV|CertificateSource|KeySource|LocalAddress|Path"),
+    ("py:class", r"ProtocolFactory"),
     (
         "py:class",
-        r"SocketOption|Verifier|Version|ProtocolFactory|CertificateProfile|RevocationListSource",
+        r"SocketOption|Verifier|Version|CertificateProfile|RevocationListSource",
     ),
     # An attribute of the error that it is written beside.
     ("py:obj", r"partial"),
