@@ -235,6 +235,17 @@ def programs(session: nox.Session, environment: str) -> None:
     session.run("python", "tests/programs/run.py", environment, *session.posargs)
 
 
+WORKERS = ("gevent==26.9.0",)
+"""What runs programs in workers, pinned."""
+
+
+@nox.session
+def workers(session: nox.Session) -> None:
+    """Use blocking sockets in the workers of others; the table of docs/how-to/blocking.md."""
+    session.install("-q", "-e", ".[test]", *WORKERS)
+    session.run("pytest", "-q", "-n", "auto", *(session.posargs or ["tests/workers"]))
+
+
 @nox.session
 def netns(session: nox.Session) -> None:
     """Put delay, loss and broken links between hosts; needs root and iproute2."""

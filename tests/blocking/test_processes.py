@@ -513,22 +513,23 @@ def test_a_forked_child_gets_a_reactor_of_its_own():
     """) == [f"{[(b'x', 'SelectReactor')] * 3} 0", "True"]
 
 
-def test_a_child_whose_threads_were_replaced_is_refused_at_once():
-    """By gevent, say: the parent's kind of reactor would block what runs in its thread."""
+def test_beside_eventlet_every_call_is_refused_at_once():
     assert output_of("""
-        import _thread
-        blocking.make_server_socket("127.0.0.1", 0).close()
-        child = os.fork()
-        if child == 0:
-            start = _thread.start_new_thread
-            _thread.start_new_thread = lambda *args: start(*args)
-            for _ in range(2):
-                try:
-                    blocking.make_server_socket("127.0.0.1", 0)
-                except RuntimeError as error:
-                    print("threads were replaced" in str(error), flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
+        import types
+        patcher = types.ModuleType("eventlet.patcher")
+        patcher.is_monkey_patched = lambda module: module == "select"
+        sys.modules["eventlet.patcher"] = patcher
+        one, other = blocking.open_socket_pair()
+        for call in (
+            lambda: blocking.make_server_socket("127.0.0.1", 0),
+            lambda: one.recv(1),
+        ):
+            try:
+                call()
+            except RuntimeError as error:
+                print("eventlet" in str(error))
+        del sys.modules["eventlet.patcher"]
+        one.close(), other.close()
     """) == ["True", "True"]
 
 
@@ -553,7 +554,8 @@ def test_a_child_of_an_application_with_a_reactor_gets_one_of_its_own():
     ) == ["b'x' True", "0"]
 
 
-def test_a_spawned_child_starts_afresh(tmp_path):
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_spawned_child_starts_afresh(tmp_path, method):
     script = tmp_path / "spawning.py"
     script.write_text(
         program("""
@@ -562,7 +564,7 @@ def test_a_spawned_child_starts_afresh(tmp_path):
             with blocking.make_server_socket("127.0.0.1", 0) as server:
                 queue.put(server.getsockname().host)
         if __name__ == "__main__":
-            context = multiprocessing.get_context("spawn")
+            context = multiprocessing.get_context(sys.argv[1])
             queue = context.SimpleQueue()
             talk(queue)
             child = context.Process(target=talk, args=(queue,))
@@ -571,7 +573,7 @@ def test_a_spawned_child_starts_afresh(tmp_path):
             print(queue.get(), queue.get(), child.exitcode)
         """)
     )
-    ran = run(*PYTHON, script)
+    ran = run(*PYTHON, script, method)
     assert (ran.code, ran.output, ran.errors) == (0, "127.0.0.1 127.0.0.1 0\n", "")
 
 

@@ -8,7 +8,6 @@ knows. What is wanted beside those that it cannot parse is read here, as it stan
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from cryptography import x509
+
+from .._io.native import new_lock
 
 __all__ = [
     "SEQUENCE",
@@ -37,7 +38,7 @@ _VERSION: Final = 0xA0
 _LONG_TAG: Final = 0x1F
 """These bits of a tag say that it goes on in the next byte (section 8.1.2.4)."""
 
-_filters = threading.RLock()
+_filters = new_lock()
 """Two threads that change the filters of warnings at once could leave them changed."""
 # A child that another thread forks must not find it held by nobody.
 os.register_at_fork(

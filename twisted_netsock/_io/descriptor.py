@@ -32,6 +32,7 @@ from ..errors import (
     SocketError,
     opened_before_fork,
 )
+from .native import NativeSocket, native_poll
 from .poller import WANT_READ, WANT_WRITE, Want
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ class Descriptor(Protocol):
         """Become unusable: this is a forked child, and the connection is its parent's."""
 
 
-class InheritedSocket(_socket.socket):
+class InheritedSocket(NativeSocket):
     """
     A forked child's copy of its parent's socket: it can be closed, and nothing else.
 
@@ -341,7 +342,7 @@ class PlainDescriptor:
             self._is_stream = self.sock.type == _socket.SOCK_STREAM
         if self._is_stream:
             return False
-        poll = select.poll()
+        poll = native_poll()
         poll.register(self.sock, _READ_SHUT)
         return any(events & _READ_SHUT for _, events in poll.poll(0))
 
@@ -442,7 +443,7 @@ def adopt(sock: _socket.socket | int) -> PlainDescriptor:
     number = sock if isinstance(sock, int) else sock.fileno()
     if number < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    adopted = _socket.socket(fileno=number)
+    adopted = NativeSocket(fileno=number)
     if not isinstance(sock, int):
         sock.detach()
     adopted.setblocking(False)

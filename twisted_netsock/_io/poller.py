@@ -34,6 +34,7 @@ from zope.interface import implementer
 from ..errors import SocketConnectionLostError, SocketError, opened_before_fork
 from .fairness import CONNECTS, EVENTS
 from .interfaces import Reactor, current_reactor
+from .native import native_poll, original
 
 __all__ = ["WANT_READ", "WANT_WRITE", "Poller", "Want", "Watch", "has_event", "poller_for"]
 
@@ -371,7 +372,7 @@ class EpollPoller(Poller):
 
     def __init__(self, reactor: Reactor) -> None:
         super().__init__(reactor)
-        self._epoll = select.epoll()
+        self._epoll: select.epoll = original(select, "epoll")()
 
     def park(self, watch: Watch, event: int) -> None:
         if self._dead is not None:
@@ -476,7 +477,7 @@ class EpollPoller(Poller):
         level-triggered, they would keep the processor busy for nothing.
         """
         mask = watch._mask & ~_EDGE
-        poll = select.poll()
+        poll = native_poll()
         poll.register(watch.fd, mask)
         found = poll.poll(0)
         if not (found and found[0][1] & mask):
@@ -520,7 +521,7 @@ class EpollPoller(Poller):
 
 def has_event(fd: int, event: int) -> bool:
     """Return whether *event* can be reported of *fd* now, or that it was hung up or failed."""
-    poll = select.poll()
+    poll = native_poll()
     poll.register(fd, event)
     return bool(poll.poll(0))
 
@@ -651,7 +652,7 @@ def poller_for(reactor: object) -> Poller:
                 f"reactor={reactor!r} {lacks} descriptors, and cannot wait for them; "
                 "in tests use a real reactor with twisted_netsock.testing.connected_pair"
             )
-        kind = EpollPoller if hasattr(select, "epoll") else ReactorPoller
+        kind = EpollPoller if original(select, "epoll") else ReactorPoller
         poller = _pollers[reactor] = kind(current_reactor(reactor))
     return poller
 

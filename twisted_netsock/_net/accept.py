@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from .._io.descriptor import from_os_error, inherit
 from .._io.fairness import ACCEPTS
 from .._io.interfaces import Reactor
+from .._io.native import NativeSocket
 from .._io.poller import Watch, contain
 from ..addresses import SocketAddress
 from ..errors import SocketError
@@ -89,9 +90,7 @@ class Acceptor:
         # reads both for each connection, which takes as long as the system call: 3 % of a
         # relayed connection.
         self._family, self._kind, self._protocol = int(sock.family), int(sock.type), sock.proto
-        self._quick_accept = (
-            getattr(sock, "_accept", None) if type(sock) is _socket.socket else None
-        )
+        self._quick_accept = getattr(sock, "_accept", None) if type(sock) is NativeSocket else None
         self._deliver = deliver
         self._lost = lost
         self._running = False
@@ -144,7 +143,7 @@ class Acceptor:
         if self._quick_accept is None:
             return self._sock.accept()
         number, peer = self._quick_accept()
-        return _socket.socket(self._family, self._kind, self._protocol, number), peer
+        return NativeSocket(self._family, self._kind, self._protocol, number), peer
 
     def _listens(self) -> bool:
         """Return whether *sock* listens: only then may an error be a connection's."""

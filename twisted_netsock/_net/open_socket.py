@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from .._hostnames import host_to_look_up, is_ip_address, numeric_service
 from .._io.interfaces import Reactor
+from .._io.native import NativeSocket
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError, SocketError
 from ..options import SocketOptions
@@ -84,7 +85,7 @@ def open_socket(family: int, kind: int, protocol: int) -> _socket.socket:
         SocketError: The kernel refuses.
     """
     try:
-        sock = _socket.socket(family, kind | _NON_BLOCKING, protocol)
+        sock = NativeSocket(family, kind | _NON_BLOCKING, protocol)
     except OSError as error:
         raise SocketError(errno=error.errno, strerror=error.strerror) from None
     if not _NON_BLOCKING:

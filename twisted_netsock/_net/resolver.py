@@ -9,6 +9,7 @@ such look-ups would starve everything else that uses the pool.
 from __future__ import annotations
 
 import os
+import queue
 import socket as _socket
 import threading
 from collections import deque
@@ -40,6 +41,7 @@ from zope.interface import implementer
 
 from .._hostnames import host_to_look_up, is_ip_address, numeric_service
 from .._io.interfaces import Reactor
+from .._io.native import new_lock, original, start_thread
 from ..addresses import AddressInfo, SocketAddress
 from ..errors import HostNotFoundError
 
@@ -78,11 +80,27 @@ class DaemonThreads:
         most: int = _MAX_THREADS,
         idle_seconds: float = _IDLE_SECONDS,
         name: str = "netsock-look-up",
+        *,
+        native: bool = True,
     ) -> None:
+        """
+        Start none yet.
+
+        Args:
+            most: How many there may be.
+            idle_seconds: How long one without a job stays.
+            name: Each one's.
+            native: They are real threads, where others are greenlets, too.
+        """
         self._most = most
         self._idle_seconds = idle_seconds
         self._name = name
-        self._condition = threading.Condition()
+        self._native = native
+        self._lock = new_lock()
+        self._wakes: queue.SimpleQueue[None] = (
+            original(queue, "SimpleQueue") if native else queue.SimpleQueue
+        )()
+        """Something for each idle thread that is to look for a job."""
         self._jobs: deque[Job] = deque()
         self._threads = 0
         self._idle = 0
@@ -94,18 +112,21 @@ class DaemonThreads:
         Raises:
             RuntimeError: There is no thread, and none can be started.
         """
-        with self._condition:
+        with self._lock:
             self._jobs.append(job)
             if self._idle >= len(self._jobs):
-                self._condition.notify()
+                self._wakes.put(None)
                 return
             if self._threads >= self._most:
                 return
             self._threads += 1
         try:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            if self._native:
+                start_thread(self._work, self._name)
+            else:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:
-            with self._condition:
+            with self._lock:
                 self._threads -= 1
                 if self._threads == 0 and job in self._jobs:
                     # No thread will run it, so its caller must not wait for it.
@@ -114,27 +135,39 @@ class DaemonThreads:
 
     def discard(self, job: Job) -> None:
         """Forget *job* if it has not begun."""
-        with self._condition:
+        with self._lock:
             if job in self._jobs:
                 self._jobs.remove(job)
 
     def _work(self) -> None:
         while True:
-            with self._condition:
-                while not self._jobs:
-                    self._idle += 1
-                    notified = self._condition.wait(self._idle_seconds)
-                    self._idle -= 1
-                    if not notified and not self._jobs:
-                        self._threads -= 1
-                        return
-                job = self._jobs.popleft()
+            job = self._next_job()
+            if job is None:
+                return
             try:
                 job()
             except BaseException:  # noqa: BLE001 - a thread that ended so would be counted for ever
                 _log.failure("a job of the thread {name} failed", name=self._name)
             # It refers to its caller, and the next job may be long in coming.
             del job
+
+    def _next_job(self) -> Job | None:
+        """Wait for a job; `None`: for too long, and the thread is to end."""
+        woken = True
+        while True:
+            with self._lock:
+                if self._jobs:
+                    return self._jobs.popleft()
+                if not woken:
+                    self._threads -= 1
+                    return None
+                self._idle += 1
+            try:
+                self._wakes.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                woken = False
+            with self._lock:
+                self._idle -= 1
 
 
 _threads = DaemonThreads()
@@ -189,7 +222,7 @@ def _ask_system(
     is_multipath = hints.protocol == _IPPROTO_MPTCP
     asked = _socket.IPPROTO_TCP if is_multipath else hints.protocol
     try:
-        results = _socket.getaddrinfo(
+        results = original(_socket, "getaddrinfo")(
             name, port, hints.family, hints.kind, asked, hints.flags | flags
         )
     except _socket.gaierror as error:

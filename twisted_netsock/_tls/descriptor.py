@@ -20,6 +20,7 @@ from OpenSSL import SSL
 
 from .._io.descriptor import from_os_error, in_flight, inherit, set_linger_reset
 from .._io.fairness import TLS_BYTES
+from .._io.native import NativeSocket, native_poll
 from .._io.poller import WANT_READ, WANT_WRITE, Want
 from ..errors import (
     SocketClosedError,
@@ -113,7 +114,7 @@ class TLSDescriptor(TLSInfo):
         self.sock = sock
         self.options: TLSSocketOptions = factory.options
         self._records: HandshakeRecords | None = None
-        in_memory = isinstance(sock, _socket.socket) and can_handshake_in_memory()
+        in_memory = isinstance(sock, NativeSocket) and can_handshake_in_memory()
         given = None if in_memory else sock
         if isinstance(factory, ClientContextFactory):
             self.is_client = True
@@ -408,7 +409,7 @@ class TLSDescriptor(TLSInfo):
         """
         poller = self._hang_up
         if poller is None:
-            poller = self._hang_up = select.poll()
+            poller = self._hang_up = native_poll()
             poller.register(self.sock, _HUNG_UP)
         if not poller.poll(0):
             return

@@ -13,7 +13,6 @@ child has no reactor.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
 import sys
@@ -33,27 +32,19 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from .._io.interfaces import Reactor
+from .._io.native import are_greenlets, native_select, new_lock, start_thread
 from . import _waiting
-from ._waiting import check_thread, reactor_stopped
+from ._waiting import check_thread, new_event, reactor_stopped
 
 __all__ = ["Call", "in_reactor", "run", "setup", "use"]
 
 T = TypeVar("T")
-
-_start_new_thread: Final = _thread.start_new_thread
-"""As it was when this was imported: gevent puts its own there."""
 
 _START_SECONDS: Final = 30.0
 """How long a reactor may take to start."""
 
 _LET_GO_SECONDS: Final = 1.0
 """How long a call that was cut short waits for the reactor to let go of what it has."""
-
-
-class _Event(threading.Event):
-    """An event that crochet can ask under the name it uses."""
-
-    isSet = threading.Event.is_set  # noqa: N815 - crochet's spelling
 
 
 class _Answer(crochet.EventualResult):  # type: ignore[misc]
@@ -63,7 +54,7 @@ class _Answer(crochet.EventualResult):  # type: ignore[misc]
         self._outcome: Deferred[object] = Deferred()
         super().__init__(self._outcome, reactor)
         # A crochet that calls it otherwise does not ask it by the name that warns.
-        self._result_set = _Event()
+        self._result_set = new_event()
 
     def follow(self, deferred: Deferred[object]) -> None:
         """Have what *deferred* gives; in the reactor's thread."""
@@ -118,12 +109,12 @@ class _Start:
     """What is known about the reactor before there is a link, and how to get one."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = new_lock()
         self.link: _Link | None = None
         self.chosen: Any = None
         self.forked_from: Any = None
-        self.thread: threading.Thread | None = None
-        self.running = threading.Event()
+        self.started = False
+        self.running = new_event()
         self.failure: BaseException | None = None
 
 
@@ -202,13 +193,16 @@ def _make_link() -> _Link:
     reactor = _start.chosen
     if reactor is None or isinstance(reactor, str):
         reactor = _installed()
-        if reactor is None:
+        if are_greenlets() and not getattr(reactor, "running", False):
+            # Kept: another greenlet may come in while this waits for the start.
+            reactor = _start.chosen = _beside_gevent(reactor, _start.chosen)
+        elif reactor is None:
             reactor = _install(_start.chosen)
     check_thread()
     if not reactor.running:
         _run_in_thread(reactor)
     link = _Link(reactor)
-    watching = threading.Event()
+    watching = new_event()
 
     def watch() -> None:
         link.watch_reactor()
@@ -223,15 +217,7 @@ def _make_link() -> _Link:
 
 def _install(name: str | None) -> Any:
     """Install a reactor and return it: of that name, the parent's kind, or the default."""
-    stale = _start.forked_from
-    if stale is not None and _thread.start_new_thread is not _start_new_thread:
-        # The reactor that was imported before would block all that runs in its thread.
-        raise RuntimeError(
-            "threads were replaced (by gevent.monkey.patch_all, say) after this process was "
-            "forked from one that used twisted_netsock.blocking: replace them before that is "
-            "imported, or use it in the children alone"
-        )
-    _start.forked_from = None
+    stale, _start.forked_from = _start.forked_from, None
     if stale is not None:
         # The parent's, whose thread is not here.
         del sys.modules["twisted.internet.reactor"]
@@ -251,6 +237,21 @@ def _install(name: str | None) -> Any:
     return sys.modules["twisted.internet.reactor"]
 
 
+def _beside_gevent(installed: object, name: str | None) -> Any:
+    """
+    Return *installed* if it can run in a real thread, else a reactor that can.
+
+    Those made with gevent's poll(2) belong to the hub of the thread that made them.
+    """
+    if name not in (None, "default", "epoll"):
+        raise RuntimeError(f"reactor={name!r}: beside gevent it must be 'epoll'")
+    with native_select():
+        from twisted.internet.epollreactor import EPollReactor
+    if installed is None:
+        return _install("epoll")
+    return installed if isinstance(installed, EPollReactor) else EPollReactor()
+
+
 def _run_in_thread(reactor: Reactor) -> None:
     """Run *reactor* in a daemon thread, and return when it runs."""
     start = _start
@@ -265,18 +266,18 @@ def _run_in_thread(reactor: Reactor) -> None:
         finally:
             start.running.set()
 
-    if start.thread is None:
+    if not start.started:
         # Else an earlier call began this, and was interrupted.
         reactor.callWhenRunning(start.running.set)
         # Idle ones that are no daemons would keep the interpreter from ending.
         reactor.getThreadPool().threadFactory = partial(  # type: ignore[assignment]
             threading.Thread, daemon=True
         )
-        start.thread = threading.Thread(target=work, name="netsock-reactor", daemon=True)
+        start.started = True
         try:
-            start.thread.start()
+            start_thread(work, "netsock-reactor")
         except RuntimeError as error:
-            start.thread = None
+            start.started = False
             raise RuntimeError(f"{reactor!r} could not be started: {error}") from error
     if not start.running.wait(_START_SECONDS) or start.failure is not None:
         raise RuntimeError(f"{reactor!r} could not be started") from start.failure
@@ -323,7 +324,7 @@ class Call(Generic[T]):
         self._function = function
         self._discard = discard
         self._released = released
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._link: _Link | None = None
         self._answer: _Answer | None = None
         self._deferred: Deferred[Any] | None = None
@@ -332,7 +333,7 @@ class Call(Generic[T]):
         self._abandoned = False
         self._woken = False
         self._outcome: _Box | None = None
-        self._let_go = threading.Event()
+        self._let_go = new_event()
 
     def result(
         self,

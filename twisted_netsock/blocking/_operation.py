@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import os
 import socket as _socket
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -30,6 +29,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from .._io.descriptor import Descriptor
 from .._io.interfaces import Reactor
+from .._io.native import new_lock
 from .._io.poller import WANT_READ, Want
 from .._sockets.attempts import UNIX_DATAGRAM_PACE
 from .._validation import in_seconds
@@ -79,7 +79,7 @@ class BlockingOperating:
         self._descriptor = descriptor
         self._number = descriptor.sock.fileno()
         self._options = options
-        self._lock: AbstractContextManager[object] = threading.RLock()
+        self._lock: AbstractContextManager[object] = new_lock()
         self._reader: User | None = None
         self._writer: User | None = None
         self._drained = False
@@ -313,7 +313,7 @@ class BlockingOperating:
 
     def _after_fork(self) -> None:
         """Make it usable in a forked child, where none of its users is."""
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._reader = self._writer = None
         self._flushing = self._cut_send = False
         if self._ending:

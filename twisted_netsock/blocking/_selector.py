@@ -21,6 +21,7 @@ from typing import Final, Self, TypeVar
 from twisted.logger import Logger
 
 from .. import _validation as check
+from .._io.native import new_lock
 from .._net.resolver import DaemonThreads
 from .._public import public_in
 from ..errors import NetsockError, SocketClosedError, SocketError, SocketReadTimeoutError
@@ -218,7 +219,7 @@ class SocketSelector:
         """
         self._seconds = _wait_seconds(timeout)
         use(reactor)
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._waiting: dict[int, _Registration] = {}
         self._added: deque[_Registration] = deque()
         self._look: deque[_Registration] = deque()
@@ -227,7 +228,9 @@ class SocketSelector:
         self._closed = False
         self._waiter: MultiWaiter | None = None
         self._process = os.getpid()
-        self._handlers = DaemonThreads(_MOST_THREADS, _IDLE_SECONDS, "netsock-selector-call")
+        self._handlers = DaemonThreads(
+            _MOST_THREADS, _IDLE_SECONDS, "netsock-selector-call", native=False
+        )
 
     def add(
         self, socket: BlockingSocket, on_read: OnRead, timeout: timedelta | None = None

@@ -14,6 +14,7 @@ from twisted.python import threadable
 
 from .._io.descriptor import Descriptor
 from .._io.interfaces import Reactor
+from .._io.native import new_lock
 from .._io.poller import Want, poller_for
 from .._public import public_in
 from .._sockets.attempts import Attempt, send_through
@@ -79,7 +80,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         self._factory = factory
         self._reload_seconds = reload_seconds
         self._shutdown: Deferred[None] | None = None
-        self._engine = threading.RLock()
+        self._engine = new_lock()
         self._inside = 0
         """The thread that is in the middle of OpenSSL's connection; it has *_engine*."""
         self._postponed: deque[Callable[[], object]] = deque()
@@ -319,7 +320,7 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         if isinstance(self._descriptor, TLSDescriptor):
             # Two processes must never send records with the same keys and numbers.
             self._descriptor.give_up(opened_before_fork())
-        self._engine = threading.RLock()
+        self._engine = new_lock()
         self._inside = 0
         self._postponed.clear()
         super()._after_fork()

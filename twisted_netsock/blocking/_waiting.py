@@ -20,10 +20,11 @@ from typing import Final
 from twisted.python import threadable
 
 from .._io.interfaces import Reactor
+from .._io.native import are_greenlets, new_lock, poll_class
 from .._io.poller import WANT_READ, Want
 from ..errors import SocketConnectionLostError, SocketError
 
-__all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "stop_all"]
+__all__ = ["Waiter", "check_thread", "current_waiter", "end_others", "new_event", "stop_all"]
 
 _LONGEST: Final = 86400.0
 """Seconds of one poll(2), which counts milliseconds in a C int."""
@@ -35,15 +36,95 @@ READ: Final = select.POLLIN
 WRITE: Final = select.POLLOUT
 
 
-def _open_alarm() -> tuple[int, int]:
-    """Return a descriptor to read and one to write that wakes it; the same where that can be."""
-    if hasattr(os, "eventfd"):
-        number = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        return number, number
-    reading, writing = os.pipe()  # pragma: no cover: Linux has eventfd
-    for number in (reading, writing):  # pragma: no cover
-        os.set_blocking(number, False)
-    return reading, writing  # pragma: no cover
+class _Alarm:
+    """
+    What wakes a thread that waits with poll(2), from any other.
+
+    Attributes:
+        reading: The descriptor that can be read while this rings.
+    """
+
+    __slots__ = ("_writing", "reading")
+
+    def __init__(self) -> None:
+        self.reading, self._writing = self._open()
+
+    @staticmethod
+    def _open() -> tuple[int, int]:
+        """Return a descriptor to read and one to write; the same where that can be."""
+        if hasattr(os, "eventfd"):
+            number = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return number, number
+        reading, writing = os.pipe()  # pragma: no cover: Linux has eventfd
+        for number in (reading, writing):  # pragma: no cover
+            os.set_blocking(number, False)
+        return reading, writing  # pragma: no cover
+
+    def ring(self) -> None:
+        """Begin to ring, until `silence`."""
+        try:
+            os.write(self._writing, b"\1\0\0\0\0\0\0\0")
+        except BlockingIOError:
+            # It rings loudly enough.
+            pass
+
+    def silence(self) -> None:
+        """Ring no more."""
+        try:
+            os.read(self.reading, 8 if self.reading == self._writing else 4096)
+        except BlockingIOError:
+            pass
+
+    def renew(self) -> None:
+        """Ring for this process alone: in a forked child the alarm is its parent's, too."""
+        new = _Alarm()
+        for mine, other in {(self.reading, new.reading), (self._writing, new._writing)}:
+            os.dup2(other, mine, inheritable=False)
+
+    def __del__(self) -> None:
+        for number in {self.reading, self._writing}:
+            os.close(number)
+
+
+class _Event(threading.Event):
+    """An event that crochet can ask under the name it uses."""
+
+    isSet = threading.Event.is_set  # noqa: N815 - crochet's spelling
+
+
+class _GreenEvent:
+    """
+    An event that greenlets wait for with their own poll(2), whatever thread sets it.
+
+    One of gevent's wakes those of other threads through their hub, which may be gone by then.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._alarm = _Alarm()
+
+    def is_set(self) -> bool:
+        """Return whether it is set."""
+        return self._set
+
+    isSet = is_set  # noqa: N815 - as above
+
+    def set(self) -> None:
+        """Set it, and wake all that wait."""
+        self._set = True
+        self._alarm.ring()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, for at most *seconds*; return whether it is."""
+        poll = poll_class()()
+        poll.register(self._alarm.reading, READ)
+        poll.poll(None if seconds is None else min(seconds, _LONGEST) * 1000)
+        return self._set
+
+
+def new_event() -> _Event | _GreenEvent:
+    """Return an event for what waits in this process now: threads, or greenlets."""
+    return _GreenEvent() if are_greenlets() else _Event()
 
 
 class Waiter:
@@ -51,11 +132,10 @@ class Waiter:
 
     __slots__ = (
         "__weakref__",
+        "_alarm",
         "_failed",
-        "_lock",
+        "_poll_class",
         "_prepared",
-        "_reading",
-        "_writing",
         "ended",
         "ident",
         "limit",
@@ -63,14 +143,12 @@ class Waiter:
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
-        # Reentrant, as the others here, for signal handlers.
-        self._lock = threading.RLock()
-        self._reading = self._writing = -1
         try:
-            self._reading, self._writing = _open_alarm()
+            self._alarm = _Alarm()
         except OSError as error:
             raise SocketError(errno=error.errno, strerror=error.strerror) from None
-        self._prepared = (-1, 0, select.poll())
+        self._poll_class = poll_class()
+        self._prepared = (-1, 0, self._poll_class())
         self._failed = -1
         """The descriptor that was reported last for an error alone."""
         self.ended = False
@@ -87,15 +165,7 @@ class Waiter:
 
     def wake(self) -> None:
         """Have this thread look again at what it waits for, now or when it next waits."""
-        with self._lock:
-            if self._writing < 0:
-                # Its thread has just ended, and the number may be somebody else's.
-                return
-            try:
-                os.write(self._writing, b"\1\0\0\0\0\0\0\0")
-            except BlockingIOError:
-                # It has been woken often enough.
-                pass
+        self._alarm.ring()
 
     def wait(self, fd: int, events: int, seconds: float | None) -> bool:
         """
@@ -106,8 +176,8 @@ class Waiter:
         """
         known, known_events, poll = self._prepared
         if known != fd or known_events != events:
-            poll = select.poll()
-            poll.register(self._reading, READ)
+            poll = self._poll_class()
+            poll.register(self._alarm.reading, READ)
             poll.register(fd, events)
             self._prepared = (fd, events, poll)
         found = poll.poll() if seconds is None else poll.poll(min(seconds, _LONGEST) * 1000)
@@ -133,14 +203,14 @@ class Waiter:
 
     def wait_any(self, wanted: Iterable[tuple[int, int]], seconds: float | None) -> set[int]:
         """Wait until one of several descriptors has its events; return those that have."""
-        poll = select.poll()
-        poll.register(self._reading, READ)
+        poll = self._poll_class()
+        poll.register(self._alarm.reading, READ)
         for fd, events in wanted:
             poll.register(fd, events)
         milliseconds = None if seconds is None else min(seconds, _LONGEST) * 1000
         found = poll.poll(milliseconds)
         self._settle(found)
-        return {number for number, _ in found} - {self._reading}
+        return {number for number, _ in found} - {self._alarm.reading}
 
     def pause(self, seconds: float | None) -> None:
         """Wait until this thread is woken, for at most *seconds*."""
@@ -149,19 +219,15 @@ class Waiter:
     def _settle(self, found: list[tuple[int, int]]) -> None:
         """Silence the alarm if it rang."""
         for number, _ in found:
-            if number == self._reading:
-                try:
-                    os.read(self._reading, 8 if self._reading == self._writing else 4096)
-                except BlockingIOError:
-                    pass
+            if number == self._alarm.reading:
+                self._alarm.silence()
 
-    def __del__(self) -> None:
-        # Another thread may get hold of this once more, through a weak reference, for as
-        # long as this method runs.
-        with self._lock:
-            for number in {self._reading, self._writing} - {-1}:
-                os.close(number)
-            self._reading = self._writing = -1
+    def after_fork(self) -> None:
+        """End in a forked child: its thread is not here, or it is a greenlet, which gives up."""
+        self.ended = True
+        with contextlib.suppress(OSError):
+            self._alarm.renew()
+            self.wake()
 
 
 class MultiWaiter(Waiter):
@@ -171,8 +237,8 @@ class MultiWaiter(Waiter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._many = select.poll()
-        self._many.register(self._reading, READ)
+        self._many = self._poll_class()
+        self._many.register(self._alarm.reading, READ)
         self.registered: dict[int, object] = {}
         """What is called for each descriptor."""
 
@@ -191,14 +257,14 @@ class MultiWaiter(Waiter):
         """Wait until a descriptor can be read, or this is woken; return those that can be."""
         found = self._many.poll(None if seconds is None else min(seconds, _LONGEST) * 1000)
         self._settle(found)
-        return [number for number, _ in found if number != self._reading]
+        return [number for number, _ in found if number != self._alarm.reading]
 
 
 class _State:
     """What concerns all threads that wait."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = new_lock()
         self.threads = threading.local()
         self.waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
         self.stopped = False
@@ -217,6 +283,9 @@ def current_waiter() -> Waiter:
         SocketError: There is no descriptor left for what wakes the thread.
     """
     try:
+        if type(_state.threads) is not threading.local:
+            # gevent has come since: what was one thread is many greenlets.
+            _state.threads = threading.local()
         waiter: Waiter = _state.threads.waiter
     except AttributeError:
         waiter = _state.threads.waiter = Waiter()
@@ -322,6 +391,5 @@ def after_fork() -> None:
     """Start afresh in a forked child: its threads and their alarms are not here."""
     global _state  # noqa: PLW0603 - one state for the process
     for waiter in list(_state.waiters):
-        # A thread that is not here may have held it.
-        waiter._lock = threading.RLock()
+        waiter.after_fork()
     _state = _State()
