@@ -247,6 +247,13 @@ def workers(session: nox.Session) -> None:
 
 
 @nox.session
+def cpython(session: nox.Session) -> None:
+    """Run CPython's own tests over our blocking sockets; ``-- MODULE`` chooses."""
+    session.install("-q", "-e", ".")
+    session.run("python", "tests/cpython/run.py", *session.posargs)
+
+
+@nox.session
 def netns(session: nox.Session) -> None:
     """Put delay, loss and broken links between hosts; needs root and iproute2."""
     session.install("-q", "-e", ".[test]")

@@ -366,7 +366,13 @@ CASES = [
     Case(
         TLSTruncatedError(),
         TLS,
-        (twisted_error.ConnectionLost, twisted_error.ConnectionClosed, ssl.SSLError, OSError),
+        (
+            twisted_error.ConnectionLost,
+            twisted_error.ConnectionClosed,
+            ssl.SSLEOFError,
+            ssl.SSLError,
+            OSError,
+        ),
         f"[Errno {errno.ECONNRESET}] The peer closed the connection without close_notify",
         errno.ECONNRESET,
         {"alert": None, "reason": ""},

@@ -531,7 +531,7 @@ class CertificateVerificationError(TLSError, _ssl.SSLCertVerificationError):
         )
 
 
-class TLSTruncatedError(TLSError, _error.ConnectionLost):
+class TLSTruncatedError(TLSError, _ssl.SSLEOFError, _error.ConnectionLost):
     """
     The peer went away without close_notify.
 

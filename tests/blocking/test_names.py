@@ -55,6 +55,10 @@ CLASSES = ((Socket, blocking.BlockingSocket), (TLSSocket, blocking.BlockingTLSSo
 METHODS = [(theirs, ours, name) for theirs, ours in CLASSES for name in members_of(theirs)]
 
 
+MORE = {"sendall": ["flags"]}
+"""Arguments that blocking methods have beyond those of awaitable ones."""
+
+
 def parameters(function: Any) -> list[tuple[str, object, object]]:
     return [
         (each.name, each.kind, each.default)
@@ -116,7 +120,10 @@ def test_a_socket_has_the_same_members(theirs, ours, name):
         assert other is one is None
     else:
         one, other = getattr(theirs, name), getattr(ours, name)
-        assert parameters(other) == parameters(one)
+        count = len(parameters(one))
+        assert parameters(other)[:count] == parameters(one)
+        # What the standard library's takes, too.
+        assert [each for each, *_ in parameters(other)[count:]] == MORE.get(name, [])
         assert returned(other) == returned(one)
 
 
@@ -168,6 +175,10 @@ MEANINGS: dict[str, Any] = {
     "recvfrom": lambda one: (one.recvfrom(2)[0], one.recvfrom(9, socket.MSG_PEEK)[0]),
     "recvfrom_into": lambda one: filled(lambda *given: one.recvfrom_into(*given)[0], 2, 2, 0),
     "recvmsg": lambda one: one.recvmsg(2, 0, socket.MSG_PEEK)[:3],
+    "recvmsg_into": lambda one: (one.recvmsg_into([buffer := bytearray(4)], 0, 0)[:3], buffer),
+    "sendall": lambda one: (one.sendall(b"xyz"), one.sendall(b"x", socket.MSG_NOSIGNAL)),
+    "get_inheritable": lambda one: one.get_inheritable(),
+    "set_inheritable": lambda one: (one.set_inheritable(True), one.get_inheritable()),
     "send": lambda one: one.send(b"xyz", socket.MSG_NOSIGNAL),
     "sendmsg": lambda one: one.sendmsg([b"x", b"yz"], [], 0),
     "sendfile": lambda one: one.sendfile(io.BytesIO(b"0123456789"), 2, 3),

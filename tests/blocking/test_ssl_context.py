@@ -534,8 +534,9 @@ def test_an_end_without_close_notify(given, option, authority, theirs):
         if option if given is None else given:
             assert client.recv(10) == b""
         else:
-            with pytest.raises(TLSTruncatedError):
+            with pytest.raises(ssl.SSLEOFError) as cut:
                 client.recv(10)
+            assert cut.type is TLSTruncatedError
 
 
 @threaded
@@ -546,6 +547,19 @@ def test_a_socket_that_is_connected_later(ours, theirs):
         assert client.version() == "TLSv1.3"
     with ours.wrap_socket(socket.socket(), server_hostname=NAME) as client:
         assert client.connect_ex(("127.0.0.1", port)) != 0
+
+
+@threaded
+def test_there_is_no_certificate_before_the_handshake(ours, theirs):
+    with serving(page(theirs)) as port:
+        plain = socket.create_connection((NAME, port), timeout=LIMIT)
+        with ours.wrap_socket(
+            plain, server_hostname=NAME, do_handshake_on_connect=False
+        ) as client:
+            with pytest.raises(ValueError, match="handshake not done yet"):
+                client.getpeercert()
+            client.do_handshake()
+            assert client.getpeercert()["subjectAltName"]
 
 
 @threaded

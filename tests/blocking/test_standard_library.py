@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import gc
 import http.server
 import os
+import pickle
 import smtplib
 import socket
 import socketserver
@@ -235,3 +238,64 @@ def test_a_refused_detach_leaks_nothing():
         one.close()
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(number)
+
+
+# Methods as there
+
+
+@threaded
+def test_connect_ex_returns_the_number_of_the_error():
+    with blocking.make_server_socket("127.0.0.1", 0) as server:
+        here = server.getsockname()
+        client = blocking.BlockingSocket.from_socket(socket.socket())
+        with client:
+            assert client.connect_ex(here) == 0
+            assert client.getpeername() == here
+    with blocking.BlockingSocket.from_socket(socket.socket()) as client:
+        assert client.connect_ex(here) == errno.ECONNREFUSED
+    assert client.connect_ex(here) == errno.EBADF
+
+
+@threaded
+def test_recvmsg_into_fills_one_buffer_after_the_other():
+    with plain_pair() as (one, other):
+        one.sendall(b"abcdefg")
+        first, second, third = bytearray(3), bytearray(3), bytearray(3)
+        count, *_ = other.recvmsg_into([first, memoryview(second), third])
+        assert (count, first, second, third) == (7, b"abc", b"def", b"g\0\0")
+        with pytest.raises(TypeError, match="writable"):
+            other.recvmsg_into([b"constant"])
+
+
+@threaded
+def test_what_is_sent_with_flags_is_sent_whole():
+    with plain_pair() as (one, other):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        one.sendall(b"urgent", socket.MSG_OOB)
+        one.sendall(bytes(100_000), socket.MSG_NOSIGNAL)
+        assert other.input_port.read(100_006) == b"urgent" + bytes(100_000)
+
+
+@pytest.mark.parametrize("flags", [(), (0,), (socket.MSG_NOSIGNAL,)])
+@threaded
+def test_flags_may_come_before_the_address(flags):
+    with blocking.BlockingSocket.from_socket(socket.socket(type=socket.SOCK_DGRAM)) as one:
+        one.bind(("127.0.0.1", 0))
+        assert one.sendto(b"here", *flags, one.getsockname()) == 4
+        assert one.recv(10) == b"here"
+
+
+@threaded
+def test_inheritance_is_that_of_the_descriptor():
+    with plain_pair() as (one, _):
+        assert not one.get_inheritable()
+        one.set_inheritable(True)
+        assert os.get_inheritable(one.fileno())
+
+
+@pytest.mark.parametrize("attempt", [copy.copy, copy.deepcopy, pickle.dumps])
+@threaded
+def test_a_socket_is_neither_copied_nor_pickled(attempt):
+    refused = pytest.raises(TypeError, match="cannot copy or pickle a BlockingSocket")
+    with plain_pair() as (one, _), refused:
+        attempt(one)

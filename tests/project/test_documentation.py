@@ -49,6 +49,7 @@ from twisted.python.reflect import ObjectNotFound, namedAny
 
 import twisted_netsock
 import twisted_netsock.testing
+from tests.cpython.differences import DIFFERENCES
 from tests.support.package_sources import PACKAGE
 from tests.support.streams import in_thread
 from twisted_netsock import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions
@@ -491,6 +492,11 @@ def test_the_layers_hold_every_module() -> None:
     names = {path.name for path in PACKAGE.iterdir()}
     package = {name.removesuffix(".py") for name in names - {"__pycache__", "py.typed"}}
     assert sorted(documented) == sorted(package - {"__init__", "_version"})
+
+
+def test_the_differences_that_cpythons_tests_see_are_those_of_the_page() -> None:
+    rows = _rows(ROOT / "docs" / "how-to" / "from-socket.md", "Different")
+    assert rows == [[each.what, each.why] for each in DIFFERENCES]
 
 
 SUPPORTED = ROOT / "docs" / "supported.md"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket as _socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._proxy_protocol.header import ProxyHeader
 from ..addresses import Address, SocketAddress, as_socket_address
@@ -64,6 +65,19 @@ class SocketInfo:
     def fileno(self) -> int:
         """Return the descriptor, which stays this socket's; -1 once closed."""
         return -1 if self._closed else self._number
+
+    def get_inheritable(self) -> bool:
+        """Return whether the descriptor stays open in programs that this one becomes."""
+        return os.get_inheritable(self.fileno())
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """Have the descriptor stay open in programs that this one becomes, or not."""
+        os.set_inheritable(self.fileno(), inheritable)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse copies and pickles."""
+        name = type(self).__name__
+        raise TypeError(f"cannot copy or pickle a {name}: one object owns the descriptor")
 
     @property
     def family(self) -> _socket.AddressFamily:

@@ -248,6 +248,22 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """
         self._write(Connect(self._descriptor.sock, self._native(address)))
 
+    def connect_ex(self, address: Address) -> int:
+        """
+        Connect to *address*, as `connect`.
+
+        Returns:
+            The number of the error (`errno`), or 0.
+
+        Raises:
+            ValueError: *address* is a name, or of another family.
+        """
+        try:
+            self.connect(address)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
     # Receiving
 
     def recv(self, n: int, flags: int = 0) -> bytes:
@@ -385,6 +401,29 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """
         return self._receive(self._recvmsg_attempt(n, ancillary_size, flags))
 
+    def recvmsg_into(
+        self, buffers: Iterable[Buffer], ancillary_size: int = 0, flags: int = 0
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, SocketAddress]:
+        """
+        Receive as `recvmsg` does, and fill *buffers*, one after the other.
+
+        Returns:
+            How many bytes came, and what else `recvmsg` returns.
+
+        Raises:
+            TypeError: One of *buffers* cannot be written.
+            SocketReadTimeoutError, SocketConnectionLostError, SocketBusyError,
+            SocketClosedError, SocketPortError: As `recv`.
+        """
+        views = [writable_view(buffer, 0) for buffer in buffers]
+        size = sum(map(len, views))
+        data, ancillary, flags, address = self.recvmsg(size, ancillary_size, flags)
+        rest = memoryview(data)
+        for view in views:
+            piece, rest = rest[: len(view)], rest[len(view) :]
+            view[: len(piece)] = piece
+        return len(data), ancillary, flags, address
+
     def _before_read(self) -> None:
         if self._input is not None and held_by(self._input):
             raise SocketPortError(
@@ -418,12 +457,13 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
     def _send_from_port(self, data: memoryview, by: int) -> int:
         return self._write(self._send_once(data.cast("B"), 0), by)
 
-    def sendall(self, data: Buffer) -> None:
+    def sendall(self, data: Buffer, flags: int = 0) -> None:
         """
         Send all of *data*, after what `output_port` holds.
 
         Args:
             data: What to send; all of it is with the kernel on return.
+            flags: Those of `send`, for each of the sends that it takes.
 
         Raises:
             SocketWriteTimeoutError: Nothing more was taken for as long as
@@ -432,10 +472,14 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
                 `send`.
         """
         view = data if isinstance(data, bytes) else byte_view(data)
-        descriptor = self._descriptor
-        deadline = Countdown(self._write_seconds)
         offset = 0
         size = len(view)
+        if flags:
+            while offset < size:
+                offset += self.send(memoryview(view)[offset:], flags)
+            return
+        descriptor = self._descriptor
+        deadline = Countdown(self._write_seconds)
 
         def attempt() -> Want | None:
             nonlocal offset, view
@@ -480,11 +524,12 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         """Return a time within an attempt in which other threads may go on with theirs."""
         return nullcontext()
 
-    def sendto(self, data: Buffer, address: Address, flags: int = 0) -> int:
+    def sendto(self, data: Buffer, address: Address | int, flags: int | Address = 0) -> int:
         """
         Send *data* as one datagram to *address*.
 
-        The arguments are those of `Socket.sendto`.
+        The arguments are those of `Socket.sendto`; as `socket.socket.sendto`, this also
+        takes the flags before the address.
 
         Returns:
             How many bytes the kernel has taken: all, of a datagram.
@@ -494,7 +539,9 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             SocketWriteTimeoutError, SocketConnectionLostError, SocketBusyError,
             SocketClosedError: As `send`.
         """
-        return self._write(self._sendto_attempt(data, address, flags))
+        if isinstance(address, int):
+            address, flags = cast("Address", flags), address
+        return self._write(self._sendto_attempt(data, address, cast("int", flags)))
 
     def sendmsg(
         self,

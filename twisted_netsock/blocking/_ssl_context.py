@@ -20,7 +20,7 @@ from .._tls.server import ServerContextFactory, server_records
 from ..options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions, require_record
 from ._socket import BlockingSocket
 from ._ssl_object import ContextObject
-from ._ssl_socket import ContextSocket
+from ._ssl_socket import ContextSocket, is_connected
 from ._tls_socket import BlockingTLSSocket
 
 __all__ = ["ssl_context"]
@@ -155,7 +155,7 @@ class OurContext(ssl.SSLContext):
             raise NotImplementedError("only stream sockets are supported: TLS needs a stream")
         given = self._checked_name(server_side, server_hostname, session)
         handshake = bool(do_handshake_on_connect) and self._record.handshake
-        if handshake and sock.gettimeout() == 0 and self._is_connected(sock):
+        if handshake and sock.gettimeout() == 0 and is_connected(sock):
             raise ValueError(
                 "do_handshake_on_connect=True: the handshake waits, which sock does not; "
                 "call do_handshake"
@@ -164,7 +164,7 @@ class OurContext(ssl.SSLContext):
         ragged = suppress_ragged_eofs
         if ragged is None:
             ragged = self._record.suppress_ragged_eofs
-        connects_later = not self._serves and not self._is_connected(sock)
+        connects_later = not self._serves and not is_connected(sock)
         factory = self._factory(name, handshake and not connects_later, bool(ragged))
         made = ContextSocket.wrapping(sock, factory, self, given)
         made._handshakes = handshake
@@ -184,14 +184,6 @@ class OurContext(ssl.SSLContext):
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
         return server_hostname
-
-    @staticmethod
-    def _is_connected(sock: _socket.socket | BlockingSocket) -> bool:
-        try:
-            sock.getpeername()
-        except OSError:
-            return False
-        return True
 
     def _factory(
         self, name: str | None, handshake: bool, ragged: bool
@@ -305,7 +297,7 @@ class OurContext(ssl.SSLContext):
 
     @property
     def verify_mode(self) -> ssl.VerifyMode:
-        """Whether certificates of peers are demanded."""
+        """Whether certificates of peers are demanded; a server that takes them may demand them."""
         record = self._record
         if isinstance(record, ServerTLSSocketOptions):
             if record.client_certificate_required:
@@ -316,6 +308,9 @@ class OurContext(ssl.SSLContext):
 
     @verify_mode.setter
     def verify_mode(self, value: ssl.VerifyMode) -> None:
+        if value == ssl.CERT_REQUIRED and self.verify_mode == ssl.CERT_OPTIONAL:
+            self._change(client_certificate_required=True)
+            return
         field = "client_certificate_required" if self._serves else "certificate_verifier"
         self._require("verify_mode", value, f"set {field} there")
 

@@ -53,7 +53,14 @@ class StandardNames(TLSInfo):
         return self._ask(lambda tls: tls.connection.pending(), 0)
 
     def getpeercert(self, binary_form: bool = False) -> dict[str, object] | bytes | None:
-        """Return the peer's certificate: DER, or a dictionary, empty if nothing was verified."""
+        """
+        Return the peer's certificate: DER, or a dictionary, empty if nothing was verified.
+
+        Raises:
+            ValueError: The handshake is not done.
+        """
+        if self.tls_version is None:
+            raise ValueError("handshake not done yet: there is no certificate")
         certificate = self.peer_certificate
         if certificate is None:
             return None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import socket as _socket
 import ssl
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -36,6 +34,15 @@ else:
 __all__ = ["ContextSocket"]
 
 T = TypeVar("T")
+
+
+def is_connected(sock: _socket.socket | BlockingSocket) -> bool:
+    """Return whether *sock* has a peer; else it listens, or will, or is to be connected."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
@@ -71,7 +78,6 @@ class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
         Raises:
             SocketError, ValueError: As `start_tls`.
         """
-        listens = bool(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
         seconds = sock.gettimeout()
         plain = sock if isinstance(sock, BlockingSocket) else BlockingSocket.from_socket(sock)
         if plain.service is None:
@@ -79,9 +85,9 @@ class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
             with contextlib.suppress(OSError):
                 plain.service = plain.getpeername().port
         made: Self
-        if listens:
+        if isinstance(factory, ServerContextFactory) and not is_connected(plain):
+            # It listens, or will.
             options = factory.options
-            assert isinstance(factory, ServerContextFactory)
             made = cls(plain._surrender(), options=options, factory=factory)
         else:
             made = begin_tls(plain, factory, cls, seconds or None)
@@ -128,14 +134,6 @@ class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
                         return found.address
         native: Address = address
         return native
-
-    def connect_ex(self, address: Address) -> int:
-        """Connect, and return the number of the error, or 0."""
-        try:
-            self.connect(address)
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
 
     def accept(self) -> Self:
         """Take the next connection, which unpacks into itself and its peer's address."""
@@ -192,12 +190,6 @@ class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
         """Receive into *buffer*; *nbytes* may be `None`, as there."""
         return super().recv_into(buffer, nbytes or 0, flags)
 
-    def sendall(self, data: Buffer, flags: int = 0) -> None:
-        """Send all of *data*."""
-        if flags:
-            self._check_flags(flags)
-        super().sendall(data)
-
     def recvmsg_into(self, *_arguments: object, **_named: object) -> NoReturn:
         """Refuse: TLS has no messages."""
         raise NotImplementedError("TLS has no messages: use recv_into")
@@ -226,14 +218,6 @@ class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
     def dup(self) -> NoReturn:
         """Refuse: one object owns the keys."""
         raise NotImplementedError("A TLS socket cannot be duplicated")
-
-    def get_inheritable(self) -> bool:
-        """Return whether the descriptor stays open in programs that this one becomes."""
-        return os.get_inheritable(self.fileno())
-
-    def set_inheritable(self, inheritable: bool) -> None:
-        """Have the descriptor stay open in programs that this one becomes, or not."""
-        os.set_inheritable(self.fileno(), inheritable)
 
     def _real_close(self, *_arguments: object) -> None:
         self.close()

@@ -1,0 +1,1 @@
+"""CPython's own tests over the blocking facade; ``nox -s cpython`` runs them."""
