@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import gc
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.threads import Background, eventually, threaded, waiting
 from twisted_netsock import SocketBusyError, blocking
-from twisted_netsock.blocking._waiting import Waiter
+from twisted_netsock.blocking._waiting import Waiter, _Alarm
 
 
 @threaded
@@ -199,17 +200,17 @@ def test_serve_refuses_a_limit_that_is_none(limit, error):
 
 
 def test_who_is_gone_is_woken_no_more():
-    """Its number may be somebody else's by then."""
+    """The number of its alarm may be somebody else's when that is closed."""
+    found: list[Waiter | None] = []
+
+    class Noting(_Alarm):
+        def __del__(self) -> None:
+            found.append(gone())
+            super().__del__()
+
     waiter = Waiter()
-    reading, writing = os.pipe()
-    number = waiter._writing
-    waiter.__del__()
-    os.dup2(writing, number)
-    try:
-        waiter.wake()
-        os.set_blocking(reading, False)
-        with pytest.raises(BlockingIOError):
-            os.read(reading, 8)
-    finally:
-        for each in (reading, writing, number):
-            os.close(each)
+    gone = weakref.ref(waiter)
+    waiter._alarm = Noting()
+    del waiter
+    gc.collect()
+    assert found == [None]
