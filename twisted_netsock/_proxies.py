@@ -131,9 +131,8 @@ def has_password(text: str) -> bool:
 
 
 def without_credentials(text: str) -> str:
-    """Return a URL as it may be shown."""
-    scheme, separator, rest = text.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    """Return a URL, or an endpoint string with one, as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//", text)
 
 
 def proxy_for(

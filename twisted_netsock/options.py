@@ -352,14 +352,12 @@ class SocketOptions:
 
     def __repr__(self) -> str:
         """Show what differs from the defaults, and nothing that is secret."""
-        shown = []
-        for field in record_fields(type(self)):
-            value = getattr(self, field.name)
-            if value != _defaults(type(self))[field.name]:
-                secret = field.metadata["secret"]
-                if field.name == "proxy":
-                    value = without_credentials(value)
-                shown.append(f"{field.name}={check.redacted(value) if secret else repr(value)}")
+        defaults = _defaults(type(self))
+        shown = [
+            shown_field(self, name)
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
         if getattr(self, "certificate_verifier", None) is False:
             shown.append("UNVERIFIED")
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -610,6 +608,30 @@ def require_record(
     if isinstance(options, expected) and not (refused and isinstance(options, refused)):
         return options
     raise TypeError(f"options must be a {expected.__name__}, not {options!r}; {use}")
+
+
+def shown_field(options: SocketOptions, name: str) -> str:
+    """Return a field of *options* with its value, as it may be shown: without what is secret."""
+    value = getattr(options, name)
+    if name == "proxy" and value is not None:
+        value = without_credentials(value)
+    secret = getattr(record_fields(type(options)), name).metadata["secret"]
+    return f"{name}={check.redacted(value) if secret else repr(value)}"
+
+
+def require_no_proxy(options: SocketOptions, advice: str) -> None:
+    """
+    Refuse a record whose *proxy* would be passed by.
+
+    Args:
+        options: The record.
+        advice: Who connects instead, and what does so through a proxy.
+
+    Raises:
+        ValueError: It has a *proxy*.
+    """
+    if options.proxy is not None:
+        raise ValueError(f"{shown_field(options, 'proxy')} has no effect here: {advice}")
 
 
 def require_client_flags(options: SocketOptions) -> None:

@@ -20,6 +20,7 @@ from ..options import (
     ServerTLSSocketOptions,
     SocketOptions,
     TLSSocketOptions,
+    require_no_proxy,
     require_record,
 )
 from .client import ClientEndpoint, client_endpoint
@@ -87,8 +88,8 @@ def agent_endpoint_factory(
 
     For ``Agent.usingEndpointFactory``; the agent goes into a
     ``treq.client.HTTPClient`` as well. ``https`` connections are handed over
-    after the verified handshake. Proxies are left to the agent: this connects
-    to the host of each URI.
+    after the verified handshake. With `proxy` both go through it, ``http`` by
+    CONNECT as well.
 
     Args:
         reactor: Provides ``IReactorFDSet``.
@@ -166,7 +167,7 @@ def https_policy(options: TLSSocketOptions | None = None) -> IPolicyForHTTPS:
     Raises:
         TypeError: *options* is a server's record, or no TLS record.
         ValueError: *options* has an `sni`: each connection has the name of its URI;
-            `handshake` is `False`; or a certificate or key cannot be used.
+            `handshake` is `False`; it has a `proxy`; or a certificate or key cannot be used.
     """
     record = require_record(
         TLSSocketOptions() if options is None else options,
@@ -175,11 +176,12 @@ def https_policy(options: TLSSocketOptions | None = None) -> IPolicyForHTTPS:
         "an HTTP client is a client",
     )
     _refuse_names(record)
+    require_no_proxy(
+        record,
+        "an agent with a policy makes its connections itself; use agent_endpoint_factory, "
+        "whose connections go through it",
+    )
     # What else is wrong with the record is raised here, and not by the first request. (That
     # a server is not verified is logged when there is one.)
-    if record.proxy is not None:
-        raise ValueError(
-            "proxy: an agent with a policy connects itself; use agent_endpoint_factory"
-        )
     client_context_factory(record.replace(certificate_verifier=None), "localhost")
     return _Policy(record)

@@ -25,7 +25,7 @@ from .._io.interfaces import Reactor
 from .._net.happy_eyeballs import Established
 from .._net.inner import InnerFactory, address_of
 from .._tls.server import ServerContextFactory
-from ..options import OF_SOCKETS, SocketOptions, TLSSocketOptions
+from ..options import OF_SOCKETS, SocketOptions, TLSSocketOptions, shown_field
 from .factory import start_factory, stop_factory
 from .listening_port import Port
 
@@ -50,8 +50,7 @@ def _check_options(options: SocketOptions) -> None:
     for name in OF_SOCKETS:
         if getattr(options, name) != getattr(defaults, name):
             raise ValueError(
-                f"{name}={getattr(options, name)!r} contradicts endpoint: "
-                "that makes the connections"
+                f"{shown_field(options, name)} contradicts endpoint: that makes the connections"
             )
 
 

@@ -104,6 +104,11 @@ def _place(
                 _check_stray_bracket(key, kwargs[key], args)
         positional = _join_brackets(args)
     if len(positional) > len(names):
+        if any(part.startswith("//") for part in positional):
+            # Of a URL that was cut at its colons, and may hold a password.
+            raise ValueError(
+                "the colons of a URL are escaped in a string, such as proxy=socks5\\://HOST\\:PORT"
+            )
         raise ValueError(f"{':'.join(positional)!r}: too many parts without a key; {form}")
     place: dict[str, str] = {}
     for name, value in zip(names, positional, strict=False):

@@ -17,7 +17,13 @@ from .._certificates.certificates import load_trusted
 from .._tls.client import ClientContextFactory, check_client_record
 from .._tls.context import CIPHERS_1_2
 from .._tls.server import ServerContextFactory, server_records
-from ..options import ServerTLSSocketOptions, SocketOptions, TLSSocketOptions, require_record
+from ..options import (
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    require_no_proxy,
+    require_record,
+)
 from ._socket import BlockingSocket
 from ._ssl_object import ContextObject
 from ._ssl_socket import ContextSocket, is_connected
@@ -67,13 +73,19 @@ def ssl_context(
 
     Raises:
         TypeError: *options* is no record.
-        ValueError: A certificate or key cannot be used.
+        ValueError: A certificate or key cannot be used; or *options* have a `proxy`: give
+            ``wrap_socket`` a socket that was connected through it.
     """
     if options is None:
         return OurContext((TLSSocketOptions(),))
     if isinstance(options, ServerTLSSocketOptions | Iterable):
         return OurContext(server_records(options))
     record = require_record(options, SocketOptions, None, "give a record for TLS")
+    require_no_proxy(
+        record,
+        "the program connects its sockets itself; have wrap_socket take one of "
+        "make_client_socket, which connects through it",
+    )
     if not isinstance(record, TLSSocketOptions):
         record = TLSSocketOptions.from_options(record)
     return OurContext((record,))

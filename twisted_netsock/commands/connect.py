@@ -25,6 +25,7 @@ from .._endpoints.client import client_endpoint
 from .._endpoints.strings import endpoint_from
 from .._endpoints.transport import TLSTransport, Transport
 from .._io.interfaces import Reactor, StreamProtocol, StreamTransport
+from .._proxies import without_credentials
 from ..errors import SocketConnectionTimeoutError
 from ..options import SocketOptions
 from ._common.one_shot import OneShotOptions, say
@@ -333,7 +334,7 @@ class ConnectOptions(OneShotOptions):
         try:
             made: IStreamClientEndpoint = endpoint_from(clientFromString, reactor, text)
         except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
-            raise usage.UsageError(f"{text}: {error}") from None
+            raise usage.UsageError(f"{without_credentials(text)}: {error}") from None
         self.limits_itself = False
         return made
 

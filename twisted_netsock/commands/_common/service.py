@@ -25,6 +25,7 @@ from ..._endpoints.strings import endpoint_from
 from ..._endpoints.transport import Transport
 from ..._hostnames import host_and_port
 from ..._io.interfaces import Reactor
+from ..._proxies import without_credentials
 from ..._text import printable
 from ...addresses import SocketAddress, to_twisted_address
 from .one_shot import say
@@ -198,7 +199,8 @@ def endpoint_option(make: Callable[[Any, str], T], reactor: object, option: str,
     try:
         return endpoint_from(make, reactor, text)
     except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
-        raise usage.UsageError(f"--{option} {text}: {error}") from None
+        shown = without_credentials(text)
+        raise usage.UsageError(f"--{option} {shown}: {error}") from None
 
 
 def fail_at_exit() -> None:

@@ -23,6 +23,7 @@ from twisted.python import usage
 from ..._endpoints.client import ClientEndpoint
 from ..._endpoints.server import ServerEndpoint
 from ..._endpoints.strings import endpoint_from
+from ..._proxies import without_credentials
 from ...errors import SocketBindError
 from ...options import ServerTLSSocketOptions
 from .._common.expiry import expiry_problems
@@ -235,7 +236,7 @@ class RelayOptions(LogOptions):
         try:
             return endpoint_from(make, reactor, text)
         except Exception as error:  # noqa: BLE001 - parsers of others raise what they like
-            self._wrong(option, text, str(error) or type(error).__name__)
+            self._wrong(option, without_credentials(text), str(error) or type(error).__name__)
             return None
 
     def _targets(self, reactor: object, option: str, texts: Iterable[str]) -> list[Target]:

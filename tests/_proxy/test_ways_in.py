@@ -1,0 +1,317 @@
+"""Every way in connects through a proxy, SOCKS5 and CONNECT, or says at once that it cannot."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    clientFromString,
+    quoteStringArgument,
+    serverFromString,
+)
+from twisted.internet.protocol import Factory
+from twisted.web.client import Agent, readBody
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from tests.support.faults import ANSWER, QUESTION
+from tests.support.loopback import LOOPBACK
+from tests.support.proxies import SCHEMES, proxying
+from tests.support.streams import in_thread, read_exactly
+from tests.support.threads import no_descriptors
+from tests.support.ways_in import ASKING, Asker, serve_socket
+from twisted_netsock import (
+    CertificateVerificationError,
+    ProxyHeader,
+    ServerTLSSocketOptions,
+    SocketOptions,
+    TLSSocketOptions,
+    agent_endpoint_factory,
+    blocking,
+    client_context_factory,
+    client_endpoint,
+    https_policy,
+    make_client_socket,
+    make_client_tls_socket,
+    make_server_socket,
+    make_server_tls_socket,
+    server_endpoint,
+    start_tls,
+)
+
+NODE = "target.invalid"
+"""A name that nobody but the proxy can look up."""
+
+
+CA = "ca.pem"
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def ca(tmp_path: Path, authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the authority's certificate in a file of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path(CA).write_bytes(authority.certificate_pem)
+
+
+async def ask_string(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    proxy = f"proxy={quoteStringArgument(options.proxy)}"
+    if isinstance(options, TLSSocketOptions):
+        return await ask_by(f"netsock-tls:{node}:{port}:{proxy}:trustedCertificates={CA}", half)
+    return await ask_by(f"netsock:{node}:{port}:{proxy}", half)
+
+
+async def ask_string_in_string(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    inner = f"netsock:{node}:{port}:proxy={quoteStringArgument(options.proxy)}"
+    text = f"netsock-tls:{node}:endpoint={quoteStringArgument(inner)}:trustedCertificates={CA}"
+    return await ask_by(text, half)
+
+
+async def ask_by(text: str, half: bool) -> bytes:
+    factory = Factory.forProtocol(lambda: Asker(half))
+    asker = await clientFromString(reactor, text).connect(factory)
+    return await asker.answer
+
+
+async def ask_thread(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    return await in_thread(_talk, blocking.socket_options_to_client_socket, options, node, port)
+
+
+async def ask_context(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    """Ask by a context, on a socket that was connected through the proxy."""
+
+    def make(options: SocketOptions, node: str, port: int) -> Any:
+        sock = blocking.make_client_socket(node, port, SocketOptions.from_options(options))
+        context = blocking.ssl_context(options.replace(proxy=None))
+        return context.wrap_socket(sock, server_hostname=node)
+
+    return await in_thread(_talk, make, options, node, port)
+
+
+def _talk(make: Any, *arguments: object) -> bytes:
+    with make(*arguments) as sock:
+        sock.sendall(QUESTION)
+        return sock.recv(100)
+
+
+async def ask_start_tls(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    """Ask by `start_tls`: one record for both stages."""
+    sock = await make_client_socket(node, port, SocketOptions.from_options(options))
+    async with await start_tls(sock, options) as wrapped:
+        await wrapped.sendall(QUESTION)
+        return await read_exactly(wrapped, len(ANSWER))
+
+
+class Starting(Asker):
+    """Asks when it has started TLS."""
+
+    def __init__(self, options: SocketOptions, half: bool) -> None:
+        super().__init__(half)
+        self._options = options
+
+    def connectionMade(self) -> None:
+        self.transport.startTLS(client_context_factory(self._options, NODE))
+        super().connectionMade()
+
+
+async def ask_transport_tls(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    endpoint = client_endpoint(reactor, node, port, SocketOptions.from_options(options))
+    asker = await endpoint.connect(Factory.forProtocol(partial(Starting, options, half)))
+    return await asker.answer
+
+
+PLAIN = {**ASKING, "thread": ask_thread, "string": ask_string}
+TLS = {
+    **PLAIN,
+    "string in a string": ask_string_in_string,
+    "ssl_context": ask_context,
+    "start_tls": ask_start_tls,
+    "startTLS": ask_transport_tls,
+}
+
+
+@pytest.mark.parametrize("way", PLAIN)
+async def test_plain(scheme, way):
+    async with serve_socket(SocketOptions()) as served, proxying(scheme) as proxy:
+        options = SocketOptions(proxy=proxy.url)
+        assert await PLAIN[way](NODE, served.port, options, True) == ANSWER
+    await no_descriptors()
+    assert proxy.asked == [(NODE, served.port)]
+    assert proxy.first[0] == QUESTION
+    assert not proxy.too_early
+
+
+@pytest.mark.usefixtures("ca")
+@pytest.mark.parametrize("way", TLS)
+async def test_tls(scheme, way, authority):
+    server = authority.server_options(NODE)
+    async with serve_socket(server) as served, proxying(scheme) as proxy:
+        options = authority.client_options(proxy=proxy.url)
+        assert await TLS[way](NODE, served.port, options, True) == ANSWER
+    await no_descriptors()
+    assert proxy.asked == [(NODE, served.port)]
+    assert proxy.first[0].startswith(b"\x16\x03\x01")
+    assert not proxy.too_early
+
+
+@pytest.mark.parametrize("way", sorted(TLS.keys() - {"relay", "string", "string in a string"}))
+async def test_the_target_is_verified_behind_the_proxy(way, authority):
+    server = authority.server_options("other.invalid")
+    async with serve_socket(server) as served, proxying("http") as proxy:
+        options = authority.client_options(proxy=proxy.url)
+        with pytest.raises(CertificateVerificationError):
+            await TLS[way](NODE, served.port, options, True)
+    await no_descriptors()
+
+
+async def test_the_header_and_then_tls_come_behind_the_answer(scheme, authority):
+    server = authority.server_options(NODE, proxy_protocol="v1")
+    header = ProxyHeader.parse(b"PROXY TCP4 192.0.2.7 192.0.2.8 4711 443\r\n")
+    listener = await make_server_tls_socket(LOOPBACK, 0, server)
+    async with listener, proxying(scheme) as proxy:
+        options = authority.client_options(proxy=proxy.url, proxy_protocol="v1")
+        accepting = listener.accept()
+        port = listener.getsockname().port
+        sock = await make_client_tls_socket(NODE, port, options, proxy_header=header)
+        peer = await accepting
+        assert peer.proxy_header.source.host == "192.0.2.7"
+        await peer.sendall(ANSWER)
+        assert await read_exactly(sock, len(ANSWER)) == ANSWER
+        await gatherResults([sock.close(), peer.close()])
+    assert proxy.first[0].startswith(b"PROXY TCP4 192.0.2.7 ")
+
+
+async def test_starttls_begins_in_plain_text_behind_the_answer(scheme, authority):
+    async with await make_server_socket(LOOPBACK, 0) as listener, proxying(scheme) as proxy:
+
+        async def serve() -> None:
+            peer = await listener.accept()
+            await peer.sendall(b"220 ready\r\n")
+            assert await read_exactly(peer, 10) == b"STARTTLS\r\n"
+            await peer.sendall(b"220 go\r\n")
+            async with await start_tls(peer, authority.server_options(NODE)) as wrapped:
+                await wrapped.sendall(ANSWER)
+
+        serving = Deferred.fromCoroutine(serve())
+        options = authority.client_options(proxy=proxy.url)
+        port = listener.getsockname().port
+        sock = await make_client_socket(NODE, port, SocketOptions.from_options(options))
+        assert await sock.input_port.readline() == b"220 ready\r\n"
+        await sock.sendall(b"STARTTLS\r\n")
+        assert await sock.input_port.readline() == b"220 go\r\n"
+        async with await start_tls(sock, options) as wrapped:
+            assert await read_exactly(wrapped, len(ANSWER)) == ANSWER
+        await serving
+
+
+# HTTP
+
+
+class Page(Resource):
+    isLeaf = True
+
+    def render_GET(self, request):
+        return b"secure" if request.isSecure() else b"plain"
+
+
+@pytest.mark.filterwarnings("ignore:Using readBody:DeprecationWarning")
+@pytest.mark.parametrize("uri", ["http", "https"])
+async def test_an_agent(scheme, uri, authority):
+    site = Site(Page(), reactor=reactor)
+    site.noisy = False
+    options = authority.server_options(NODE) if uri == "https" else SocketOptions()
+    port = await server_endpoint(reactor, LOOPBACK, 0, options).listen(site)
+    number = port.getHost().port
+    async with proxying(scheme) as proxy:
+        record = authority.client_options(proxy=proxy.url)
+        agent = Agent.usingEndpointFactory(reactor, agent_endpoint_factory(reactor, record))
+        response = await agent.request(b"GET", f"{uri}://{NODE}:{number}/".encode())
+        assert await readBody(response) == (b"secure" if uri == "https" else b"plain")
+        await port.stopListening()
+    assert proxy.asked == [(NODE, number)]
+    assert not proxy.too_early
+
+
+# Where there is no way
+
+
+SECRET = "socks5://me:secret@127.0.0.1:1"
+ESCAPED = "proxy=socks5\\://127.0.0.1\\:1"
+PROXIED, TLS_PROXIED = SocketOptions(proxy=SECRET), TLSSocketOptions(proxy=SECRET)
+CLIENT = TCP4ClientEndpoint(reactor, LOOPBACK, 1)
+SERVER = TCP4ServerEndpoint(reactor, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        *(
+            (partial(make, None, 80, record), "node=None")
+            for make, record in (
+                (make_client_socket, PROXIED),
+                (make_client_tls_socket, TLS_PROXIED),
+                (partial(client_endpoint, reactor), PROXIED),
+                (partial(client_endpoint, reactor), TLS_PROXIED),
+            )
+        ),
+        (partial(make_server_socket, LOOPBACK, 0, PROXIED), "for clients"),
+        (partial(server_endpoint, reactor, LOOPBACK, 0, PROXIED), "for clients"),
+        (partial(serverFromString, reactor, f"netsock:systemd=x:{ESCAPED}"), "bound already"),
+        *(
+            (partial(record, proxy=proxy, **fields), "proxy needs ai_socktype=SOCK_STREAM")
+            for record in (SocketOptions, TLSSocketOptions)
+            for proxy in (SECRET, "environment")
+            for fields in ({"ai_family": socket.AF_UNIX}, {"ai_socktype": socket.SOCK_DGRAM})
+        ),
+        (partial(ServerTLSSocketOptions, proxy=SECRET), "for clients"),
+        (partial(ServerTLSSocketOptions.from_options, TLS_PROXIED), "for clients"),
+        (partial(client_endpoint, reactor, NODE, None, TLS_PROXIED, endpoint=CLIENT), "endpoint"),
+        (partial(https_policy, TLS_PROXIED), "agent_endpoint_factory"),
+        (partial(blocking.ssl_context, PROXIED), "wrap_socket"),
+        (partial(blocking.ssl_context, TLS_PROXIED), "wrap_socket"),
+        *(
+            (partial(clientFromString, reactor, text), said)
+            for text, said in (
+                (f"netsock:/x:aiFamily=unix:{ESCAPED}", "proxy needs"),
+                (f"netsock:a:80:aiSocktype=dgram:{ESCAPED}", "aiSocktype"),
+                (f"netsock-tls:a:endpoint=tcp\\:a\\:80:{ESCAPED}", "contradicts endpoint"),
+                ("netsock:a:80:proxy=http\\://me\\:secret@h\\:1", "proxyPasswordFile"),
+                ("netsock:a:80:proxy=http://me:secret@h:1", "escaped"),
+                ("netsock-tls:a:80:proxy=http://me:secret@h:1", "escaped"),
+            )
+        ),
+        *(
+            (partial(serverFromString, reactor, f"{text}:{ESCAPED}"), "for clients")
+            for text in ("netsock:0", "netsock-tls:0:certificates=x.pem")
+        ),
+    ],
+)
+def test_where_there_is_no_way_it_is_a_value_error_at_once(make, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        make()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (partial(blocking.make_client_socket, None, 80, PROXIED), "node=None"),
+        (partial(blocking.make_client_tls_socket, None, 80, TLS_PROXIED), "node=None"),
+        (partial(blocking.make_server_socket, LOOPBACK, 0, PROXIED), "for clients"),
+    ],
+)
+async def test_blocking_calls_refuse_the_same(make, said):
+    with pytest.raises(ValueError, match=said):
+        await in_thread(make)
