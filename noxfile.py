@@ -235,7 +235,10 @@ def programs(session: nox.Session, environment: str) -> None:
     session.run("python", "tests/programs/run.py", environment, *session.posargs)
 
 
-WORKERS = ("gevent==26.9.0",)
+WORKERS = (
+    "celery==5.7.0", "gevent==26.9.0", "gunicorn==27.0.1", "ipykernel==7.4.0", "ipython==9.18.1",
+    "nbclient==0.11.0", "redis==8.1.0", "uwsgi==2.0.31",
+)  # fmt: skip
 """What runs programs in workers, pinned."""
 
 

@@ -513,6 +513,23 @@ def test_a_forked_child_gets_a_reactor_of_its_own():
     """) == [f"{[(b'x', 'SelectReactor')] * 3} 0", "True"]
 
 
+def test_a_child_whose_fork_python_does_not_know_of_gets_a_reactor_of_its_own():
+    """As the workers of uWSGI, which forks in C."""
+    assert output_of("""
+        import ctypes
+        blocking.make_server_socket("127.0.0.1", 0).close()
+        child = ctypes.PyDLL(None).fork()
+        with blocking.make_server_socket("127.0.0.1", 0) as server:
+            with blocking.make_client_socket("127.0.0.1", server.getsockname().port) as one:
+                with server.accept() as other:
+                    one.sendall(b"x")
+                    print(other.recv(1), flush=True)
+        if not child:
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """) == ["b'x'", "b'x'", "0"]
+
+
 def test_beside_eventlet_every_call_is_refused_at_once():
     assert output_of("""
         import types

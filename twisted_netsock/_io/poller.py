@@ -12,7 +12,6 @@ This is the only module that calls those.
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 import weakref
@@ -33,6 +32,7 @@ from zope.interface import implementer
 
 from ..errors import SocketConnectionLostError, SocketError, opened_before_fork
 from .fairness import CONNECTS, EVENTS
+from .forks import after_fork
 from .interfaces import Reactor, current_reactor
 from .native import native_poll, original
 
@@ -668,4 +668,4 @@ def _forked() -> None:
         poller.forked()
 
 
-os.register_at_fork(after_in_child=_forked)
+after_fork(_forked)

@@ -8,7 +8,6 @@ such look-ups would starve everything else that uses the pool.
 
 from __future__ import annotations
 
-import os
 import queue
 import socket as _socket
 import threading
@@ -40,6 +39,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._hostnames import host_to_look_up, is_ip_address, numeric_service
+from .._io.forks import after_fork
 from .._io.interfaces import Reactor
 from .._io.native import new_lock, original, start_thread
 from ..addresses import AddressInfo, SocketAddress
@@ -179,7 +179,7 @@ def _forget_threads() -> None:
     _threads = DaemonThreads()
 
 
-os.register_at_fork(after_in_child=_forget_threads)
+after_fork(_forget_threads)
 
 
 class Hints(NamedTuple):

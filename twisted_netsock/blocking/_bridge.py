@@ -14,7 +14,6 @@ child has no reactor.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from twisted.internet.main import installReactor as installReactorObject
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from .._io.forks import after_fork, notice_fork
 from .._io.interfaces import Reactor
 from .._io.native import are_greenlets, native_select, new_lock, start_thread
 from . import _waiting
@@ -138,6 +138,7 @@ def setup(*, reactor: object = None) -> None:
         TypeError: *reactor* is neither, or cannot wait for sockets.
         ValueError: There is no reactor of this name, or *reactor* does not run.
     """
+    notice_fork()
     with _start.lock:
         if _start.link is not None:
             raise RuntimeError("setup() must be called before the first use: a reactor is in use")
@@ -199,7 +200,7 @@ def _make_link() -> _Link:
         elif reactor is None:
             reactor = _install(_start.chosen)
     check_thread()
-    if not reactor.running:
+    if not reactor.running or _start.failure is not None:
         _run_in_thread(reactor)
     link = _Link(reactor)
     watching = new_event()
@@ -280,7 +281,11 @@ def _run_in_thread(reactor: Reactor) -> None:
             start.started = False
             raise RuntimeError(f"{reactor!r} could not be started: {error}") from error
     if not start.running.wait(_START_SECONDS) or start.failure is not None:
-        raise RuntimeError(f"{reactor!r} could not be started") from start.failure
+        reason = start.failure or f"not within {_START_SECONDS:.0f} s"
+        raise RuntimeError(
+            f"{reactor!r} could not be started: {reason}; install none before the first call, or "
+            "run it in another thread"
+        ) from start.failure
 
 
 def _at_end() -> None:
@@ -506,6 +511,7 @@ def in_reactor(function: Callable[[Reactor], object]) -> bool:
     Returns:
         Whether it will be; not if no reactor runs.
     """
+    notice_fork()
     link = _start.link
     if link is None or link.stopped:
         return False
@@ -527,4 +533,4 @@ def _after_fork() -> None:
     _waiting.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)

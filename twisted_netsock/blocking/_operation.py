@@ -28,6 +28,7 @@ from typing import Final, Protocol, TypeVar, cast
 from twisted.internet.defer import CancelledError, Deferred
 
 from .._io.descriptor import Descriptor
+from .._io.forks import after_fork
 from .._io.interfaces import Reactor
 from .._io.native import new_lock
 from .._io.poller import WANT_READ, Want
@@ -325,4 +326,4 @@ def _after_fork() -> None:
         socket._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)

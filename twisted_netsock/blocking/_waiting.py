@@ -19,6 +19,7 @@ from typing import Final
 
 from twisted.python import threadable
 
+from .._io.forks import notice_fork
 from .._io.interfaces import Reactor
 from .._io.native import are_greenlets, new_lock, poll_class
 from .._io.poller import WANT_READ, Want
@@ -301,6 +302,7 @@ def check_thread() -> None:
     Raises:
         RuntimeError: This is the reactor's thread.
     """
+    notice_fork()
     if threadable.ioThread == threading.get_ident() and _reactor_runs():
         raise RuntimeError(
             "twisted_netsock.blocking was called in the reactor's thread, which must not block: "
