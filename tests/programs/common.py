@@ -77,8 +77,14 @@ async def connect(factory: Any, port: int) -> Any:
     return await clientFromString(reactor, client_string(port)).connect(factory)
 
 
+OURS = ", context of ours"
+"""The end of a way in which a client of others gets a context of ours."""
+
+
 def client_context() -> ssl.SSLContext:
-    """Return a context of the standard library's that verifies our servers."""
+    """Return a context that verifies our servers: the standard library's, or ours."""
+    if way().endswith(OURS):
+        return blocking.ssl_context(AUTHORITY.client_options())
     return ssl.create_default_context(cafile=str(CA_PEM))
 
 
@@ -146,6 +152,16 @@ def relay(backend: int) -> Iterator[int]:
     words = ("relay", "--listen", server_string(port), "--to", f"netsock:127.0.0.1:{backend}")
     with program(port, sys.executable, "-m", "twisted", "netsock", *words):
         yield port
+
+
+@contextmanager
+def front_of(backend: int) -> Iterator[int]:
+    """Return the port that a client connects to: a relay's, or with a context of ours its own."""
+    if way().endswith(OURS):
+        yield backend
+    else:
+        with relay(backend) as port:
+            yield port
 
 
 def tool(name: str) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from urllib.parse import urlsplit
 
 from common import (
     CA_PEM,
+    OURS,
     client_context,
     client_socket,
     in_thread,
@@ -50,6 +51,13 @@ def by_http_client(url):
         return response.read().decode()
 
 
+def by_https_client(url):
+    connection = HTTPSConnection("localhost", urlsplit(url).port, context=client_context())
+    connection.request("GET", "/")
+    with connection.getresponse() as response:
+        return response.read().decode()
+
+
 def by_urllib(url):
     with urllib.request.urlopen(url, context=client_context()) as response:
         return response.read().decode()
@@ -58,14 +66,32 @@ def by_urllib(url):
 def by_urllib3(url):
     import urllib3
 
-    with urllib3.PoolManager(ca_certs=str(CA_PEM)) as pool:
+    with urllib3.PoolManager(ssl_context=client_context()) as pool:
         return pool.request("GET", url).data.decode()
 
 
 def by_requests(url):
     import requests
 
-    return requests.get(url, verify=str(CA_PEM), timeout=20).text
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *arguments, **named):
+            super().init_poolmanager(*arguments, ssl_context=client_context(), **named)
+
+    with requests.Session() as session:
+        if way().endswith(OURS):
+            session.mount("https://", Adapter())
+            return session.get(url, timeout=20).text
+        return session.get(url, verify=str(CA_PEM), timeout=20).text
+
+
+def by_httpx_async(url):
+    import httpx
+
+    async def fetch():
+        async with httpx.AsyncClient(verify=client_context()) as client:
+            return (await client.get(url)).text
+
+    return asyncio.run(fetch())
 
 
 def by_httpx(url):
@@ -96,14 +122,16 @@ CLIENTS = {
     "urllib": by_urllib,
     "urllib3": by_urllib3,
     "requests": by_requests,
+    "http.client": by_https_client,
     "httpx": by_httpx,
+    "httpx async": by_httpx_async,
     "aiohttp": by_aiohttp,
 }
 
 
 async def main():
     port = await listen(Site(Page()))
-    text = await in_thread(CLIENTS[way()], f"https://localhost:{port}/")
+    text = await in_thread(CLIENTS[way().removesuffix(OURS)], f"https://localhost:{port}/")
     version = "HTTP/2" if way() == "curl HTTP/2" else "HTTP/1."
     right(text, holds=text.startswith(f"spoken over {version}"))
 

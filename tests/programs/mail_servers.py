@@ -6,12 +6,14 @@ These use contexts of Python's, or in a subclass of a line a socket of ours.
 
 from __future__ import annotations
 
+import asyncio
 import imaplib
 import poplib
 import smtplib
 
 from common import (
     AUTHORITY,
+    OURS,
     client_context,
     client_socket,
     in_thread,
@@ -156,7 +158,20 @@ def by_our_imaplib(port):
         right("an answer", holds=client.noop()[0] == "OK")
 
 
+def by_aiosmtplib(port):
+    import aiosmtplib
+
+    text = "Subject: x\r\n\r\n" + "text\r\n" * 10_000
+    sending = aiosmtplib.send(
+        text, sender="a@localhost", recipients=["b@localhost"], hostname="localhost", port=port,
+        timeout=20, start_tls=True, tls_context=client_context(),
+    )  # fmt: skip
+    asyncio.run(sending)
+    right("a mail", holds=len(MAIL) == 1 and MAIL[0].count(b"text") == 10_000)
+
+
 WAYS = {
+    "aiosmtplib, STARTTLS": (smtp, by_aiosmtplib),
     "SMTP, STARTTLS": (smtp, by_smtplib),
     "SMTP, TLS": (smtp, by_smtplib_ssl),
     "POP3, TLS": (pop3, by_poplib),
@@ -168,8 +183,9 @@ WAYS = {
 
 
 async def main():
-    serve, talk = WAYS[way()]
-    plain = way().endswith("STARTTLS")
+    name = way().removesuffix(OURS)
+    serve, talk = WAYS[name]
+    plain = name.endswith("STARTTLS")
     factory = Factory.forProtocol(serve)
     await in_thread(talk, await listen(factory, plain=plain))
 

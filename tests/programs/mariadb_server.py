@@ -1,4 +1,4 @@
-"""MariaDB behind the relay: PyMySQL on a socket of ours."""
+"""MariaDB: PyMySQL on a socket of ours through the relay, and with a context of ours."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ import getpass
 import pymysql
 from common import (
     FOLDER,
+    OURS,
+    SERVER_PEM,
+    client_context,
     client_socket,
     free_port,
+    front_of,
     in_thread,
     on_reactor,
     program,
-    relay,
     right,
     run,
     tool,
+    way,
 )
 
 
 def ask(port):
-    connection = pymysql.connect(user="root", defer_connect=True)
-    connection.connect(client_socket(port))
+    if way().endswith(OURS):
+        connection = pymysql.connect(
+            host="localhost", port=port, user="root", ssl=client_context()
+        )
+    else:
+        connection = pymysql.connect(user="root", defer_connect=True)
+        connection.connect(client_socket(port))
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT repeat('x', 300000), %s + 1", (54,))
         return cursor.fetchone()
@@ -38,7 +47,9 @@ async def main():
         tool("mariadbd"), "--no-defaults", name, f"--datadir={folder}", f"--port={port}",
         "--bind-address=127.0.0.1", f"--socket={folder}/socket", "--skip-name-resolve=0",
     )  # fmt: skip
-    with program(port, *server), relay(port) as front:
+    if way().endswith(OURS):
+        server = (*server, f"--ssl-cert={SERVER_PEM}", f"--ssl-key={SERVER_PEM}")
+    with program(port, *server), front_of(port) as front:
         text, total = await in_thread(ask, front)
         right("an answer", holds=(len(text), total) == (300_000, 55))
 

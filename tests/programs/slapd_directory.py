@@ -1,4 +1,8 @@
-"""OpenLDAP's server: ldaptor by a string of ours and StartTLS, and ldap3 through the relay."""
+"""
+OpenLDAP's server: ldaptor by a string of ours and StartTLS, and ldap3 through the relay.
+
+With a context of ours, ldap3 connects by itself, over TLS and by StartTLS.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from common import (
     AUTHORITY,
     CA_PEM,
     FOLDER,
+    OURS,
     SERVER_PEM,
+    client_context,
     free_port,
     in_thread,
     on_reactor,
@@ -17,6 +23,7 @@ from common import (
     relay,
     right,
     tool,
+    way,
 )
 from ldaptor.protocols.ldap.ldapclient import LDAPClient
 from ldaptor.protocols.ldap.ldapsyntax import LDAPEntry
@@ -52,10 +59,42 @@ def by_ldap3(port):
         return [entry.entry_dn for entry in client.entries]
 
 
+class OurTLS(ldap3.Tls):
+    """What the documentation shows."""
+
+    def wrap_socket(self, connection, do_handshake=False):
+        connection.socket = client_context().wrap_socket(
+            connection.socket,
+            server_hostname=connection.server.host,
+            do_handshake_on_connect=do_handshake,
+        )
+
+
+def with_our_context(port, tls_port):
+    over_tls = ldap3.Server("localhost", tls_port, use_ssl=True, tls=OurTLS())
+    with ldap3.Connection(over_tls, "cn=me,dc=example", "password") as client:
+        client.add("dc=example", ["dcObject", "organization"], {"o": "x"})
+        right("over TLS", holds=client.socket.version() == "TLSv1.3")
+    plain = ldap3.Server("localhost", port, tls=OurTLS())
+    with ldap3.Connection(
+        plain, "cn=me,dc=example", "password", auto_bind=ldap3.AUTO_BIND_TLS_BEFORE_BIND
+    ) as client:
+        client.search("dc=example", "(o=x)")
+        right("by StartTLS", holds=client.socket.version() == "TLSv1.3")
+        return [entry.entry_dn for entry in client.entries]
+
+
 async def main():
     port, path = free_port(), FOLDER / "slapd.conf"
     path.write_text(CONFIGURATION)
-    server = (tool("slapd"), "-d", "0", "-f", path, "-h", f"ldap://127.0.0.1:{port}")
+    tls_port = free_port()
+    places = f"ldap://127.0.0.1:{port} ldaps://127.0.0.1:{tls_port}"
+    server = (tool("slapd"), "-d", "0", "-f", path, "-h", places)
+    if way().endswith(OURS):
+        with program(port, *server):
+            found = await in_thread(with_our_context, port, tls_port)
+            right("found", holds=found == ["dc=example"])
+        return
     with program(port, *server), relay(port) as front:
         here = ["ou=here,dc=example"]
         right("by ldap3", holds=await in_thread(by_ldap3, front) == here)

@@ -10,14 +10,15 @@ WAYS: Final = ("plain", "TLS", "TLS over tcp:")
 
 ENVIRONMENTS: Final = {
     "programs": (
-        "aiohttp==3.14.5", "autobahn==26.10.2", "bcrypt==5.0.0", "buildbot-worker==4.3.0",
-        "buildbot-www==4.3.0", "buildbot==4.3.0", "channels==4.3.2", "daphne==4.2.3",
-        "dnspython==2.9.2", "foolscap==24.9.0", "httpx==0.28.1", "klein==24.8.0",
-        "ldap3==2.9.1", "ldaptor==21.2.0", "magic-wormhole-mailbox-server==0.8.0",
-        "magic-wormhole-transit-relay==0.5.0", "magic-wormhole==0.24.0", "paramiko==5.1.0",
-        "pg8000==1.31.6", "pika==1.4.4", "pymysql==1.2.4", "redis==8.1.0",
-        "requests==2.34.2", "scrapy==2.19.0", "treq==26.7.0", "twisted[conch,http2]==26.10.0",
-        "txredisapi==1.6.0", "urllib3==2.8.0", "websockets==17.4",
+        "aiohttp==3.14.5", "aiosmtplib==5.1.3", "autobahn==26.10.2", "bcrypt==5.0.0",
+        "buildbot==4.3.0", "buildbot-worker==4.3.0", "buildbot-www==4.3.0", "channels==4.3.2",
+        "daphne==4.2.3", "dnspython==2.9.2", "foolscap==24.9.0", "httpx==0.28.1",
+        "klein==24.8.0", "ldap3==2.9.1", "ldaptor==21.2.0", "magic-wormhole==0.24.0",
+        "magic-wormhole-mailbox-server==0.8.0", "magic-wormhole-transit-relay==0.5.0",
+        "paho-mqtt==2.2.0", "paramiko==5.1.0", "pg8000==1.31.6", "pika==1.4.4",
+        "pyftpdlib==2.2.0", "pymysql==1.2.4", "redis==8.1.0", "requests==2.34.2",
+        "scrapy==2.19.0", "treq==26.7.0", "twisted[conch,http2]==26.10.0", "txredisapi==1.6.0",
+        "urllib3==2.8.0", "websockets==17.4",
     ),
     "relay": ("amqtt==0.12.1", "grpcio==1.85.3", "paho-mqtt==2.2.0"),
     "autobahn-23.6": ("autobahn==23.6.2", "setuptools<81"),
@@ -68,12 +69,20 @@ PROGRAMS: Final = (
     Program("transit relay of magic-wormhole", "transit_relay", "magic-wormhole-transit-relay"),
     Program("ldaptor", "ldaptor_tree", "ldaptor"),
     Program(
-        "Redis, by redis-py and txredisapi", "redis_databases", "redis", needs=("txredisapi",)
+        "Redis, by redis-py and txredisapi", "redis_databases", "redis",
+        (*WAYS, "redis-py, context of ours"), needs=("txredisapi",)
     ),
-    Program("PostgreSQL, and pg8000", "postgresql_server", "pg8000"),
-    Program("MariaDB, and PyMySQL", "mariadb_server", "pymysql"),
+    Program(
+        "PostgreSQL, and pg8000", "postgresql_server", "pg8000", (*WAYS, "TLS, context of ours")
+    ),
+    Program("MariaDB, and PyMySQL", "mariadb_server", "pymysql", (*WAYS, "TLS, context of ours")),
+    Program("Mosquitto, and paho", "mosquitto_broker", "paho-mqtt", ("TLS, context of ours",)),
+    Program("pyftpdlib, and FTP_TLS", "pyftpdlib_server", "pyftpdlib", ("TLS, context of ours",)),
     Program("RabbitMQ, and pika's Twisted adapter", "rabbitmq_broker", "pika"),
-    Program("OpenLDAP, and ldap3 and ldaptor", "slapd_directory", "ldap3", ("StartTLS, and TLS",)),
+    Program(
+        "OpenLDAP, and ldap3 and ldaptor", "slapd_directory", "ldap3",
+        ("StartTLS, and TLS", "StartTLS, and TLS, context of ours"),
+    ),
     Program("OpenSSH, and paramiko", "openssh_server", "paramiko"),
     Program("conch, and OpenSSH", "conch_ssh", "twisted", needs=("bcrypt",)),
     Program(
@@ -81,7 +90,13 @@ PROGRAMS: Final = (
         (
             "SMTP, STARTTLS", "SMTP, TLS", "SMTP, socket of ours", "POP3, TLS",
             "POP3, socket of ours", "IMAP4, STARTTLS", "IMAP4, socket of ours",
+            "SMTP, STARTTLS, context of ours", "SMTP, TLS, context of ours",
+            "POP3, TLS, context of ours", "IMAP4, STARTTLS, context of ours",
         ),
+    ),
+    Program(
+        "twisted.mail, and aiosmtplib", "mail_servers", "aiosmtplib",
+        ("aiosmtplib, STARTTLS", "aiosmtplib, STARTTLS, context of ours"),
     ),
     Program("twisted.words, IRC", "words_irc", "twisted"),
     Program("twisted.names, and dnspython", "names_dns", "dnspython"),
@@ -106,6 +121,13 @@ PROGRAMS: Final = (
             ("requests", "requests"),
             ("httpx", "httpx"),
             ("aiohttp", "aiohttp"),
+            ("http.client, context of ours", "python"),
+            ("urllib, context of ours", "python"),
+            ("urllib3, context of ours", "urllib3"),
+            ("requests, context of ours", "requests"),
+            ("httpx, context of ours", "httpx"),
+            ("httpx async, context of ours", "httpx"),
+            ("aiohttp, context of ours", "aiohttp"),
         )
     ),
 )  # fmt: skip
