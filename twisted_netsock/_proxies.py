@@ -64,6 +64,14 @@ class Proxy:
         """Return the URL without credentials."""
         return f"{self.scheme}://{host_and_port(self.host, self.port)}"
 
+    @property
+    def url(self) -> str:
+        """The URL, with the credentials if it has some."""
+        if self.user is None:
+            return str(self)
+        user, password = (quote(each, safe="") for each in (self.user, self.password))
+        return str(self).replace("//", f"//{user}:{password}@")
+
 
 def parse_proxy(text: str, name: str, *, default_scheme: str | None = None) -> Proxy:
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from twisted.internet.endpoints import (
     serverFromString,
 )
 from twisted.internet.protocol import Factory
+from twisted.python.usage import UsageError
 from twisted.web.client import Agent, readBody
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from tests.support.faults import ANSWER, QUESTION
 from tests.support.loopback import LOOPBACK
+from tests.support.processes import Ran, netsock
 from tests.support.proxies import SCHEMES, proxying
 from tests.support.streams import in_thread, read_exactly
 from tests.support.threads import no_descriptors
@@ -32,6 +36,7 @@ from twisted_netsock import (
     CertificateVerificationError,
     ProxyHeader,
     ServerTLSSocketOptions,
+    Socket,
     SocketOptions,
     TLSSocketOptions,
     agent_endpoint_factory,
@@ -46,6 +51,13 @@ from twisted_netsock import (
     server_endpoint,
     start_tls,
 )
+from twisted_netsock.__main__ import main
+from twisted_netsock.commands._common.outcomes import Outcome
+from twisted_netsock.commands._common.targets import Target
+from twisted_netsock.commands._common.text import Style
+from twisted_netsock.commands.probe.report import as_text
+from twisted_netsock.commands.probe.run import Request, probe
+from twisted_netsock.commands.relay.options import RelayOptions
 
 NODE = "target.invalid"
 """A name that nobody but the proxy can look up."""
@@ -214,6 +226,123 @@ async def test_starttls_begins_in_plain_text_behind_the_answer(scheme, authority
         async with await start_tls(sock, options) as wrapped:
             assert await read_exactly(wrapped, len(ANSWER)) == ANSWER
         await serving
+
+
+# Commands
+
+
+async def run(*arguments: str, given: bytes = b"") -> Ran:
+    return await in_thread(partial(netsock, *arguments, given=given))
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("ca")
+async def test_the_commands(authority):
+    server = authority.server_options(NODE)
+    async with serve_socket(server, half=True) as served, proxying("http") as proxy:
+        place, through = f"{NODE}:{served.port}", ("--proxy", proxy.url, "--ca", CA)
+        done = await run("connect", place, "--tls", *through, given=QUESTION)
+        assert (done.code, done.output) == (0, ANSWER.decode())
+        done = await run("probe", place, *through, "--json")
+        assert done.code == 0
+        found = json.loads(done.output)
+        assert (found["proxy"], found["addresses"][0]["address"]) == (proxy.url, NODE)
+    assert proxy.asked == [(NODE, served.port)] * 2
+
+
+@pytest.mark.once
+async def test_a_proxy_that_ends_with_the_input_needs_no_shutdown():
+    """As microsocks, tinyproxy and Squid do."""
+    async with serve_socket(SocketOptions(), half=True) as served, proxying("http") as proxy:
+        proxy.passes_half_close = False
+        words = ("connect", f"{NODE}:{served.port}", "--proxy", proxy.url, "--no-shutdown")
+        done = await run(*words, given=QUESTION)
+        assert (done.code, done.output) == (0, ANSWER.decode())
+
+
+def probing(port: int, authority: Any, proxy: str, **changes: Any) -> Request:
+    options = authority.client_options(proxy=proxy)
+    return Request(Target(NODE, port), options, timedelta(seconds=5), **changes)
+
+
+async def test_the_probe_asks_for_tls_through_the_proxy(scheme, authority):
+    async with await make_server_socket(LOOPBACK, 0) as listener, proxying(scheme) as proxy:
+
+        async def serve() -> None:
+            peer = await listener.accept()
+            await peer.sendall(b"+OK ready\r\n")
+            assert await peer.input_port.readline() == b"STLS\r\n"
+            await peer.sendall(b"+OK go\r\n")
+            async with await start_tls(peer, authority.server_options(NODE)) as wrapped:
+                assert await wrapped.recv(1) == b""
+
+        serving = Deferred.fromCoroutine(serve())
+        port = listener.getsockname().port
+        report = await probe(reactor, probing(port, authority, proxy.url, starttls="pop3"))
+        await serving
+    assert report.outcome == Outcome.OK
+    assert f"{NODE}:{port}" in as_text(report, Style(False))
+    assert proxy.asked == [(NODE, port)]
+
+
+async def test_the_probe_looks_what_is_no_tls_through_the_proxy(authority):
+    async with await make_server_socket(LOOPBACK, 0) as listener, proxying("socks5") as proxy:
+
+        async def greet(peer: Socket) -> None:
+            await peer.sendall(b"SSH-2.0-x\r\n")
+            await peer.recv(1)
+
+        serving = listener.serve(greet)
+        port = listener.getsockname().port
+        report = await probe(reactor, probing(port, authority, proxy.url))
+    await serving
+    assert report.addresses[0].plain.name == "SSH"
+    assert proxy.asked == [(NODE, port)] * 2
+
+
+async def test_the_probe_reads_the_environment(monkeypatch, authority):
+    server = authority.server_options(NODE)
+    async with serve_socket(server, half=True) as served, proxying("http") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        report = await probe(reactor, probing(served.port, authority, "environment"))
+        assert report.outcome == Outcome.OK
+        assert report.proxy.url == proxy.url
+        monkeypatch.setenv("https_proxy", "nonsense://")
+        report = await probe(reactor, probing(served.port, authority, "environment"))
+        assert report.outcome == Outcome.UNREACHABLE
+        assert "https_proxy" in str(report.error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--proxy", "http://me:secret@h:1"], "use --proxy-password-file"),
+        (["--proxy", "ftp://h:1"], "--proxy: the scheme 'ftp'"),
+        (["--proxy-password-file", "password"], "--proxy-password-file needs --proxy "),
+        (["--proxy", "http://me@h:1", "--proxy-password-file", "none"], "cannot be read"),
+    ],
+)
+def test_a_mistake_on_the_command_line(arguments, said, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "password").write_text("x")
+    for command in ("connect", "probe"):
+        assert main([command, "localhost:1", *arguments]) == 2
+        error = capfd.readouterr().err
+        assert said in error
+        assert "secret" not in error
+
+
+def test_a_password_in_a_string_is_not_repeated(capfd):
+    text = "netsock:a:80:proxy=http\\://me\\:secret@h\\:1"
+    assert main(["connect", text]) == 2
+    error = capfd.readouterr().err
+    assert "proxyPasswordFile" in error
+    assert "secret" not in error
+    with pytest.raises(UsageError, match="proxyPasswordFile") as caught:
+        RelayOptions().parseOptions(["--listen", "netsock:0", "--to", text])
+    assert "secret" not in str(caught.value)
 
 
 # HTTP

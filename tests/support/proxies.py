@@ -28,6 +28,7 @@ class Proxy:
         asked: The hosts and ports that it was to connect to.
         first: What it was sent first behind each answer.
         too_early: Whether anything came before its answer.
+        passes_half_close: Whether it goes on when the client has ended its direction.
     """
 
     def __init__(self, scheme: str, port: int) -> None:
@@ -36,6 +37,7 @@ class Proxy:
         self.asked: list[tuple[str, int]] = []
         self.first: list[bytes] = []
         self.too_early = False
+        self.passes_half_close = True
 
     async def serve(self, client: Socket) -> None:
         with contextlib.suppress(NetsockError):
@@ -78,7 +80,11 @@ class Proxy:
                 first.append(data)
                 first = None
             await other.sendall(data)
-        await other.shutdown(socket.SHUT_WR)
+        if self.passes_half_close:
+            await other.shutdown(socket.SHUT_WR)
+        else:
+            await other.close()
+            await one.close()
 
 
 @asynccontextmanager

@@ -192,10 +192,16 @@ def _local_address(key: str, value: str) -> tuple[str, int]:
     return host, int(groups.get("p6") or groups.get("p4") or 0)
 
 
-def _proxy(key: str, value: str) -> str:
-    if has_password(value):
-        raise ValueError(f"{key}: a password never stands in a string; use {PROXY_PASSWORD_FILE}")
-    return value
+def proxy_of(key: str, url: str, file_key: str, path: str | None) -> str:
+    """
+    Return the URL of a proxy, with the password that the file at *path* holds if there is one.
+
+    Raises:
+        ValueError: The URL has a password, or no user beside a file; or that cannot be read.
+    """
+    if has_password(url):
+        raise ValueError(f"{key}: a password never stands in a string; use {file_key}")
+    return url if path is None else with_password(url, _read_password(file_key, path), file_key)
 
 
 _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
@@ -211,7 +217,7 @@ _PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
     "paths": _some_items("a path"),
     "protocols": _some_items("a protocol"),
     "proxy_protocol": _choice({name: name for name in PROXY_PROTOCOLS}, ""),
-    "proxy": _proxy,
+    "proxy": lambda key, value: proxy_of(key, value, PROXY_PASSWORD_FILE, None),
     "socktype": _choice(_SOCKET_TYPES, "sock_"),
     "text": lambda _key, value: value,
     "verifier": _verifier,
@@ -389,8 +395,7 @@ def record_of(record: type[SocketOptions], given: dict[str, str]) -> SocketOptio
         elif key == PASSWORD_FILE:
             fields["private_key_password"] = _read_password(key, value)
         elif key == PROXY_PASSWORD_FILE:
-            url = _proxy("proxy", given.get("proxy", ""))
-            proxy = with_password(url, _read_password(key, value), key)
+            proxy = proxy_of("proxy", given.get("proxy", ""), key, value)
         else:
             option = _socket_option(key, value)
             assert option is not None  # `check_keys` has seen to that.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
@@ -31,7 +31,15 @@ from ..options import SocketOptions
 from ._common.one_shot import OneShotOptions, say
 from ._common.outcomes import Outcome, explain, outcome_of
 from ._common.stdio import Input, Output
-from ._common.targets import TLS_FLAGS, TLS_PARAMETERS, parse_target, parse_time, tls_options
+from ._common.targets import (
+    PROXY_PARAMETERS,
+    TLS_FLAGS,
+    TLS_PARAMETERS,
+    parse_target,
+    parse_time,
+    proxy_option,
+    tls_options,
+)
 
 __all__ = ["ConnectOptions"]
 
@@ -162,6 +170,9 @@ class _Session(StreamProtocol):
         self._end_input()
         if self._peer_ended:
             self.wire.loseConnection()
+        elif self._options["no-shutdown"]:
+            # Until the peer ends it: a proxy may take our half-close for the end of all.
+            pass
         elif ISSLTransport.providedBy(self.wire) and not isinstance(self.wire, Transport):
             # Twisted's own TLS cannot be half-closed, and the answer is still to come.
             if not self._options["quiet"]:
@@ -291,11 +302,13 @@ class ConnectOptions(OneShotOptions):
         ["timeout", "t", "30s", "For connecting."],
         ["idle", "i", None, "End when nothing was sent or received for that long."],
         ["linger", None, "5s", "End when the peer has, and there was no input for that long."],
+        *PROXY_PARAMETERS,
         *TLS_PARAMETERS,
     ]
     optFlags: ClassVar[Sequence[Sequence[object]]] = [
         ["tls", None, "Speak TLS with HOST:PORT, and verify it."],
         ["crlf", None, "Send the ends of lines as carriage return and line feed."],
+        ["no-shutdown", None, "At the end of the input leave the connection to the peer to end."],
         ["quiet", "q", "Say nothing but errors."],
         *TLS_FLAGS,
     ]
@@ -320,17 +333,19 @@ class ConnectOptions(OneShotOptions):
 
     def _make_endpoint(self, reactor: object) -> IStreamClientEndpoint:
         text: str = self["target"]
+        fields: dict[str, Any] = {"connection_timeout": self.timeout, "proxy": proxy_option(self)}
         if self["tls"]:
             target = parse_target(text, None)
-            options = tls_options(self, target.host, connection_timeout=self.timeout)
+            options = tls_options(self, target.host, **fields)
             return client_endpoint(reactor, *target, options)
         for name, *_ in (*TLS_PARAMETERS, *TLS_FLAGS):
             if name is not None and self[name]:
                 raise usage.UsageError(f"--{name} goes with --tls and HOST:PORT")
         if _is_host_and_port(text):
             target = parse_target(text, None)
-            plain = SocketOptions(connection_timeout=self.timeout)
-            return client_endpoint(reactor, *target, plain)
+            return client_endpoint(reactor, *target, SocketOptions(**fields))
+        if fields["proxy"] is not None:
+            raise usage.UsageError("--proxy goes with HOST:PORT; in a string it is a key, proxy=")
         try:
             made: IStreamClientEndpoint = endpoint_from(clientFromString, reactor, text)
         except Exception as error:  # noqa: BLE001 - parsers of others raise what they like

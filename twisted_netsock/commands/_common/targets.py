@@ -9,13 +9,23 @@ from typing import Any, Final, NamedTuple
 
 from twisted.python import usage
 
+from ... import _validation as check
+from ..._endpoints.string_keys import proxy_of
 from ..._hostnames import host_and_port, is_host_name, is_ip_address, numeric_service
 from ..._tls.client import client_context_factory
 from ..._tls.context import open_key_log
-from ..._validation import duration_text
 from ...options import TLSSocketOptions
 
-__all__ = ["TLS_FLAGS", "TLS_PARAMETERS", "Target", "parse_target", "parse_time", "tls_options"]
+__all__ = [
+    "PROXY_PARAMETERS",
+    "TLS_FLAGS",
+    "TLS_PARAMETERS",
+    "Target",
+    "parse_target",
+    "parse_time",
+    "proxy_option",
+    "tls_options",
+]
 
 TLS_PARAMETERS: Final[list[list[str | None]]] = [
     ["ca", None, None, "Trust the authorities in this file (PEM) instead of the platform's."],
@@ -27,6 +37,15 @@ TLS_PARAMETERS: Final[list[list[str | None]]] = [
     ["min-tls", None, None, "The oldest version to speak: 1.2 or 1.3."],
     ["max-tls", None, None, "The newest version to speak: 1.2 or 1.3."],
     ["keylog", None, None, "Append the secrets of the session to this file, for Wireshark."],
+]
+PROXY_PARAMETERS: Final[list[list[str | None]]] = [
+    [
+        "proxy",
+        None,
+        None,
+        "Connect through socks5://[USER@]HOST:PORT, http://..., or environment.",
+    ],
+    ["proxy-password-file", None, None, "The file with the password of the user in --proxy."],
 ]
 TLS_FLAGS: Final[list[list[str | None]]] = [
     ["no-sni", None, "Ask for no name; the host is verified nevertheless."],
@@ -106,10 +125,27 @@ def parse_time(option: str, text: str, *, days: bool = False) -> timedelta:
     if matched is not None:
         return timedelta(days=int(matched[1]))
     try:
-        return duration_text(f"--{option}", text)
+        return check.duration_text(f"--{option}", text)
     except ValueError as error:
         more = " (also d, for days)" if days else ""
         raise usage.UsageError(f"{error}{more}") from None
+
+
+def proxy_option(given: usage.Options) -> str | None:
+    """
+    Return what the user gave for `PROXY_PARAMETERS`, as a record takes it.
+
+    Raises:
+        usage.UsageError: It is no proxy, has a password, or the file cannot be read.
+    """
+    url, path = given["proxy"], given["proxy-password-file"]
+    if url is None and path is None:
+        return None
+    try:
+        proxy = proxy_of("--proxy", url or "", "--proxy-password-file", path)
+        return check.proxy(proxy, "--proxy")
+    except ValueError as error:
+        raise usage.UsageError(str(error).replace("proxy=…", "--proxy …")) from None
 
 
 def tls_options(given: usage.Options, host: str, **fields: Any) -> TLSSocketOptions:

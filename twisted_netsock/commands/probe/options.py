@@ -17,11 +17,13 @@ from .._common.one_shot import OneShotOptions, say
 from .._common.outcomes import Outcome
 from .._common.stdio import Output
 from .._common.targets import (
+    PROXY_PARAMETERS,
     TLS_FLAGS,
     TLS_PARAMETERS,
     Target,
     parse_target,
     parse_time,
+    proxy_option,
     tls_options,
 )
 from .._common.text import Style, encoded
@@ -55,6 +57,7 @@ class ProbeOptions(OneShotOptions):
         ["starttls", None, None, f"Ask for TLS first: {', '.join(DIALOGUES)}."],
         ["expect-expiry", None, None, "Fail if a certificate expires sooner: 30d, 12h."],
         ["timeout", "t", "10s", "For the look-up, then for each address."],
+        *PROXY_PARAMETERS,
         *TLS_PARAMETERS,
     ]
     optFlags: ClassVar[Sequence[Sequence[object]]] = [
@@ -86,6 +89,8 @@ class ProbeOptions(OneShotOptions):
             raise usage.UsageError(f"--starttls {protocol}: it must be one of {known}{hint}")
         if self["ipv4"] and self["ipv6"]:
             raise usage.UsageError("--ipv4 and --ipv6: give one of them, or neither for both")
+        if self["proxy"] is not None and (self["ipv4"] or self["ipv6"]):
+            raise usage.UsageError("--ipv4 and --ipv6 choose addresses, which --proxy looks up")
         port = _HTTPS if protocol is None else DIALOGUES[protocol].port
         targets = [parse_target(text, port) for text in self["targets"] if text != "-"]
         for path in [each for each in self["targets"] if each == "-"] + self["hosts"]:
@@ -95,7 +100,7 @@ class ProbeOptions(OneShotOptions):
         expiry = self["expect-expiry"]
         request = Request(
             target=targets[0],
-            options=tls_options(self, targets[0].host),
+            options=tls_options(self, targets[0].host, proxy=proxy_option(self)),
             timeout=parse_time("timeout", self["timeout"]),
             family=_family(self),
             starttls=protocol,

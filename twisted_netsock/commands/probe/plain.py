@@ -67,13 +67,15 @@ _KNOWN: Final = [
 ]
 
 
-async def listen_to(reactor: Reactor, address: SocketAddress) -> Plain | None:
+async def listen_to(
+    reactor: Reactor, address: SocketAddress, options: SocketOptions
+) -> Plain | None:
     """
     Connect anew, and return what the server speaks, if that is known.
 
     It is listened to first, and asked for a page if it says nothing. Takes two seconds at most.
     """
-    options = SocketOptions(ai_family=address.family, connection_timeout=_PATIENCE)
+    options = options.replace(connection_timeout=_PATIENCE)
     try:
         sock = await make_client_socket(address.host, address.port, options, reactor=reactor)
     except NetsockError:

@@ -106,8 +106,10 @@ def _heading(report: Report, style: Style) -> str:
     if report.request.options.sni:
         parts.append(f"as {report.request.options.sni[0]}")
     count = len(report.addresses)
-    if count:
+    if count and report.proxy is None:
         parts.append(f"{count} address{'es' if count > 1 else ''}")
+    if report.proxy is not None:
+        parts.append(f"through {report.proxy}")
     if report.look_up_seconds is not None:
         parts.append(f"looked up in {_milliseconds(report.look_up_seconds)}")
     return ", ".join(parts)
@@ -296,6 +298,8 @@ def as_json(report: Report, *, pem: bool = False, indent: int | None = 2) -> str
         "error": _error(report.error),
         "addresses": [_address_json(each, pem=pem) for each in report.addresses],
     }
+    if report.proxy is not None:
+        found["proxy"] = str(report.proxy)
     text = json.dumps(found, indent=indent, ensure_ascii=True)
     # The one control character that JSON lets through.
     return text.replace("\x7f", "\\u007f") + "\n"

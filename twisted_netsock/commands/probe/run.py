@@ -24,6 +24,7 @@ from twisted.internet.defer import (
 from ..._certificates.verification import is_of_the_path
 from ..._io.interfaces import Reactor
 from ..._net.resolver import Hints, look_up
+from ..._proxies import Proxy, proxy_for
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket
 from ..._sockets.start_tls import start_tls
@@ -32,6 +33,7 @@ from ..._tls.client import client_context_factory
 from ...addresses import AddressInfo, SocketAddress
 from ...errors import (
     NetsockError,
+    SocketConnectionError,
     SocketConnectionTimeoutError,
     SocketError,
     TLSError,
@@ -141,6 +143,8 @@ class Report:
     """What came of it all."""
 
     request: Request
+    proxy: Proxy | None = None
+    """What the host is reached through, and looked up by."""
     look_up_seconds: float | None = None
     error: Exception | None = None
     addresses: list[AddressReport] = field(default_factory=list)
@@ -199,8 +203,11 @@ async def probe(
     limit = request.timeout.total_seconds()
     host, service = request.target
     began = reactor.seconds()
-    looking = look_up(reactor, host, service, Hints(request.family))
     try:
+        report.proxy = _proxy_for(request)
+        # A proxy looks the host up, and is given a port.
+        node = host if report.proxy is None else "127.0.0.1"
+        looking = look_up(reactor, node, service, Hints(request.family))
         infos = await looking.addTimeout(limit, reactor)
     except DeferredTimeoutError:
         report.error = SocketConnectionTimeoutError("look-up")
@@ -210,20 +217,41 @@ async def probe(
         return report
     finally:
         report.look_up_seconds = reactor.seconds() - began
+    if report.proxy is not None:
+        infos = [_at_proxy(host, infos[0])]
+        report.look_up_seconds = None
     report.addresses = await _side_by_side(
         some or DeferredSemaphore(_AT_ONCE),
-        [partial(_probe_address, reactor, request, info) for info in infos],
+        [partial(_probe_address, reactor, report, info) for info in infos],
     )
     return report
 
 
-async def _probe_address(reactor: Reactor, request: Request, info: AddressInfo) -> AddressReport:
+def _proxy_for(request: Request) -> Proxy | None:
+    text = request.options.proxy
+    try:
+        return None if text is None else proxy_for(text, request.target.host, tls=True)
+    except ValueError as error:
+        raise SocketConnectionError(strerror=str(error)) from None
+
+
+def _at_proxy(host: str, service: AddressInfo) -> AddressInfo:
+    """Return what stands for the addresses of *host*, which the proxy alone knows."""
+    assert service.address is not None
+    parts = (host, service.address.port) + ((0, 0) if ":" in host else ())
+    address = SocketAddress.of(_socket.AF_UNSPEC, parts)
+    return AddressInfo(_socket.AF_UNSPEC, service.socket_type, service.protocol, address)
+
+
+async def _probe_address(reactor: Reactor, whole: Report, info: AddressInfo) -> AddressReport:
     assert info.address is not None
-    report = AddressReport(info.address)
-    visit = _Visit(reactor, request, report)
+    request, report = whole.request, AddressReport(info.address)
+    proxy = None if whole.proxy is None else whole.proxy.url
+    options = SocketOptions(ai_family=info.family, proxy=proxy)
+    visit = _Visit(reactor, request, report, options)
     limit = request.timeout.total_seconds()
     try:
-        await Deferred.fromCoroutine(visit.run(info)).addTimeout(limit, reactor)
+        await Deferred.fromCoroutine(visit.run()).addTimeout(limit, reactor)
     except DeferredTimeoutError:
         report.error = SocketConnectionTimeoutError(
             report.stage, strerror=f"Nothing came of it within {limit:g} s"
@@ -232,7 +260,7 @@ async def _probe_address(reactor: Reactor, request: Request, info: AddressInfo) 
         # ValueError: a certificate that cannot be parsed at all.
         report.error = error
         if request.starttls is None and _may_be_plain(report):
-            report.plain = await listen_to(reactor, report.address)
+            report.plain = await listen_to(reactor, report.address, options)
     report.outcome = _judge(report, request)
     return report
 
@@ -267,16 +295,20 @@ def _judge(report: AddressReport, request: Request) -> Outcome:
 class _Visit:
     """One connection to one address."""
 
-    def __init__(self, reactor: Reactor, request: Request, report: AddressReport) -> None:
+    def __init__(
+        self, reactor: Reactor, request: Request, report: AddressReport, options: SocketOptions
+    ) -> None:
+        """Connect with *options*."""
         self._reactor = reactor
+        self._options = options
         self._request = request
         self._report = report
         self._sock: Socket | None = None
 
-    async def run(self, info: AddressInfo) -> None:
+    async def run(self) -> None:
         """Fill the report in, as far as it goes."""
         try:
-            await self._connect(info)
+            await self._connect()
             await self._ask_for_tls()
             await self._shake_hands()
             await self._hear_last_word()
@@ -294,12 +326,11 @@ class _Visit:
         self._report.seconds[stage] = self._reactor.seconds() - began
         return result
 
-    async def _connect(self, info: AddressInfo) -> None:
-        address = self._report.address
-        options = SocketOptions(ai_family=info.family)
+    async def _connect(self) -> None:
+        host, port = self._report.address.host, self._report.address.port
+        options, reactor = self._options, self._reactor
         self._sock = await self._timed(
-            "connect",
-            lambda: make_client_socket(address.host, address.port, options, reactor=self._reactor),
+            "connect", lambda: make_client_socket(host, port, options, reactor=reactor)
         )
         self._report.reached = True
 
