@@ -21,7 +21,7 @@ from twisted.python import threadable
 
 from .._io.forks import notice_fork
 from .._io.interfaces import Reactor
-from .._io.native import are_greenlets, new_lock, poll_class
+from .._io.native import are_greenlets, new_lock, original, poll_class
 from .._io.poller import WANT_READ, Want
 from ..errors import SocketConnectionLostError, SocketError
 
@@ -46,6 +46,9 @@ class _Alarm:
     """
 
     __slots__ = ("_writing", "reading")
+
+    # gevent's needs its hub, which goes before what is left at the end.
+    _close = staticmethod(original(os, "close"))
 
     def __init__(self) -> None:
         self.reading, self._writing = self._open()
@@ -84,7 +87,7 @@ class _Alarm:
 
     def __del__(self) -> None:
         for number in {self.reading, self._writing}:
-            os.close(number)
+            self._close(number)
 
 
 class _Event(threading.Event):
