@@ -231,7 +231,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def programs(session: nox.Session, environment: str) -> None:
     """Run programs of others over ours; ``-- NAME`` chooses, ``-- --write`` keeps the table."""
-    session.install("-q", "-e", ".", *PROGRAMS[environment])
+    session.install("-q", "-e", ".[proxy]", *PROGRAMS[environment])
     session.run("python", "tests/programs/run.py", environment, *session.posargs)
 
 

@@ -146,10 +146,12 @@ def program(port: int, *command: str | Path, **more: Any) -> Iterator[None]:
 
 
 @contextmanager
-def relay(backend: int) -> Iterator[int]:
-    """Run a relay in front of *backend*, by a string of ours, and return its port."""
+def relay(backend: int | str, *, plain: bool = False) -> Iterator[int]:
+    """Run a relay in front of *backend*, a port or a string of ours, and return its port."""
     port = free_port()
-    words = ("relay", "--listen", server_string(port), "--to", f"netsock:127.0.0.1:{backend}")
+    to = backend if isinstance(backend, str) else f"netsock:127.0.0.1:{backend}"
+    listen = f"netsock:{port}:node=127.0.0.1" if plain else server_string(port)
+    words = ("relay", "--listen", listen, "--to", to)
     with program(port, sys.executable, "-m", "twisted", "netsock", *words):
         yield port
 

@@ -8,6 +8,9 @@ from typing import Final
 WAYS: Final = ("plain", "TLS", "TLS over tcp:")
 """By ``netsock:``, ``netsock-tls:`` and ``netsock-tls:`` with an inner endpoint, on both sides."""
 
+PROXIES: Final = ("microsocks", "Dante", "tinyproxy")
+"""SOCKS5 with a password, SOCKS5 without, and CONNECT with one."""
+
 ENVIRONMENTS: Final = {
     "programs": (
         "aiohttp==3.14.5", "aiosmtplib==5.1.3", "autobahn==26.10.2", "bcrypt==5.0.0",
@@ -102,6 +105,14 @@ PROGRAMS: Final = (
     Program("twisted.names, and dnspython", "names_dns", "dnspython"),
     Program("Perspective Broker", "perspective_broker", "twisted"),
     Program("AMP", "amp_calls", "twisted"),
+    Program(
+        "treq, Scrapy and requests, through a proxy", "through_proxies", "scrapy", PROXIES,
+        needs=("treq", "requests"),
+    ),
+    Program(
+        "redis-py over TLS, and psql, relayed through a proxy", "databases_through_proxies",
+        "redis", PROXIES,
+    ),
     Program("gRPC, behind the relay", "relay_backends", "grpcio", ("gRPC",), ("relay",)),
     Program(
         "paho and amqtt, behind the relay", "relay_backends", "paho-mqtt", ("MQTT",), ("relay",),
