@@ -72,7 +72,7 @@ PAGES = [
 ]
 
 HOSTS = ("localhost", "example.com", "www.example.com", "api.example.com", "example.org")
-PORTS = (443, 8000, 8007, 8443)
+PORTS = (443, 1080, 3128, 8000, 8007, 8443)
 THREADED = {ROOT / "docs" / "how-to" / "blocking.md"}
 """Pages whose programs block: they run in a thread beside the reactor's."""
 
