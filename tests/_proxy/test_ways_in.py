@@ -34,6 +34,8 @@ from tests.support.threads import no_descriptors
 from tests.support.ways_in import ASKING, Asker, serve_socket
 from twisted_netsock import (
     CertificateVerificationError,
+    HostNotFoundError,
+    ProxyError,
     ProxyHeader,
     ServerTLSSocketOptions,
     Socket,
@@ -186,6 +188,17 @@ async def test_the_target_is_verified_behind_the_proxy(way, authority):
         with pytest.raises(CertificateVerificationError):
             await TLS[way](NODE, served.port, options, True)
     await no_descriptors()
+
+
+async def test_a_service_is_looked_up_for_the_proxy():
+    async with proxying("socks5") as proxy:
+        options = SocketOptions(proxy=proxy.url)
+        with pytest.raises(ProxyError):
+            await make_client_socket(NODE, "tcpmux", options)
+        assert proxy.asked == [(NODE, 1)]
+        with pytest.raises(HostNotFoundError) as caught:
+            await make_client_socket(NODE, "no-such-service", options)
+    assert (caught.value.node, caught.value.service) == (None, "no-such-service")
 
 
 async def test_the_header_and_then_tls_come_behind_the_answer(scheme, authority):

@@ -205,9 +205,9 @@ class _Connecting:
         """Return the port of the service: a proxy knows no names of services."""
         port = numeric_service(self._service)
         if port is None:
-            # It is looked up where those of all services are.
+            # It is looked up where those of all services are, for no node.
             v4 = self._options.replace(ai_family=AF_INET)
-            looking = look_up_place(self._reactor, "127.0.0.1", self._service, v4)
+            looking = look_up_place(self._reactor, None, self._service, v4)
             address = (await self._deadline.bound(looking, "look-up"))[0].address
             assert address is not None
             port = address.port

@@ -286,7 +286,8 @@ def client_context_factory(options: TLSSocketOptions, node: str | None) -> Clien
     Make the contextFactory object of a TLS client.
 
     Args:
-        options: A `TLSSocketOptions`; the files it names are read now.
+        options: A `TLSSocketOptions`; the files it names are read now. How a connection is made,
+            `proxy` included, is decided by what makes it.
         node: The name or address to verify, unless *options* has `server_identity` or `sni`.
 
     Returns:

@@ -206,7 +206,7 @@ async def probe(
     try:
         report.proxy = _proxy_for(request)
         # A proxy looks the host up, and is given a port.
-        node = host if report.proxy is None else "127.0.0.1"
+        node = host if report.proxy is None else None
         looking = look_up(reactor, node, service, Hints(request.family))
         infos = await looking.addTimeout(limit, reactor)
     except DeferredTimeoutError:
