@@ -12,24 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString, quoteStringArgument
-from twisted.internet.protocol import Factory, Protocol
 
-from tests.support.streams import in_thread
+from tests.support.faults import ANSWER
+from tests.support.proxies import PLAIN, TLS
 from tests.support.threads import no_descriptors
-from twisted_netsock import (
-    ProxyTargetError,
-    SocketOptions,
-    blocking,
-    client_endpoint,
-    make_client_socket,
-    make_client_tls_socket,
-    make_server_socket,
-    make_server_tls_socket,
-)
-from twisted_netsock.testing import CertificateAuthority
+from tests.support.ways_in import serve_socket
+from twisted_netsock import ProxyTargetError, SocketOptions, make_client_socket
 
 pytestmark = pytest.mark.once
 
@@ -102,90 +90,16 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[str]:
             process.wait()
 
 
-async def echo(server) -> None:
-    """Answer one connection, and wait for its end."""
-    async with await server.accept() as peer:
-        while data := await peer.recv(65536):
-            await peer.sendall(data)
-
-
-class Once(Protocol):
-    def __init__(self) -> None:
-        self.done: Deferred[bytes] = Deferred()
-        self.data = b""
-
-    def connectionMade(self) -> None:
-        self.transport.write(b"hello")
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-        self.transport.loseConnection()
-
-    def connectionLost(self, reason) -> None:
-        self.done.callback(self.data)
-
-
-async def by_endpoint(endpoint) -> bytes:
-    protocol = await endpoint.connect(Factory.forProtocol(Once))
-    return await protocol.done
-
-
-async def by_socket(sock) -> bytes:
-    async with sock:
-        await sock.sendall(b"hello")
-        return await sock.recv(100)
-
-
-WAYS = ["make", "endpoint", "string", "blocking"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-async def test_through(proxy, way, tls, tmp_path):
-    authority = CertificateAuthority()
-    server = (
-        await make_server_tls_socket("127.0.0.1", 0, authority.server_options("localhost"))
-        if tls
-        else await make_server_socket("127.0.0.1", 0)
-    )
-    serving = Deferred.fromCoroutine(echo(server))
-    port = server.getsockname().port
+@pytest.mark.parametrize(
+    ("way", "tls"), [*((way, False) for way in PLAIN), *((way, True) for way in TLS)]
+)
+async def test_through(proxy, way, tls, authority):
     options = authority.client_options() if tls else SocketOptions()
-    options = options.replace(proxy=proxy)
-    make = make_client_tls_socket if tls else make_client_socket
-    if way == "make":
-        got = await by_socket(await make("localhost", port, options))
-    elif way == "endpoint":
-        got = await by_endpoint(client_endpoint(reactor, "localhost", port, options))
-    elif way == "string":
-        url = proxy
-        keys = ""
-        if "@" in proxy:
-            scheme, rest = proxy.split("://")
-            user, host = rest.split("@")
-            password = tmp_path / "password"
-            password.write_text("se:cret" if "%3A" in user else "secret")
-            url = f"{scheme}://{user.partition(':')[0]}@{host}"
-            keys = f":proxyPasswordFile={quoteStringArgument(str(password))}"
-        if tls:
-            ca = tmp_path / "ca.pem"
-            ca.write_bytes(authority.certificate_pem)
-            keys += f":trustedCertificates={quoteStringArgument(str(ca))}"
-        kind = "netsock-tls" if tls else "netsock"
-        text = f"{kind}:localhost:{port}:proxy={quoteStringArgument(url)}{keys}"
-        got = await by_endpoint(clientFromString(reactor, text))
-    else:
-        maker = getattr(blocking, make.__name__)
-
-        def work() -> bytes:
-            with maker("localhost", port, options) as sock:
-                sock.sendall(b"hello")
-                return sock.recv(100)
-
-        got = await in_thread(work)
-    assert got == b"hello"
-    await serving
-    await server.close()
+    server = authority.server_options("localhost") if tls else SocketOptions()
+    ways = TLS if tls else PLAIN
+    async with serve_socket(server, half=True) as served:
+        answer = await ways[way]("localhost", served.port, options.replace(proxy=proxy), False)
+    assert answer == ANSWER
     await no_descriptors()
 
 

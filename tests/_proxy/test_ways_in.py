@@ -6,7 +6,6 @@ import json
 import socket
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,8 @@ from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     clientFromString,
-    quoteStringArgument,
     serverFromString,
 )
-from twisted.internet.protocol import Factory
 from twisted.python.usage import UsageError
 from twisted.web.client import Agent, readBody
 from twisted.web.resource import Resource
@@ -27,11 +24,11 @@ from twisted.web.server import Site
 
 from tests.support.faults import ANSWER, QUESTION
 from tests.support.loopback import LOOPBACK
-from tests.support.processes import Ran, netsock
-from tests.support.proxies import SCHEMES, proxying
+from tests.support.processes import Ran, netsock, write_authority
+from tests.support.proxies import PLAIN, SCHEMES, TLS, proxying
 from tests.support.streams import in_thread, read_exactly
 from tests.support.threads import no_descriptors
-from tests.support.ways_in import ASKING, Asker, serve_socket
+from tests.support.ways_in import serve_socket
 from twisted_netsock import (
     CertificateVerificationError,
     HostNotFoundError,
@@ -43,7 +40,6 @@ from twisted_netsock import (
     TLSSocketOptions,
     agent_endpoint_factory,
     blocking,
-    client_context_factory,
     client_endpoint,
     https_policy,
     make_client_socket,
@@ -65,95 +61,9 @@ NODE = "target.invalid"
 """A name that nobody but the proxy can look up."""
 
 
-CA = "ca.pem"
-
-
 @pytest.fixture(params=SCHEMES)
 def scheme(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.fixture
-def ca(tmp_path: Path, authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the authority's certificate in a file of the working directory."""
-    monkeypatch.chdir(tmp_path)
-    Path(CA).write_bytes(authority.certificate_pem)
-
-
-async def ask_string(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
-    proxy = f"proxy={quoteStringArgument(options.proxy)}"
-    if isinstance(options, TLSSocketOptions):
-        return await ask_by(f"netsock-tls:{node}:{port}:{proxy}:trustedCertificates={CA}", half)
-    return await ask_by(f"netsock:{node}:{port}:{proxy}", half)
-
-
-async def ask_string_in_string(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
-    inner = f"netsock:{node}:{port}:proxy={quoteStringArgument(options.proxy)}"
-    text = f"netsock-tls:{node}:endpoint={quoteStringArgument(inner)}:trustedCertificates={CA}"
-    return await ask_by(text, half)
-
-
-async def ask_by(text: str, half: bool) -> bytes:
-    factory = Factory.forProtocol(lambda: Asker(half))
-    asker = await clientFromString(reactor, text).connect(factory)
-    return await asker.answer
-
-
-async def ask_thread(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
-    return await in_thread(_talk, blocking.socket_options_to_client_socket, options, node, port)
-
-
-async def ask_context(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
-    """Ask by a context, on a socket that was connected through the proxy."""
-
-    def make(options: SocketOptions, node: str, port: int) -> Any:
-        sock = blocking.make_client_socket(node, port, SocketOptions.from_options(options))
-        context = blocking.ssl_context(options.replace(proxy=None))
-        return context.wrap_socket(sock, server_hostname=node)
-
-    return await in_thread(_talk, make, options, node, port)
-
-
-def _talk(make: Any, *arguments: object) -> bytes:
-    with make(*arguments) as sock:
-        sock.sendall(QUESTION)
-        return sock.recv(100)
-
-
-async def ask_start_tls(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
-    """Ask by `start_tls`: one record for both stages."""
-    sock = await make_client_socket(node, port, SocketOptions.from_options(options))
-    async with await start_tls(sock, options) as wrapped:
-        await wrapped.sendall(QUESTION)
-        return await read_exactly(wrapped, len(ANSWER))
-
-
-class Starting(Asker):
-    """Asks when it has started TLS."""
-
-    def __init__(self, options: SocketOptions, half: bool) -> None:
-        super().__init__(half)
-        self._options = options
-
-    def connectionMade(self) -> None:
-        self.transport.startTLS(client_context_factory(self._options, NODE))
-        super().connectionMade()
-
-
-async def ask_transport_tls(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
-    endpoint = client_endpoint(reactor, node, port, SocketOptions.from_options(options))
-    asker = await endpoint.connect(Factory.forProtocol(partial(Starting, options, half)))
-    return await asker.answer
-
-
-PLAIN = {**ASKING, "thread": ask_thread, "string": ask_string}
-TLS = {
-    **PLAIN,
-    "string in a string": ask_string_in_string,
-    "ssl_context": ask_context,
-    "start_tls": ask_start_tls,
-    "startTLS": ask_transport_tls,
-}
 
 
 @pytest.mark.parametrize("way", PLAIN)
@@ -167,7 +77,6 @@ async def test_plain(scheme, way):
     assert not proxy.too_early
 
 
-@pytest.mark.usefixtures("ca")
 @pytest.mark.parametrize("way", TLS)
 async def test_tls(scheme, way, authority):
     server = authority.server_options(NODE)
@@ -249,11 +158,11 @@ async def run(*arguments: str, given: bytes = b"") -> Ran:
 
 
 @pytest.mark.once
-@pytest.mark.usefixtures("ca")
-async def test_the_commands(authority):
+async def test_the_commands(authority, tmp_path):
+    ca = write_authority(tmp_path, authority)
     server = authority.server_options(NODE)
     async with serve_socket(server, half=True) as served, proxying("http") as proxy:
-        place, through = f"{NODE}:{served.port}", ("--proxy", proxy.url, "--ca", CA)
+        place, through = f"{NODE}:{served.port}", ("--proxy", proxy.url, "--ca", str(ca))
         done = await run("connect", place, "--tls", *through, given=QUESTION)
         assert (done.code, done.output) == (0, ANSWER.decode())
         done = await run("probe", place, *through, "--json")

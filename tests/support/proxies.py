@@ -1,4 +1,4 @@
-"""A proxy in this process, of SOCKS5 or HTTP, that keeps what it was asked and sent."""
+"""A proxy in this process, of SOCKS5 or HTTP, and every way to ask a server through one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,33 @@ import socket
 import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, quoteStringArgument
+from twisted.internet.protocol import Factory
 
+from tests.support.faults import ANSWER, QUESTION
 from tests.support.loopback import LOOPBACK
-from tests.support.streams import read_exactly, together
-from twisted_netsock import NetsockError, Socket, make_client_socket, make_server_socket
+from tests.support.streams import in_thread, read_exactly, together
+from tests.support.ways_in import ASKING, Asker
+from twisted_netsock import (
+    NetsockError,
+    Socket,
+    SocketOptions,
+    TLSSocketOptions,
+    blocking,
+    client_context_factory,
+    client_endpoint,
+    make_client_socket,
+    make_server_socket,
+    start_tls,
+)
 
 SCHEMES = ("socks5", "http")
 
@@ -95,3 +115,100 @@ async def proxying(scheme: str) -> AsyncIterator[Proxy]:
         serving: Deferred[Any] = listener.serve(proxy.serve)
         yield proxy
     await serving
+
+
+# Ways to ask through one, beside those of `ways_in`
+
+
+async def ask_string(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    with TemporaryDirectory() as folder:
+        proxy, trusted = _keys(options, Path(folder))
+        kind = "netsock-tls" if trusted else "netsock"
+        return await ask_by(f"{kind}:{node}:{port}{proxy}{trusted}", half)
+
+
+async def ask_string_in_string(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    with TemporaryDirectory() as folder:
+        proxy, trusted = _keys(options, Path(folder))
+        inner = quoteStringArgument(f"netsock:{node}:{port}{proxy}")
+        return await ask_by(f"netsock-tls:{node}:endpoint={inner}{trusted}", half)
+
+
+def _keys(options: SocketOptions, folder: Path) -> tuple[str, str]:
+    """Return the keys of a string for a proxy and for an authority, which *folder* gets."""
+    url = urlsplit(options.proxy)
+    place = f"{url.username}@{url.hostname}:{url.port}" if url.username else url.netloc
+    proxy = f":proxy={quoteStringArgument(f'{url.scheme}://{place}')}"
+    if url.password:
+        path = folder / "password"
+        path.write_text(unquote(url.password))
+        proxy += f":proxyPasswordFile={path}"
+    if not isinstance(options, TLSSocketOptions):
+        return proxy, ""
+    path = folder / "ca.pem"
+    path.write_bytes(options.trusted_certificates[0])
+    return proxy, f":trustedCertificates={path}"
+
+
+async def ask_by(text: str, half: bool) -> bytes:
+    factory = Factory.forProtocol(lambda: Asker(half))
+    asker = await clientFromString(reactor, text).connect(factory)
+    return await asker.answer
+
+
+async def ask_thread(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    return await in_thread(_talk, blocking.socket_options_to_client_socket, options, node, port)
+
+
+async def ask_context(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    """Ask by a context, on a socket that was connected through the proxy."""
+
+    def make(options: SocketOptions, node: str, port: int) -> Any:
+        sock = blocking.make_client_socket(node, port, SocketOptions.from_options(options))
+        context = blocking.ssl_context(options.replace(proxy=None))
+        return context.wrap_socket(sock, server_hostname=node)
+
+    return await in_thread(_talk, make, options, node, port)
+
+
+def _talk(make: Any, *arguments: object) -> bytes:
+    with make(*arguments) as sock:
+        sock.sendall(QUESTION)
+        return sock.recv(100)
+
+
+async def ask_start_tls(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    """Ask by `start_tls`: one record for both stages."""
+    sock = await make_client_socket(node, port, SocketOptions.from_options(options))
+    async with await start_tls(sock, options) as wrapped:
+        await wrapped.sendall(QUESTION)
+        return await read_exactly(wrapped, len(ANSWER))
+
+
+class Starting(Asker):
+    """Asks when it has started TLS."""
+
+    def __init__(self, node: str, options: SocketOptions, half: bool) -> None:
+        super().__init__(half)
+        self._node = node
+        self._options = options
+
+    def connectionMade(self) -> None:
+        self.transport.startTLS(client_context_factory(self._options, self._node))
+        super().connectionMade()
+
+
+async def ask_transport_tls(node: str, port: int, options: SocketOptions, half: bool) -> bytes:
+    endpoint = client_endpoint(reactor, node, port, SocketOptions.from_options(options))
+    asker = await endpoint.connect(Factory.forProtocol(partial(Starting, node, options, half)))
+    return await asker.answer
+
+
+PLAIN = {**ASKING, "thread": ask_thread, "string": ask_string}
+TLS = {
+    **PLAIN,
+    "string in a string": ask_string_in_string,
+    "ssl_context": ask_context,
+    "start_tls": ask_start_tls,
+    "startTLS": ask_transport_tls,
+}
