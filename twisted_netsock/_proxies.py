@@ -140,7 +140,7 @@ def has_password(text: str) -> bool:
 
 def without_credentials(text: str) -> str:
     """Return a URL, or an endpoint string with one, as it may be shown."""
-    return re.sub(r"//[^/@]*@", "//", text)
+    return re.sub(r"(//|proxy=)[^/@]*@", r"\1", text)
 
 
 def proxy_for(
