@@ -237,16 +237,20 @@ def programs(session: nox.Session, environment: str) -> None:
 
 WORKERS = (
     "celery==5.7.0", "gevent==26.9.0", "gunicorn==27.0.1", "ipykernel==7.4.0", "ipython==9.18.1",
-    "nbclient==0.11.0", "redis==8.1.0", "uwsgi==2.0.31",
+    "nbclient==0.11.0", "pytest-asyncio==1.5.0", "pytest-twisted==1.14.3", "redis==8.1.0",
+    "uwsgi==2.0.31",
 )  # fmt: skip
 """What runs programs in workers, pinned."""
+
+
+WORKERS_TESTS = ("tests/workers", "tests/testing/test_plugin.py")
 
 
 @nox.session
 def workers(session: nox.Session) -> None:
     """Use blocking sockets in the workers of others; the table of docs/how-to/blocking.md."""
     session.install("-q", "-e", ".[test]", *WORKERS)
-    session.run("pytest", "-q", "-n", "auto", *(session.posargs or ["tests/workers"]))
+    session.run("pytest", "-q", "-n", "auto", *(session.posargs or WORKERS_TESTS))
 
 
 @nox.session

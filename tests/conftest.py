@@ -14,7 +14,6 @@ import inspect
 import os
 import resource
 import signal
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,13 +59,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from twisted.internet import reactor  # noqa: E402
-from twisted.internet.defer import CancelledError, Deferred  # noqa: E402
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher  # noqa: E402
-from twisted.python.failure import Failure  # noqa: E402
 
 from tests.support.clocks import ClockedReactor  # noqa: E402
 from tests.support.protocols import Kind  # noqa: E402
-from twisted_netsock.testing import CertificateAuthority, clean_reactor  # noqa: E402
+from twisted_netsock.testing import CertificateAuthority, _run, clean_reactor  # noqa: E402
 
 assert clean_reactor
 
@@ -77,48 +74,9 @@ globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=Fals
 TEST_SECONDS = 30.0
 
 
-def waiting_places(coroutine: Any) -> list[str]:
-    """Return the lines at which *coroutine* waits, and those that it waits for in turn."""
-    places = []
-    while inspect.iscoroutine(coroutine) and coroutine.cr_frame is not None:
-        places += traceback.format_stack(coroutine.cr_frame, limit=1)
-        coroutine = coroutine.cr_await
-    return places
-
-
 def run_on_reactor(make: Any) -> Any:
     """Run the coroutine that *make* returns on the reactor, and return its result."""
-    results: list[Any] = []
-
-    def begin() -> None:
-        coroutine = make()
-        deferred = Deferred.fromCoroutine(coroutine)
-        places: list[str] = []
-
-        def give_up() -> None:
-            places.extend(waiting_places(coroutine))
-            deferred.cancel()
-
-        def end(result: Any) -> Any:
-            if timer.active():
-                timer.cancel()
-            if places and isinstance(result, Failure) and result.check(CancelledError):
-                text = f"after {TEST_SECONDS:.0f} s the test waits at\n{''.join(places)}"
-                result = Failure(AssertionError(text))
-            return result
-
-        timer = reactor.callLater(TEST_SECONDS, give_up)
-        deferred.addBoth(end)
-        deferred.addBoth(results.append)
-        deferred.addBoth(lambda _: reactor.callLater(0, reactor.crash))
-
-    reactor.callWhenRunning(begin)
-    reactor.run(installSignalHandlers=False)
-    if not results:
-        pytest.fail("the reactor ended before the test did")
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
+    return _run.run_on_reactor(reactor, make, TEST_SECONDS)
 
 
 def pytest_collection_finish() -> None:

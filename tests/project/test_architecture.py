@@ -54,7 +54,14 @@ A folder imports only from layers before its own, and folders of one layer not e
 The values, ``chibi`` and its parts are modules of one layer, which may. ``""`` is the package.
 """
 
-LATE_IMPORTS = {"_endpoints.plugin", "", "commands", "commands.relay", "__main__"}
+LATE_IMPORTS = {
+    "_endpoints.plugin",
+    "",
+    "commands",
+    "commands.relay",
+    "testing._plugin",
+    "__main__",
+}
 """Where a function may import from the package: these are loaded to find out what is needed."""
 
 CYCLES: set[frozenset[str]] = set()

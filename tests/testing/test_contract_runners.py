@@ -1,4 +1,4 @@
-"""The contracts as users run them: by trial, by pytest, and with the page's own hook."""
+"""The contracts as users run them: by trial, by pytest, and with the page's own settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from tests.support.processes import Ran, run, started
 pytestmark = pytest.mark.once
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "testing.md"
-QUICK = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+QUICK = {
+    **os.environ,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_PLUGINS": "twisted_netsock.testing._plugin",
+}
 
 
 def programs() -> list[str]:
@@ -29,12 +34,12 @@ def the_program_with(text: str) -> str:
 
 
 CONTRACTS = the_program_with("class ClientTests(")
-CONFTEST = the_program_with("def pytest_pyfunc_call") + the_program_with("import clean_reactor")
+[SETTINGS] = re.findall(r"^```ini\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def run_pytest(directory: Path) -> Ran:
     return run(
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly",
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "-W", "error", "--tb=line", directory, cwd=directory, env=QUICK, seconds=60,
     )  # fmt: skip
 
@@ -66,12 +71,12 @@ def test_pytest_runs_those_of_a_test_case(tmp_path, by_trial):
     assert count_of("passed", done.output) == count_of("tests", by_trial.output)
 
 
-def test_pytest_runs_those_of_a_plain_class_with_the_hook_of_the_page(tmp_path, by_trial):
+def test_pytest_runs_those_of_a_plain_class_with_the_settings_of_the_page(tmp_path, by_trial):
     plain = CONTRACTS.replace(", TestCase)", ")")
     for name in ("Client", "Server", "Socket"):
         plain = plain.replace(f"class {name}Tests(", f"class Test{name}(")
     (tmp_path / "test_mine.py").write_text(plain)
-    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "pytest.ini").write_text(SETTINGS)
     done = run_pytest(tmp_path)
     assert done.code == 0, done.output + done.errors
     assert count_of("passed", done.output) == count_of("tests", by_trial.output)
@@ -100,7 +105,7 @@ def test_an_endpoint_that_fails_its_contract_fails_the_run(tmp_path):
 
 
 def test_the_application_of_the_page_is_tested_by_its_tests(tmp_path):
-    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "shouting.py").write_text(the_program_with("class Shouting("))
     (tmp_path / "test_shouting.py").write_text(the_program_with("from shouting import"))
     done = run_pytest(tmp_path)
@@ -109,7 +114,7 @@ def test_the_application_of_the_page_is_tested_by_its_tests(tmp_path):
 
 
 def test_a_test_that_leaves_a_socket_open_fails_by_the_fixture_of_the_page(tmp_path):
-    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "test_leak.py").write_text(
         "from twisted_netsock.testing import connected_pair\n"
         "kept = []\n\n\n"
@@ -121,8 +126,8 @@ def test_a_test_that_leaves_a_socket_open_fails_by_the_fixture_of_the_page(tmp_p
     assert "the test left behind" in done.output
 
 
-def test_ctrl_c_ends_a_test_that_hangs_with_the_hook_of_the_page(tmp_path):
-    (tmp_path / "conftest.py").write_text(CONFTEST)
+def test_ctrl_c_ends_a_test_that_hangs_with_the_settings_of_the_page(tmp_path):
+    (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "test_hang.py").write_text(
         "from twisted.internet.defer import Deferred\n\n\n"
         "async def test_hang():\n"

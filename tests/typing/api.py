@@ -27,6 +27,7 @@ from twisted_netsock.testing import (
     SocketContract,
     clean_reactor,
     connected_pair,
+    leak_check,
 )
 
 
@@ -106,4 +107,4 @@ def certificates() -> None:
 def look_ups() -> None:
     resolver = ScriptedResolver({"db.example": ["127.0.0.2"]}, delay=None)
     assert_type(resolver.asked, list[str])
-    print(clean_reactor)
+    print(clean_reactor, leak_check())

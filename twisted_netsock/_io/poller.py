@@ -31,12 +31,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import SocketConnectionLostError, SocketError, opened_before_fork
+from .describe import describe
 from .fairness import CONNECTS, EVENTS
 from .forks import after_fork
 from .interfaces import Reactor, current_reactor
 from .native import native_poll, original
 
 __all__ = ["WANT_READ", "WANT_WRITE", "Poller", "Want", "Watch", "has_event", "poller_for"]
+
+_NAMED: Final = 10
+"""Descriptors that the text form of a poller describes: a server has thousands."""
 
 _ONLY_READABLE: Final = select.POLLIN
 """What epoll reports most: there is something to read, and nothing else."""
@@ -516,7 +520,10 @@ class EpollPoller(Poller):
             self._come_or_go()
 
     def __repr__(self) -> str:
-        return f"<twisted_netsock poller of descriptors {sorted(self._registered)}>"
+        numbers = sorted(self._registered)
+        names = [f"{fd} ({describe(fd)})" for fd in numbers[:_NAMED]]
+        more = [f"{len(numbers) - _NAMED} more"] if len(numbers) > _NAMED else []
+        return f"<twisted_netsock poller of {', '.join(names + more) or 'nothing'}>"
 
 
 def has_event(fd: int, event: int) -> bool:

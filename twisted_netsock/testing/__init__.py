@@ -2,8 +2,7 @@
 Helpers for tests: of this package, and of applications built on it.
 
 They use real sockets on loopback and certificates in memory; nothing is mocked
-but the look-up of names. Only what `ScriptedResolver`, `connected_pair` and
-`clean_reactor` stand beside needs pytest; authority and contracts do without.
+but the look-up of names. Only `clean_reactor` needs pytest.
 """
 
 from importlib import import_module
@@ -15,9 +14,10 @@ if TYPE_CHECKING:
     from ._endpoint_contract import ClientEndpointContract as ClientEndpointContract
     from ._endpoint_contract import ServerEndpointContract as ServerEndpointContract
     from ._helpers import ScriptedResolver as ScriptedResolver
-    from ._helpers import clean_reactor as clean_reactor
     from ._helpers import connected_pair as connected_pair
+    from ._leaks import leak_check as leak_check
     from ._listener_contract import ListenerContract as ListenerContract
+    from ._plugin import clean_reactor as clean_reactor
     from ._socket_contract import SocketContract as SocketContract
 
 # Loaded when it is first used: not every user of the contracts has pytest.
@@ -29,8 +29,9 @@ _HOMES = {
     "ScriptedResolver": "._helpers",
     "ServerEndpointContract": "._endpoint_contract",
     "SocketContract": "._socket_contract",
-    "clean_reactor": "._helpers",
+    "clean_reactor": "._plugin",
     "connected_pair": "._helpers",
+    "leak_check": "._leaks",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list, and type checkers read the imports above

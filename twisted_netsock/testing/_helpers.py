@@ -1,13 +1,10 @@
-"""Scripted look-ups, connected sockets, and the fixture that finds what is left."""
+"""Scripted look-ups, and connected sockets."""
 
 from __future__ import annotations
 
-import gc
-import os
 import socket as _socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import (
     IAddress,
@@ -24,7 +21,6 @@ from .._sockets.socket import Socket
 
 __all__ = [
     "ScriptedResolver",
-    "clean_reactor",
     "connected_pair",
 ]
 
@@ -118,64 +114,3 @@ def connected_pair(*, reactor: object = None) -> tuple[Socket, Socket]:
     for sock in (one, other):
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
     return Socket.from_socket(one, reactor=reactor), Socket.from_socket(other, reactor=reactor)
-
-
-def _descriptors() -> dict[int, str]:
-    """Return the open descriptors of the process and what they are, where /proc has them."""
-    found = {}
-    try:
-        numbers = os.listdir("/proc/self/fd")
-    except FileNotFoundError:  # pragma: no cover: Linux has it
-        return {}
-    for number in numbers:
-        try:
-            found[int(number)] = os.readlink(f"/proc/self/fd/{number}")
-        except OSError:
-            # The one that listed the directory.
-            continue
-    return found
-
-
-def _is_leak(what: str) -> bool:
-    # The reactor, its poller and their wake-up descriptors live as long as the process.
-    return not what.startswith("anon_inode:[event") and "/dev/" not in what
-
-
-def _active(calls: Sequence[IDelayedCall]) -> list[IDelayedCall]:
-    return [call for call in calls if call.active()]
-
-
-@pytest.fixture
-def clean_reactor() -> Iterator[None]:
-    """
-    Fail a test that leaves something behind in the reactor or the process.
-
-    No reader, writer, delayed call or descriptor may remain that was not there
-    before. Use it by name, or for all tests with an autouse fixture that asks
-    for it.
-    """
-    reactor = current_reactor(None)
-    before = _descriptors()
-    readers = set(reactor.getReaders())
-    writers = set(reactor.getWriters())
-    calls = set(_active(reactor.getDelayedCalls()))
-    yield
-    gc.collect()
-    reactor.iterate(0)
-    left: dict[str, list[object]] = {
-        "readers": [each for each in reactor.getReaders() if each not in readers],
-        "writers": [each for each in reactor.getWriters() if each not in writers],
-        "delayed calls": [
-            call for call in _active(reactor.getDelayedCalls()) if call not in calls
-        ],
-        "descriptors": [
-            what
-            for fd, what in _descriptors().items()
-            if before.get(fd) != what and _is_leak(what)
-        ],
-    }
-    # The reactor's own waker comes with its first run.
-    left["readers"] = [each for each in left["readers"] if "Waker" not in type(each).__name__]
-    found = {kind: each for kind, each in left.items() if each}
-    if found:
-        pytest.fail(f"the test left behind {found}")
