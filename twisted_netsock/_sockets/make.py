@@ -77,6 +77,7 @@ def make_client_socket(
         SocketConnectionRefusedError: Every address reached refused.
         SocketConnectionTimeoutError: `connection_timeout` passed.
         SocketConnectionError: No address could be connected to.
+        ProxyError: There is no connection through *proxy*; its kin say why.
 
     Cancelling:
         Fails with `CancelledError` at every stage, and leaves nothing behind.

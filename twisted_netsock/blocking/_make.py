@@ -82,6 +82,7 @@ def make_client_socket(
         SocketConnectionRefusedError: Every address reached refused.
         SocketConnectionTimeoutError: `connection_timeout` passed.
         SocketConnectionError: No address could be connected to.
+        ProxyError: There is no connection through *proxy*; its kin say why.
     """
     taken = _made(
         lambda there: makers.make_client_socket(

@@ -125,6 +125,8 @@ def test_limits_can_be_lifted():
         ("netsock-tls:8443:certificates={}", "netsock:db.localhost:80", "--to"),
         ("netsock-tls:8443:certificates={}", "tcp:db.localhost:80", "--to"),
         ("netsock-tls:8443:certificates={}", "netsock:localhost.:80", "--to"),
+        ("netsock-tls:8443:certificates={}", "netsock:localhost:80:proxy=http\\://h\\:1", "--to"),
+        ("netsock-tls:8443:certificates={}", "netsock:127.0.0.1:80:proxy=environment", "--to"),
         ("netsock:8000:node=web.localhost", "netsock-tls:example.com:443", "--listen"),
     ],
 )

@@ -438,6 +438,9 @@ def _is_local(endpoint: object) -> bool:
     if isinstance(endpoint, ServerEndpoint | ClientEndpoint):
         if endpoint.options.ai_family == socket.AF_UNIX:
             return True
+        if endpoint.options.proxy is not None:
+            # Its node is where the proxy says, and what is sent passes through that.
+            return False
         return endpoint.node is not None and is_loopback(endpoint.node)
     if isinstance(endpoint, UNIXServerEndpoint | UNIXClientEndpoint):
         return True
