@@ -166,6 +166,7 @@ async def test_the_commands(authority, tmp_path):
         place, through = f"{NODE}:{served.port}", ("--proxy", proxy.url, "--ca", str(ca))
         done = await run("connect", place, "--tls", *through, given=QUESTION)
         assert (done.code, done.output) == (0, ANSWER.decode())
+        assert f"connected to {NODE} by way of 127.0.0.1, port " in done.errors
         done = await run("probe", place, *through, "--json")
         assert done.code == 0
         found = json.loads(done.output)

@@ -21,7 +21,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .._endpoints.client import client_endpoint
+from .._endpoints.client import ClientEndpoint, client_endpoint
 from .._endpoints.strings import endpoint_from
 from .._endpoints.transport import TLSTransport, Transport
 from .._io.interfaces import Reactor, StreamProtocol, StreamTransport
@@ -97,7 +97,7 @@ class _Session(StreamProtocol):
 
     def connectionMade(self) -> None:
         if not self._options["quiet"]:
-            say(_description(self.wire))
+            say(_description(self.wire, self._options.endpoint))
         # It says when to pause; an IPushProducer works on every stream transport.
         self.wire.registerProducer(self._input, True)
         self._touch()
@@ -273,11 +273,13 @@ class _Session(StreamProtocol):
             self.wire.abortConnection()
 
 
-def _description(transport: StreamTransport) -> str:
-    """Report the peer and the TLS parameters of the connection."""
+def _description(transport: StreamTransport, endpoint: IStreamClientEndpoint) -> str:
+    """Report the peer, which may be a proxy, and the TLS parameters of the connection."""
     peer = transport.getPeer()
     host = getattr(peer, "host", None)
     at = str(peer) if host is None else f"{host}, port {peer.port}"
+    if isinstance(endpoint, ClientEndpoint) and endpoint.options.proxy is not None:
+        at = f"{endpoint.node} by way of {at}"
     if isinstance(transport, TLSTransport):
         tls = transport.tls
         verified = tls.options.certificate_verifier is not False
