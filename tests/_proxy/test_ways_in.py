@@ -179,9 +179,13 @@ async def test_a_proxy_that_ends_with_the_input_needs_no_shutdown():
     """As microsocks, tinyproxy and Squid do."""
     async with serve_socket(SocketOptions(), half=True) as served, proxying("http") as proxy:
         proxy.passes_half_close = False
-        words = ("connect", f"{NODE}:{served.port}", "--proxy", proxy.url, "--no-shutdown")
-        done = await run(*words, given=QUESTION)
+        words = ("connect", f"{NODE}:{served.port}", "--proxy", proxy.url)
+        done = await run(*words, "--no-shutdown", given=QUESTION)
         assert (done.code, done.output) == (0, ANSWER.decode())
+        assert "--no-shutdown" not in done.errors
+        done = await run(*words)
+        assert (done.code, done.output) == (0, "")
+        assert "--no-shutdown" in done.errors
 
 
 def probing(port: int, authority: Any, proxy: str, **changes: Any) -> Request:

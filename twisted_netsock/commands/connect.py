@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, TypeGuard, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
@@ -86,6 +86,7 @@ class _Session(StreamProtocol):
         self._waiting: Deferred[None] | None = None
         self._input_ended = False
         self._peer_ended = False
+        self._unanswered = False
         self._lost = False
         self._closed: Deferred[None] | None = None
         self._why: tuple[Outcome, str] | None = None
@@ -105,6 +106,7 @@ class _Session(StreamProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._touch()
+        self._unanswered = False
         self._output.write(data)
         if self._waiting is None and self._output.pending > _MOST_PENDING:
             self.wire.pauseProducing()
@@ -156,6 +158,8 @@ class _Session(StreamProtocol):
             # Cancelled: nobody waits any more.
             return
         outcome, why = self._why or (Outcome.OK, "")
+        if self._unanswered and not self._options["quiet"] and _proxied(self._options.endpoint):
+            say("nothing came behind the input: if the proxy ended it there, try --no-shutdown")
         if why:
             say(why)
         self.ended.callback(outcome)
@@ -178,6 +182,7 @@ class _Session(StreamProtocol):
             if not self._options["quiet"]:
                 say("this endpoint cannot be told that the input has ended; waiting for its end")
         else:
+            self._unanswered = True
             self.wire.loseWriteConnection()
 
     def _on_input_failed(self, error: OSError) -> None:
@@ -273,12 +278,17 @@ class _Session(StreamProtocol):
             self.wire.abortConnection()
 
 
+def _proxied(endpoint: object) -> TypeGuard[ClientEndpoint]:
+    """Return whether *endpoint* goes through a proxy, if the environment has one."""
+    return isinstance(endpoint, ClientEndpoint) and endpoint.options.proxy is not None
+
+
 def _description(transport: StreamTransport, endpoint: IStreamClientEndpoint) -> str:
     """Report the peer, which may be a proxy, and the TLS parameters of the connection."""
     peer = transport.getPeer()
     host = getattr(peer, "host", None)
     at = str(peer) if host is None else f"{host}, port {peer.port}"
-    if isinstance(endpoint, ClientEndpoint) and endpoint.options.proxy is not None:
+    if _proxied(endpoint):
         at = f"{endpoint.node} by way of {at}"
     if isinstance(transport, TLSTransport):
         tls = transport.tls
