@@ -13,16 +13,25 @@ import attrs
 
 from ._hostnames import host_and_port, host_to_look_up, is_ip_address, strip_zone
 
-__all__ = ["ENVIRONMENT", "Proxy", "parse_proxy", "proxy_for", "with_password"]
+__all__ = [
+    "ENVIRONMENT",
+    "HTTPS",
+    "Proxy",
+    "may_speak_tls",
+    "parse_proxy",
+    "proxy_for",
+    "with_password",
+]
 
 ENVIRONMENT: Final = "environment"
 """The value of `proxy` that leaves the choice to the environment."""
 
 SOCKS5: Final = "socks5"
 HTTP: Final = "http"
-_SCHEMES: Final = {"socks5": SOCKS5, "socks5h": SOCKS5, "http": HTTP}
+HTTPS: Final = "https"
+_SCHEMES: Final = {"socks5": SOCKS5, "socks5h": SOCKS5, "http": HTTP, "https": HTTPS}
 
-_PORT: Final = 1080
+_PORTS: Final = {SOCKS5: 1080, HTTP: 1080, HTTPS: 443}
 """Where none is given: SOCKS's own, which curl takes for HTTP as well."""
 _PORT_LIMIT: Final = 65536
 
@@ -36,8 +45,8 @@ _CREDENTIAL_LIMIT: Final = 255
 """Bytes of a user's name and of a password: a length of SOCKS is one byte (RFC 1929)."""
 
 _EXPECTED: Final = (
-    "must be socks5://HOST:PORT or http://HOST:PORT, with USER:PASSWORD@ before the host where "
-    "the proxy asks for them, or 'environment'"
+    "must be socks5://HOST:PORT, http://HOST:PORT or https://HOST:PORT, with USER:PASSWORD@ "
+    "before the host where the proxy asks for them, or 'environment'"
 )
 
 
@@ -47,7 +56,7 @@ class Proxy:
     A proxy, as its URL names it.
 
     Attributes:
-        scheme: ``"socks5"`` or ``"http"``.
+        scheme: ``"socks5"``, ``"http"`` or ``"https"``.
         host: A name or a numeric address.
         port: Its port.
         user: The user's name, if it asks for one.
@@ -91,7 +100,7 @@ def parse_proxy(text: str, name: str, *, default_scheme: str | None = None) -> P
     given = (matched["scheme"] or default_scheme or "").lower()
     if given not in _SCHEMES:
         raise ValueError(f"{name}: the scheme {given!r} is not supported: it {_EXPECTED}")
-    port = int(matched["port"] or _PORT)
+    port = int(matched["port"] or _PORTS[_SCHEMES[given]])
     if not 0 < port < _PORT_LIMIT:
         raise ValueError(f"{name}: {port} is no port: it {_EXPECTED}")
     bracketed = matched["host"].startswith("[")
@@ -115,7 +124,7 @@ def _check_credentials(scheme: str, user: bytes, password: bytes, name: str) -> 
         raise ValueError(f"{name}: user and password must have 1 to {_CREDENTIAL_LIMIT} bytes")
     if scheme == SOCKS5 and not password:
         raise ValueError(f"{name}: a user of a SOCKS proxy needs a password")
-    if scheme == HTTP and b":" in user:
+    if scheme != SOCKS5 and b":" in user:
         raise ValueError(f"{name}: a user's name must not have a colon in HTTP")
 
 
@@ -131,6 +140,11 @@ def with_password(text: str, password: bytes, name: str) -> str:
         raise ValueError(f"{name} needs proxy=…://USER@HOST:PORT")
     end = matched.end("user")
     return f"{text[:end]}:{quote(password, safe='')}{text[end:]}"
+
+
+def may_speak_tls(text: str | None) -> bool:
+    """Return whether the proxy of this option may be one that shows a certificate."""
+    return text is not None and (text == ENVIRONMENT or parse_proxy(text, "proxy").scheme == HTTPS)
 
 
 def has_password(text: str) -> bool:

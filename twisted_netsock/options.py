@@ -41,7 +41,7 @@ import attrs
 
 from . import _validation as check
 from ._hostnames import is_ip_address
-from ._proxies import without_credentials
+from ._proxies import may_speak_tls, without_credentials
 from ._public import public_in
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class SocketOptionFields(TypedDict, total=False):
     v6_only: bool
     proxy_protocol: Literal["v1", "v2", "any"] | None
     proxy: str | None
+    proxy_trusted_certificates: CertificateSource | Iterable[CertificateSource] | None
 
 
 class TLSSocketOptionFields(SocketOptionFields, total=False):
@@ -261,10 +262,12 @@ class SocketOptions:
         proxy_protocol: ``"v1"`` or ``"v2"``, a version of the PROXY protocol, or
             `None`. A client sends such a header before anything else; a server
             requires one of every connection, of either version if this is ``"any"``.
-        proxy: What a client connects through: ``"socks5://HOST:PORT"`` or
-            ``"http://HOST:PORT"`` (CONNECT), with ``USER:PASSWORD@`` before the host where
-            needed, ``"environment"`` (the variables that curl reads), or `None`. The proxy
-            looks the node up.
+        proxy: What a client connects through: ``"socks5://HOST:PORT"``,
+            ``"http://HOST:PORT"`` or ``"https://HOST:PORT"`` (CONNECT, the latter over TLS),
+            with ``USER:PASSWORD@`` before the host where needed, ``"environment"`` (the
+            variables that curl reads), or `None`. The proxy looks the node up.
+        proxy_trusted_certificates: The authorities to believe of an HTTPS proxy, as
+            `trusted_certificates`; the platform's list if `None`.
     """
 
     ai_family: AddressFamily = _field(AF_UNSPEC, check.family, "family", of_sockets=True)
@@ -288,6 +291,9 @@ class SocketOptions:
         None, check.proxy_protocol, "proxy_protocol", of_sockets=True
     )
     proxy: str | None = _field(None, check.proxy, "proxy", of_sockets=True)
+    proxy_trusted_certificates: tuple[CertificateSource, ...] | None = _field(
+        None, check.certificate_sources, "paths", secret=True, of_sockets=True
+    )
 
     if TYPE_CHECKING:
 
@@ -312,6 +318,11 @@ class SocketOptions:
             raise ValueError(
                 "proxy needs ai_socktype=SOCK_STREAM, and another ai_family than AF_UNIX: "
                 "it connects TCP streams"
+            )
+        if self.proxy_trusted_certificates is not None and not may_speak_tls(self.proxy):
+            raise ValueError(
+                "proxy_trusted_certificates needs proxy='https://HOST:PORT', or 'environment': "
+                "no other proxy shows a certificate"
             )
 
     def replace(self, **changes: Unpack[SocketOptionFields]) -> Self:

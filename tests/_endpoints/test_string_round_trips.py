@@ -99,7 +99,7 @@ SNI = {
 }
 TRUST = {"trusted_certificates", "certificates", "private_key", "revocation_lists"}
 NOT_IN_STRINGS = {"handshake", "private_key_password", "trusted_certificates_password"}
-OF_CLIENTS = {"proxy", "server_identity"}
+OF_CLIENTS = {"proxy", "proxy_trusted_certificates", "server_identity"}
 ONE_VALUE = {"ai_socktype", "non_blocking"}
 """What strings have keys for, of which endpoints take no other value than the default."""
 

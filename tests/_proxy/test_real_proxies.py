@@ -10,14 +10,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.faults import ANSWER
+from tests.support.loopback import LOOPBACK
 from tests.support.proxies import PLAIN, TLS
 from tests.support.threads import no_descriptors
 from tests.support.ways_in import serve_socket
-from twisted_netsock import ProxyTargetError, SocketOptions, make_client_socket
+from twisted_netsock import (
+    ProxyAuthenticationError,
+    ProxyTargetError,
+    SocketOptions,
+    make_client_socket,
+)
+from twisted_netsock.testing import CertificateAuthority
 
 pytestmark = pytest.mark.once
 
@@ -53,21 +61,54 @@ def _tinyproxy(port: int, home: Path) -> tuple[list[str], str]:
     return ["tinyproxy", "-d", "-c", str(path)], f"http://me:secret@127.0.0.1:{port}"
 
 
+def _squid(port: int, home: Path, *, tls: bool = False) -> tuple[list[str], str]:
+    path, pem = home / "squid.conf", home / "server.pem"
+    pem.write_bytes(AUTHORITY.issue(LOOPBACK).pem)
+    listen = (
+        f"https_port {LOOPBACK}:{port} tls-cert={pem}" if tls else f"http_port {LOOPBACK}:{port}"
+    )
+    path.write_text(
+        f"{listen}\nvisible_hostname localhost\npid_filename none\nshutdown_lifetime 0 seconds\n"
+        f"cache deny all\naccess_log none\ncache_log /dev/null\ncoredump_dir /\n"
+        # It takes every password, and the rule below one user.
+        "auth_param basic program /usr/lib/squid/basic_fake_auth\n"
+        "acl known proxy_auth me\nhttp_access deny !known\nhttp_access allow all\n"
+    )
+    scheme = "https" if tls else "http"
+    # Two of one name would share their memory.
+    return [
+        "squid",
+        "-N",
+        "-n",
+        f"squid{port}",
+        "-f",
+        str(path),
+    ], f"{scheme}://me:secret@{LOOPBACK}:{port}"
+
+
+def _squid_tls(port: int, home: Path) -> tuple[list[str], str]:
+    return _squid(port, home, tls=True)
+
+
+AUTHORITY = CertificateAuthority()
 PROXIES = {
-    "microsocks": (_microsocks, "microsocks"),
-    "danted": (_dante, "dante-server"),
-    "tinyproxy": (_tinyproxy, "tinyproxy"),
+    "microsocks": (_microsocks, "microsocks", "microsocks"),
+    "danted": (_dante, "danted", "dante-server"),
+    "tinyproxy": (_tinyproxy, "tinyproxy", "tinyproxy"),
+    "squid": (_squid, "squid", "squid-openssl"),
+    "squid, TLS": (_squid_tls, "squid", "squid-openssl"),
 }
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
 @pytest.fixture(scope="module", params=PROXIES)
-def proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[str]:
-    make, package = PROXIES[request.param]
-    if shutil.which(request.param, path=PATH) is None:
-        pytest.skip(f"needs {request.param}: apt-get install {package}")
+def proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[dict[str, Any]]:
+    """Run a proxy, and give the options that lead through it."""
+    make, name, package = PROXIES[request.param]
+    if shutil.which(name, path=PATH) is None:
+        pytest.skip(f"needs {name}: apt-get install {package}")
     port = free_port()
-    home = tmp_path_factory.mktemp(request.param)
+    home = tmp_path_factory.mktemp(name)
     command, url = make(port, home)
     process = subprocess.Popen(
         command, env={"PATH": PATH}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -80,7 +121,8 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[str]:
             except OSError:
                 assert process.poll() is None, f"{request.param} has ended"
                 time.sleep(0.1)
-        yield url
+        trusted = {"proxy_trusted_certificates": AUTHORITY.certificate_pem}
+        yield {"proxy": url, **(trusted if url.startswith("https:") else {})}
     finally:
         process.terminate()
         try:
@@ -98,11 +140,19 @@ async def test_through(proxy, way, tls, authority):
     server = authority.server_options("localhost") if tls else SocketOptions()
     ways = TLS if tls else PLAIN
     async with serve_socket(server, half=True) as served:
-        answer = await ways[way]("localhost", served.port, options.replace(proxy=proxy), False)
+        answer = await ways[way]("localhost", served.port, options.replace(**proxy), False)
     assert answer == ANSWER
     await no_descriptors()
 
 
 async def test_a_target_that_is_not_there(proxy):
     with pytest.raises(ProxyTargetError):
-        await make_client_socket("127.0.0.1", free_port(), SocketOptions(proxy=proxy))
+        await make_client_socket("127.0.0.1", free_port(), SocketOptions(**proxy))
+
+
+async def test_a_user_that_is_not_known(proxy):
+    if "@" not in proxy["proxy"]:
+        pytest.skip("it asks for none")
+    stranger = proxy | {"proxy": proxy["proxy"].replace("//me:", "//you:")}
+    with pytest.raises(ProxyAuthenticationError):
+        await make_client_socket("127.0.0.1", free_port(), SocketOptions(**stranger))

@@ -26,7 +26,7 @@ from twisted.web.server import Site
 from tests.support.faults import ANSWER, QUESTION
 from tests.support.loopback import LOOPBACK
 from tests.support.processes import Ran, netsock, write_authority
-from tests.support.proxies import PLAIN, SCHEMES, TLS, proxying
+from tests.support.proxies import PLAIN, SCHEMES, TLS, proxying, through
 from tests.support.streams import in_thread, read_exactly
 from tests.support.threads import no_descriptors
 from tests.support.ways_in import serve_socket
@@ -70,7 +70,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("way", PLAIN)
 async def test_plain(scheme, way):
     async with serve_socket(SocketOptions()) as served, proxying(scheme) as proxy:
-        options = SocketOptions(proxy=proxy.url)
+        options = SocketOptions(**through(proxy))
         assert await PLAIN[way](NODE, served.port, options, True) == ANSWER
     await no_descriptors()
     assert proxy.asked == [(NODE, served.port)]
@@ -82,7 +82,7 @@ async def test_plain(scheme, way):
 async def test_tls(scheme, way, authority):
     server = authority.server_options(NODE)
     async with serve_socket(server) as served, proxying(scheme) as proxy:
-        options = authority.client_options(proxy=proxy.url)
+        options = authority.client_options(**through(proxy))
         assert await TLS[way](NODE, served.port, options, True) == ANSWER
     await no_descriptors()
     assert proxy.asked == [(NODE, served.port)]
@@ -94,7 +94,7 @@ async def test_tls(scheme, way, authority):
 async def test_the_target_is_verified_behind_the_proxy(way, authority):
     server = authority.server_options("other.invalid")
     async with serve_socket(server) as served, proxying("http") as proxy:
-        options = authority.client_options(proxy=proxy.url)
+        options = authority.client_options(**through(proxy))
         with pytest.raises(CertificateVerificationError):
             await TLS[way](NODE, served.port, options, True)
     await no_descriptors()
@@ -102,7 +102,7 @@ async def test_the_target_is_verified_behind_the_proxy(way, authority):
 
 async def test_a_service_is_looked_up_for_the_proxy():
     async with proxying("socks5") as proxy:
-        options = SocketOptions(proxy=proxy.url)
+        options = SocketOptions(**through(proxy))
         with pytest.raises(ProxyError):
             await make_client_socket(NODE, "tcpmux", options)
         assert proxy.asked == [(NODE, 1)]
@@ -116,7 +116,7 @@ async def test_the_header_and_then_tls_come_behind_the_answer(scheme, authority)
     header = ProxyHeader.parse(b"PROXY TCP4 192.0.2.7 192.0.2.8 4711 443\r\n")
     listener = await make_server_tls_socket(LOOPBACK, 0, server)
     async with listener, proxying(scheme) as proxy:
-        options = authority.client_options(proxy=proxy.url, proxy_protocol="v1")
+        options = authority.client_options(**through(proxy), proxy_protocol="v1")
         accepting = listener.accept()
         port = listener.getsockname().port
         sock = await make_client_tls_socket(NODE, port, options, proxy_header=header)
@@ -140,7 +140,7 @@ async def test_starttls_begins_in_plain_text_behind_the_answer(scheme, authority
                 await wrapped.sendall(ANSWER)
 
         serving = Deferred.fromCoroutine(serve())
-        options = authority.client_options(proxy=proxy.url)
+        options = authority.client_options(**through(proxy))
         port = listener.getsockname().port
         sock = await make_client_socket(NODE, port, SocketOptions.from_options(options))
         assert await sock.input_port.readline() == b"220 ready\r\n"
@@ -159,15 +159,19 @@ async def run(*arguments: str, given: bytes = b"") -> Ran:
 
 
 @pytest.mark.once
-async def test_the_commands(authority, tmp_path):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_commands(scheme, authority, tmp_path):
     ca = write_authority(tmp_path, authority)
     server = authority.server_options(NODE)
-    async with serve_socket(server, half=True) as served, proxying("http") as proxy:
-        place, through = f"{NODE}:{served.port}", ("--proxy", proxy.url, "--ca", str(ca))
-        done = await run("connect", place, "--tls", *through, given=QUESTION)
+    async with serve_socket(server, half=True) as served, proxying(scheme) as proxy:
+        place, words = f"{NODE}:{served.port}", ("--proxy", proxy.url, "--ca", str(ca))
+        if scheme == "https":
+            (tmp_path / "proxy.pem").write_bytes(through(proxy)["proxy_trusted_certificates"])
+            words += ("--proxy-ca", str(tmp_path / "proxy.pem"))
+        done = await run("connect", place, "--tls", *words, given=QUESTION)
         assert (done.code, done.output) == (0, ANSWER.decode())
         assert f"connected to {NODE} by way of 127.0.0.1, port " in done.errors
-        done = await run("probe", place, *through, "--json")
+        done = await run("probe", place, *words, "--json")
         assert done.code == 0
         found = json.loads(done.output)
         assert (found["proxy"], found["addresses"][0]["address"]) == (proxy.url, NODE)
@@ -188,8 +192,8 @@ async def test_a_proxy_that_ends_with_the_input_needs_no_shutdown():
         assert "--no-shutdown" in done.errors
 
 
-def probing(port: int, authority: Any, proxy: str, **changes: Any) -> Request:
-    options = authority.client_options(proxy=proxy)
+def probing(port: int, authority: Any, proxied: dict[str, Any], **changes: Any) -> Request:
+    options = authority.client_options(**proxied)
     return Request(Target(NODE, port), options, timedelta(seconds=5), **changes)
 
 
@@ -206,7 +210,7 @@ async def test_the_probe_asks_for_tls_through_the_proxy(scheme, authority):
 
         serving = Deferred.fromCoroutine(serve())
         port = listener.getsockname().port
-        report = await probe(reactor, probing(port, authority, proxy.url, starttls="pop3"))
+        report = await probe(reactor, probing(port, authority, through(proxy), starttls="pop3"))
         await serving
     assert report.outcome == Outcome.OK
     assert f"{NODE}:{port}" in as_text(report, Style(False))
@@ -222,7 +226,7 @@ async def test_the_probe_looks_what_is_no_tls_through_the_proxy(authority):
 
         serving = listener.serve(greet)
         port = listener.getsockname().port
-        report = await probe(reactor, probing(port, authority, proxy.url))
+        report = await probe(reactor, probing(port, authority, through(proxy)))
     await serving
     assert report.addresses[0].plain.name == "SSH"
     assert proxy.asked == [(NODE, port)] * 2
@@ -234,11 +238,11 @@ async def test_the_probe_reads_the_environment(monkeypatch, authority):
         monkeypatch.setenv("https_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        report = await probe(reactor, probing(served.port, authority, "environment"))
+        report = await probe(reactor, probing(served.port, authority, {"proxy": "environment"}))
         assert report.outcome == Outcome.OK
         assert report.proxy.url == proxy.url
         monkeypatch.setenv("https_proxy", "nonsense://")
-        report = await probe(reactor, probing(served.port, authority, "environment"))
+        report = await probe(reactor, probing(served.port, authority, {"proxy": "environment"}))
         assert report.outcome == Outcome.UNREACHABLE
         assert "https_proxy" in str(report.error)
 
@@ -300,7 +304,7 @@ async def test_an_agent(scheme, uri, authority):
     port = await server_endpoint(reactor, LOOPBACK, 0, options).listen(site)
     number = port.getHost().port
     async with proxying(scheme) as proxy:
-        record = authority.client_options(proxy=proxy.url)
+        record = authority.client_options(**through(proxy))
         agent = Agent.usingEndpointFactory(reactor, agent_endpoint_factory(reactor, record))
         response = await agent.request(b"GET", f"{uri}://{NODE}:{number}/".encode())
         assert await readBody(response) == (b"secure" if uri == "https" else b"plain")

@@ -22,6 +22,7 @@ from twisted_netsock import (
     SocketConnectionLostError,
     SocketConnectionTimeoutError,
 )
+from twisted_netsock._io.descriptor import PlainDescriptor
 from twisted_netsock._io.poller import Watch, poller_for
 from twisted_netsock._proxy_protocol.wire import receive_header, send_header
 
@@ -159,7 +160,7 @@ async def test_a_header_waits_until_there_is_room_for_it():
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     header = ProxyHeader(("::1", 1), ("::2", 2), tlvs=[(0xE0, bytes(60000))])
     with connected(ours, theirs) as ends:
-        sending = send_header(the_reactor(), ends.watch, ours, "v2", header)
+        sending = send_header(the_reactor(), ends.watch, PlainDescriptor(ours), "v2", header)
         assert not sending.called
         theirs.setblocking(False)
         data = bytearray()
@@ -184,4 +185,4 @@ async def test_a_connection_that_is_lost_takes_no_header(header):
         ends.theirs.close()
         await turns(3)
         with pytest.raises(SocketConnectionLostError):
-            await send_header(the_reactor(), ends.watch, ends.ours, "v1", header)
+            await send_header(the_reactor(), ends.watch, PlainDescriptor(ends.ours), "v1", header)

@@ -155,6 +155,7 @@ PLAIN_DEFAULTS = {
     "v6_only": False,
     "proxy_protocol": None,
     "proxy": None,
+    "proxy_trusted_certificates": None,
 }
 TLS_DEFAULTS = {
     **PLAIN_DEFAULTS,

@@ -33,10 +33,23 @@ from twisted_netsock import (
     client_endpoint,
     make_client_socket,
     make_server_socket,
+    make_server_tls_socket,
     start_tls,
 )
+from twisted_netsock.testing import CertificateAuthority
 
-SCHEMES = ("socks5", "http")
+SCHEMES = ("socks5", "http", "https")
+
+
+_PROXY_AUTHORITY = CertificateAuthority()
+
+
+def through(proxy: Proxy) -> dict[str, Any]:
+    """Return the options that lead through *proxy*."""
+    if not proxy.url.startswith("https:"):
+        return {"proxy": proxy.url}
+    trusted = _PROXY_AUTHORITY.certificate_pem
+    return {"proxy": proxy.url, "proxy_trusted_certificates": trusted}
 
 
 class Proxy:
@@ -52,7 +65,7 @@ class Proxy:
     """
 
     def __init__(self, scheme: str, port: int) -> None:
-        self._answer = {"socks5": self._socks5, "http": self._http}[scheme]
+        self._answer = self._socks5 if scheme == "socks5" else self._http
         self.url = f"{scheme}://{LOOPBACK}:{port}"
         self.asked: list[tuple[str, int]] = []
         self.first: list[bytes] = []
@@ -110,7 +123,9 @@ class Proxy:
 @asynccontextmanager
 async def proxying(scheme: str) -> AsyncIterator[Proxy]:
     """Run a proxy; all that it connects has ended at the end."""
-    async with await make_server_socket(LOOPBACK, 0) as listener:
+    options = _PROXY_AUTHORITY.server_options(LOOPBACK)
+    make = make_server_tls_socket if scheme == "https" else make_server_socket
+    async with await make(LOOPBACK, 0, *([options] if scheme == "https" else [])) as listener:
         proxy = Proxy(scheme, listener.getsockname().port)
         serving: Deferred[Any] = listener.serve(proxy.serve)
         yield proxy
@@ -143,6 +158,10 @@ def _keys(options: SocketOptions, folder: Path) -> tuple[str, str]:
         path = folder / "password"
         path.write_text(unquote(url.password))
         proxy += f":proxyPasswordFile={path}"
+    if options.proxy_trusted_certificates is not None:
+        path = folder / "proxy-ca.pem"
+        path.write_bytes(options.proxy_trusted_certificates[0])
+        proxy += f":proxyTrustedCertificates={path}"
     if not isinstance(options, TLSSocketOptions):
         return proxy, ""
     path = folder / "ca.pem"
@@ -165,7 +184,9 @@ async def ask_context(node: str, port: int, options: SocketOptions, half: bool) 
 
     def make(options: SocketOptions, node: str, port: int) -> Any:
         sock = blocking.make_client_socket(node, port, SocketOptions.from_options(options))
-        context = blocking.ssl_context(options.replace(proxy=None))
+        context = blocking.ssl_context(
+            options.replace(proxy=None, proxy_trusted_certificates=None)
+        )
         return context.wrap_socket(sock, server_hostname=node)
 
     return await in_thread(_talk, make, options, node, port)

@@ -50,6 +50,7 @@ from .._tls.client import ClientContextFactory
 from .._tls.context import negotiated_protocols
 from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake, tls_shutdown
+from .._tls.in_memory import tls_over
 from .._tls.server import ServerContextFactory
 from .._validation import in_seconds
 from ..errors import (
@@ -793,7 +794,7 @@ class Transport:
         except BaseException:  # noqa: BLE001 - see _protocol_failed
             self._protocol_failed()
             return
-        descriptor = self._descriptor = TLSDescriptor(self._descriptor.sock, factory, protocols)
+        descriptor = self._descriptor = tls_over(self._descriptor, factory, protocols)
         self._handshake = handshake(self.reactor, self._watch, descriptor, None)
         self._handshake.addBoth(self._handshake_done)
 

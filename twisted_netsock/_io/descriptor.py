@@ -178,8 +178,9 @@ def may_not_wait(flags: int) -> bool:
 class Descriptor(Protocol):
     """What the layers that wait need of a descriptor, plain or TLS."""
 
-    unflushed: bool
-    """Bytes that were taken are not with the kernel yet; see `try_flush`."""
+    @property
+    def unflushed(self) -> bool:
+        """Bytes that were taken are not with the kernel yet; see `try_flush`."""
 
     @property
     def sock(self) -> _socket.socket:

@@ -207,6 +207,8 @@ class Operating:
 
     def _try_readable(self) -> Want | None:
         """Return `None` if a receive or an accept would not wait; never raises."""
+        if self._descriptor.buffered or self._descriptor.finished:
+            return None
         return None if has_event(self._watch.fd, select.POLLIN) else WANT_READ
 
     def _try_writable(self) -> Want | None:

@@ -19,13 +19,15 @@ from .._hostnames import host_and_port, host_to_look_up, numeric_service
 from .._io.fairness import HANDSHAKE_WEIGHT
 from .._io.interfaces import Reactor
 from .._io.poller import poller_for
-from .._proxies import Proxy, proxy_for
+from .._proxies import HTTPS, Proxy, proxy_for
 from .._proxy.stage import ask_proxy
 from .._proxy_protocol.header import ProxyHeader
 from .._proxy_protocol.wire import send_header
 from .._tls.client import ClientContextFactory
+from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake
 from .._tls.in_memory import tls_over
+from .._tls.tunnel import Tunnel
 from .._validation import in_seconds
 from ..addresses import AddressInfo, as_socket_address, interleave_families
 from ..errors import (
@@ -34,8 +36,9 @@ from ..errors import (
     ProxyUnreachableError,
     SocketConnectionError,
     SocketConnectionTimeoutError,
+    SocketError,
 )
-from ..options import SocketOptions
+from ..options import SocketOptions, TLSSocketOptions
 from .deadline import Deadline
 from .happy_eyeballs import Established, HappyEyeballs
 from .inner import inner_connection
@@ -193,6 +196,8 @@ class _Connecting:
             reason = str(error.strerror)
             raise ProxyUnreachableError(str(proxy), target, reason, attempts=attempts) from None
         try:
+            if proxy.scheme == HTTPS:
+                await self._enter(established, proxy, host_and_port(host, port))
             watch, descriptor = established.watch, established.descriptor
             asking = ask_proxy(self._reactor, watch, descriptor, proxy, host, port)
             await self._deadline.bound(asking, "proxy")
@@ -200,6 +205,24 @@ class _Connecting:
             established.close()
             raise
         return await self._finish(established)
+
+    async def _enter(self, established: Established, proxy: Proxy, target: str) -> None:
+        """Speak TLS with *proxy*; what follows goes through that, and it sees no more of it."""
+        try:
+            options = TLSSocketOptions(
+                trusted_certificates=self._options.proxy_trusted_certificates
+            )
+            factory = ClientContextFactory(options, proxy.host)
+            await _secure(self._reactor, self._deadline, established, factory, (), proxy.port)
+        except SocketConnectionTimeoutError:
+            raise SocketConnectionTimeoutError("proxy") from None
+        except (SocketError, ValueError) as error:
+            why = str(getattr(error, "strerror", None) or error)
+            reason = f"TLS with it has failed: {why}"
+            raise ProxyUnreachableError(str(proxy), target, reason) from error
+        tls = established.descriptor
+        assert isinstance(tls, TLSDescriptor)
+        established.descriptor = Tunnel(tls)
 
     async def _port(self) -> int:
         """Return the port of the service: a proxy knows no names of services."""
@@ -233,8 +256,8 @@ class _Connecting:
         version, factory = self._options.proxy_protocol, self._factory
         try:
             if version is not None:
-                sock, watch = established.descriptor.sock, established.watch
-                sending = send_header(self._reactor, watch, sock, version, self._header)
+                descriptor, watch = established.descriptor, established.watch
+                sending = send_header(self._reactor, watch, descriptor, version, self._header)
                 await self._deadline.bound(sending, "connect")
             if factory is not None:
                 if factory.options.handshake:

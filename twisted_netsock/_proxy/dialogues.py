@@ -182,7 +182,8 @@ def _check_status(proxy: Proxy, response: h11.Response, fail: _Fail) -> None:
         return
     reason = printable(bytes(response.reason).decode("latin-1"))[:_SHOWN]
     kind: type[ProxyError] = ProxyRefusedError
-    if code == 407:  # noqa: PLR2004 - Proxy Authentication Required
+    if code in {401, 407}:
+        # Proxy Authentication Required; tinyproxy rejects with what is a server's.
         kind = ProxyAuthenticationError
         reason += "; it wants credentials" if proxy.user is None else "; it rejects these"
     elif code >= 500:  # noqa: PLR2004 - it has tried

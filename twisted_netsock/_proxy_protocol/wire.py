@@ -12,7 +12,7 @@ from typing import Final
 
 from twisted.internet.defer import Deferred
 
-from .._io.descriptor import PlainDescriptor, from_os_error
+from .._io.descriptor import Descriptor, from_os_error
 from .._io.drive import drive
 from .._io.interfaces import Reactor
 from .._io.poller import WANT_READ, Want, Watch
@@ -78,7 +78,7 @@ def receive_header(
     Args:
         reactor: For the timeout.
         watch: The descriptor's, unused by others meanwhile.
-        sock: Stays open whatever happens.
+        descriptor: Stays open whatever happens.
         version: ``"v1"``, ``"v2"`` or ``"any"``.
         timeout: Seconds, or `None` for no limit.
 
@@ -136,17 +136,17 @@ def _own_header(sock: _socket.socket) -> ProxyHeader:
 def send_header(
     reactor: Reactor,
     watch: Watch,
-    sock: _socket.socket,
+    descriptor: Descriptor,
     version: str,
     header: ProxyHeader | None = None,
 ) -> Deferred[None]:
     """
-    Send *header* on *sock*, or one with the connection's own addresses.
+    Send *header* on *descriptor*, or one with the connection's own addresses.
 
     Args:
         reactor: Where it happens.
         watch: The descriptor's, unused by others meanwhile.
-        sock: Stays open whatever happens.
+        descriptor: Stays open whatever happens.
         version: ``"v1"`` or ``"v2"``.
         header: What `check_header` has let through.
 
@@ -162,8 +162,7 @@ def send_header(
     Cancelling:
         Fails with `CancelledError`; a part may have been sent.
     """
-    sent = _own_header(sock) if header is None else header
-    descriptor = PlainDescriptor(sock)
+    sent = _own_header(descriptor.sock) if header is None else header
     rest = memoryview(sent.encode(version))
 
     def attempt() -> Want | None:
@@ -173,6 +172,6 @@ def send_header(
             if isinstance(count, Want):
                 return count
             rest = rest[count:]
-        return None
+        return descriptor.try_flush()
 
     return drive(reactor, watch, attempt)

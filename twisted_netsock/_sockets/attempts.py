@@ -78,6 +78,11 @@ class Attempts:
             raise SocketError(errno=errno.EOPNOTSUPP, strerror="TLS has no datagrams or messages")
         return self._descriptor
 
+    def _check_kernels(self) -> None:
+        """Refuse to give a descriptor away whose state the kernel does not have."""
+        if not isinstance(self._descriptor, PlainDescriptor):
+            raise SocketError(strerror="A socket through an HTTPS proxy cannot be detached")
+
     def _native(self, address: Address) -> NativeAddress:
         """Return *address* as the kernel takes it, of this socket's family."""
         return as_socket_address(address).native(self._descriptor.sock.family)
@@ -125,8 +130,15 @@ class Attempts:
         return self._once_if(flags, self._send_once(view, flags))
 
     def _send_once(self, view: memoryview, flags: int) -> Attempt[int]:
-        """Return the attempt to send some of *view*; TLS has another one."""
-        return lambda: self._descriptor.try_send(view, flags)
+        """Return the attempt to send some of *view*, and through to the kernel."""
+        descriptor = self._descriptor
+        if isinstance(descriptor, PlainDescriptor):
+            return lambda: descriptor.try_send(view, flags)
+        return send_through(descriptor, view, flags, self._may_wait)
+
+    def _may_wait(self) -> bool:
+        """Tell whether a call waits for what it cannot do at once."""
+        return True
 
     def _sendto_attempt(self, data: Buffer, address: Address, flags: int) -> Attempt[int]:
         self._check_flags(flags, sending=True)
@@ -156,7 +168,7 @@ class Attempts:
 
 
 def send_through(
-    descriptor: Descriptor, view: memoryview, waits: Callable[[], bool] = lambda: True
+    descriptor: Descriptor, view: memoryview, flags: int, waits: Callable[[], bool]
 ) -> Attempt[int]:
     """
     Return the attempt to send some of *view* over TLS, and through to the kernel.
@@ -169,7 +181,7 @@ def send_through(
     def attempt() -> int | Want:
         nonlocal taken
         if taken is None:
-            count = descriptor.try_send(view)
+            count = descriptor.try_send(view, flags)
             if isinstance(count, Want):
                 return count
             taken = count

@@ -152,11 +152,12 @@ class Socket(SocketInfo, Attempts, Operating):
         self._check_open()
         if self._output is not None and self._output.pending:
             raise SocketPortError(self._output, socket=self, strerror="output_port holds bytes")
-        plain, _ = self._spend()
+        self._check_kernels()
+        descriptor, _ = self._spend()
         self._watch.close()
-        return plain.sock.detach()
+        return descriptor.sock.detach()
 
-    def _spend(self) -> tuple[PlainDescriptor, Operation[object] | None]:
+    def _spend(self) -> tuple[Descriptor, Operation[object] | None]:
         """
         Close this object, and leave its descriptor and watch to the caller.
 
@@ -168,10 +169,8 @@ class Socket(SocketInfo, Attempts, Operating):
             SocketClosedError: The socket is closed.
             SocketBusyError: An operation waits that is not the output port's.
             SocketPortError: The input port holds bytes, or the output port failed.
-            SocketError: This is TLS, whose state would be lost.
         """
         self._check_open()
-        plain = self._datagrams()
         sending = self._writer if self._output is not None and self._output.sending else None
         if self._reader is not None or self._writer is not sending:
             raise SocketBusyError(self)
@@ -185,7 +184,7 @@ class Socket(SocketInfo, Attempts, Operating):
         self._watch.owner = None
         self._close_ports()
         self._on_gone(None)
-        return plain, sending
+        return self._descriptor, sending
 
     def _hand_over(self) -> Descriptor:
         """Close this socket without its descriptor, which is the caller's from now on."""

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .._io.descriptor import Descriptor, PlainDescriptor
+from .._io.descriptor import Descriptor
 from .._io.drive import drive
 from .._io.operation import Operation
 from .._net.deadline import Deadline
 from .._tls.client import ClientContextFactory
-from .._tls.descriptor import TLSDescriptor
 from .._tls.handshake import handshake
+from .._tls.in_memory import tls_over
 from .._tls.server import ServerContextFactory, server_records
 from .._validation import in_seconds
 from ..errors import SocketConnectionTimeoutError, SocketError
@@ -125,7 +125,7 @@ def _check_plain(socket: object) -> None:
         raise TypeError(f"socket={socket!r} speaks TLS already")
 
 
-def _spend(socket: Socket) -> tuple[PlainDescriptor, Operation[object] | None]:
+def _spend(socket: Socket) -> tuple[Descriptor, Operation[object] | None]:
     """Take the descriptor of *socket*, and what of its output port is still to be sent."""
     if socket._descriptor.sock.type != _socket.SOCK_STREAM:
         raise SocketError(strerror="TLS needs a stream, which this socket is not")
@@ -135,7 +135,7 @@ def _spend(socket: Socket) -> tuple[PlainDescriptor, Operation[object] | None]:
 
 async def _upgrade(
     socket: Socket,
-    plain: PlainDescriptor,
+    plain: Descriptor,
     sending: Operation[object] | None,
     factory: ClientContextFactory | ServerContextFactory,
     node: str | None,
@@ -151,7 +151,7 @@ async def _upgrade(
     try:
         if sending is not None:
             await _send_rest(socket, sending, deadline.remaining())
-        connection = descriptor = TLSDescriptor(plain.sock, factory, (), socket.service)
+        connection = descriptor = tls_over(plain, factory, (), socket.service)
         if options.handshake:
             await handshake(reactor, watch, descriptor, deadline.remaining())
     except BaseException as error:

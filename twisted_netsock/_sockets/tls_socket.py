@@ -22,7 +22,6 @@ from .._tls.server import ServerContextFactory
 from .._validation import in_seconds
 from ..errors import SocketError
 from ..options import SocketOptions
-from .attempts import Attempt, send_through
 from .socket import Socket
 
 __all__ = ["TLSSocket"]
@@ -219,9 +218,6 @@ class TLSSocket(TLSSocketInfo, Socket):
         if isinstance(descriptor, TLSDescriptor) and descriptor.handshaken:
             return descriptor.try_readable()
         return super()._try_readable()
-
-    def _send_once(self, view: memoryview, flags: int) -> Attempt[int]:
-        return send_through(self._tls(), view)
 
     # Closing
 

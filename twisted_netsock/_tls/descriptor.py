@@ -169,7 +169,7 @@ class TLSDescriptor(TLSInfo):
         finally:
             self._in_handshake = False
             if self._closed_within:
-                self.sock.close()
+                self._close_below()
         if self._closed_within:
             assert self._failure is not None
             raise unraised(self._failure)
@@ -544,7 +544,10 @@ class TLSDescriptor(TLSInfo):
             # returns; by then another file might have it.
             self._closed_within = True
         else:
-            self.sock.close()
+            self._close_below()
+
+    def _close_below(self) -> None:
+        self.sock.close()
 
     def gone(self) -> Deferred[None] | None:
         """Return what fires when it is gone after its close; see `Descriptor`."""

@@ -64,7 +64,7 @@ class TLSInMemory(TLSDescriptor):
         # Where OpenSSL is given no socket it works on memory.
         no_socket: Any = None
         super().__init__(no_socket, factory, protocols)
-        self.sock = inner
+        self.sock = getattr(inner, "sock", inner)
         self.inner = inner
         self._fed = False
         """OpenSSL has not asked for more since it was given some: it may have whole records."""
@@ -272,6 +272,9 @@ class TLSInMemory(TLSDescriptor):
         # The close_notify has said it where the descriptor beneath cannot.
         if getattr(self.inner, "half_closes", False):
             self.inner.try_shutdown(_socket.SHUT_WR)
+
+    def _close_below(self) -> None:
+        self.inner.close()
 
     def reset_on_close(self) -> None:
         """Make `close` reset the connection beneath."""

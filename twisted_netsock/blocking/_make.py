@@ -16,6 +16,7 @@ from .._sockets.socket import Socket
 from .._sockets.start_tls import tls_factory
 from .._tls.client import ClientContextFactory
 from .._tls.descriptor import TLSDescriptor
+from .._tls.in_memory import tls_over
 from .._tls.server import ServerContextFactory, server_records
 from .._validation import in_seconds, optional_duration
 from ..errors import SocketClosedError, SocketConnectionTimeoutError
@@ -328,7 +329,7 @@ class _Beginning:
 
     def shake(self, reactor: Reactor) -> Deferred[TLSDescriptor]:
         """Shake hands, if the options say so, in the reactor's thread."""
-        tls = TLSDescriptor(self._plain.sock, self._factory, (), self._service)
+        tls = tls_over(self._plain, self._factory, (), self._service)
         shaken: Deferred[None] = succeed(None)
         if self._factory.options.handshake:
             shaken = shake_hands(reactor, tls, self._limit.remaining())

@@ -186,6 +186,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
             SocketError: This is TLS, whose state would be lost, or it has accepted.
         """
         try:
+            self._check_kernels()
             return self._surrender().sock.detach()
         except SocketError:
             # The standard library's ssl makes a socket of the number first, and closes that when
@@ -253,7 +254,7 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
         Connect to *address*, as `connect`.
 
         Returns:
-            The number of the error (`errno`), or 0.
+            The number of the error, as in the module ``errno``, or 0.
 
         Raises:
             ValueError: *address* is a name, or of another family.
@@ -743,7 +744,9 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
     def _has_input(self) -> bool:
         if self._counterpart is not None and self._counterpart._has_ready:
             return True
-        return bool(self._unowned) or (self._input is not None and held_by(self._input) > 0)
+        if self._unowned or self._descriptor.buffered or self._descriptor.finished:
+            return True
+        return self._input is not None and held_by(self._input) > 0
 
     @property
     def failed_handshakes(self) -> int:
@@ -1004,6 +1007,9 @@ class BlockingSocket(BlockingOperating, SocketInfo, Attempts):
     @write_timeout.setter
     def write_timeout(self, value: timedelta | None) -> None:
         self._write_seconds = in_seconds(check.optional_duration(value, "write_timeout"))
+
+    def _may_wait(self) -> bool:
+        return self._waits
 
     def settimeout(self, value: float | timedelta | None) -> None:
         """

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from .._io.descriptor import PlainDescriptor
 from .._io.poller import Want
-from .._sockets.attempts import Attempt
 from .._tls.client import ClientContextFactory
 from .._tls.descriptor import TLSDescriptor
 from .._tls.server import ServerContextFactory
@@ -197,11 +196,6 @@ class ContextSocket(StandardNames, BlockingTLSSocket, _Standard):
     def sendmsg_afalg(self, *_arguments: object, **_named: object) -> NoReturn:
         """Refuse: TLS has no messages."""
         raise NotImplementedError("TLS has no messages: use send")
-
-    def _send_once(self, view: memoryview, flags: int) -> Attempt[int]:
-        if isinstance(self._descriptor, TLSDescriptor):
-            return super()._send_once(view, flags)
-        return BlockingSocket._send_once(self, view, flags)
 
     def _wait(
         self, waiter: Waiter, want: Want, deadline: Countdown, by: int, *, reading: bool

@@ -17,7 +17,6 @@ from .._io.interfaces import Reactor
 from .._io.native import new_lock
 from .._io.poller import Want, poller_for
 from .._public import public_in
-from .._sockets.attempts import Attempt, send_through
 from .._sockets.socket import Socket
 from .._sockets.tls_socket import TLSSocket
 from .._tls.descriptor import TLSDescriptor
@@ -213,12 +212,8 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         return self._alone(lambda: descriptor.try_readable() is None)
 
     def _has_input(self) -> bool:
-        if super()._has_input():
-            return True
-        if not isinstance(self._descriptor, TLSDescriptor):
-            return False
         with self._engine:
-            return self._descriptor.buffered or self._descriptor.finished
+            return super()._has_input()
 
     # The handshake
 
@@ -266,11 +261,6 @@ class BlockingTLSSocket(TLSSocketInfo, BlockingSocket):
         # What was interrupted meets the same error by itself.
         with suppress(SocketError):
             self.shutdown(how)
-
-    # Data
-
-    def _send_once(self, view: memoryview, flags: int) -> Attempt[int]:
-        return send_through(self._tls(), view, lambda: self._waits)
 
     # Closing
 

@@ -37,7 +37,7 @@ from ._common.targets import (
     TLS_PARAMETERS,
     parse_target,
     parse_time,
-    proxy_option,
+    proxy_fields,
     tls_options,
 )
 
@@ -345,7 +345,7 @@ class ConnectOptions(OneShotOptions):
 
     def _make_endpoint(self, reactor: object) -> IStreamClientEndpoint:
         text: str = self["target"]
-        fields: dict[str, Any] = {"connection_timeout": self.timeout, "proxy": proxy_option(self)}
+        fields: dict[str, Any] = {"connection_timeout": self.timeout, **proxy_fields(self)}
         if self["tls"]:
             target = parse_target(text, None)
             options = tls_options(self, target.host, **fields)
@@ -356,7 +356,7 @@ class ConnectOptions(OneShotOptions):
         if _is_host_and_port(text):
             target = parse_target(text, None)
             return client_endpoint(reactor, *target, SocketOptions(**fields))
-        if fields["proxy"] is not None:
+        if "proxy" in fields:
             raise usage.UsageError("--proxy goes with HOST:PORT; in a string it is a key, proxy=")
         try:
             made: IStreamClientEndpoint = endpoint_from(clientFromString, reactor, text)

@@ -14,7 +14,7 @@ from ..._endpoints.string_keys import proxy_of
 from ..._hostnames import host_and_port, is_host_name, is_ip_address, numeric_service
 from ..._tls.client import client_context_factory
 from ..._tls.context import open_key_log
-from ...options import TLSSocketOptions
+from ...options import SocketOptions, TLSSocketOptions
 
 __all__ = [
     "PROXY_PARAMETERS",
@@ -23,7 +23,7 @@ __all__ = [
     "Target",
     "parse_target",
     "parse_time",
-    "proxy_option",
+    "proxy_fields",
     "tls_options",
 ]
 
@@ -43,8 +43,9 @@ PROXY_PARAMETERS: Final[list[list[str | None]]] = [
         "proxy",
         None,
         None,
-        "Connect through socks5://[USER@]HOST:PORT, http://..., or environment.",
+        "Connect through socks5://[USER@]HOST:PORT, http://..., https://..., or environment.",
     ],
+    ["proxy-ca", None, None, "A file with the authorities to believe of an https:// proxy."],
     ["proxy-password-file", None, None, "The file with the password of the user in --proxy."],
 ]
 TLS_FLAGS: Final[list[list[str | None]]] = [
@@ -131,21 +132,24 @@ def parse_time(option: str, text: str, *, days: bool = False) -> timedelta:
         raise usage.UsageError(f"{error}{more}") from None
 
 
-def proxy_option(given: usage.Options) -> str | None:
+def proxy_fields(given: usage.Options) -> dict[str, Any]:
     """
-    Return what the user gave for `PROXY_PARAMETERS`, as a record takes it.
+    Return what the user gave for `PROXY_PARAMETERS`, as fields of a record.
 
     Raises:
         usage.UsageError: It is no proxy, has a password, or the file cannot be read.
     """
-    url, path = given["proxy"], given["proxy-password-file"]
-    if url is None and path is None:
-        return None
+    url, path, ca = given["proxy"], given["proxy-password-file"], given["proxy-ca"]
+    if url is None and path is None and ca is None:
+        return {}
     try:
         proxy = proxy_of("--proxy", url or "", "--proxy-password-file", path)
-        return check.proxy(proxy, "--proxy")
+        fields = {"proxy": check.proxy(proxy, "--proxy"), "proxy_trusted_certificates": ca}
+        SocketOptions(**fields)
     except ValueError as error:
-        raise usage.UsageError(str(error).replace("proxy=…", "--proxy …")) from None
+        text = str(error).replace("proxy_trusted_certificates", "--proxy-ca")
+        raise usage.UsageError(text.replace("proxy=", "--proxy ")) from None
+    return fields
 
 
 def tls_options(given: usage.Options, host: str, **fields: Any) -> TLSSocketOptions:

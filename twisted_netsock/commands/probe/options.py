@@ -23,7 +23,7 @@ from .._common.targets import (
     Target,
     parse_target,
     parse_time,
-    proxy_option,
+    proxy_fields,
     tls_options,
 )
 from .._common.text import Style, encoded
@@ -100,7 +100,7 @@ class ProbeOptions(OneShotOptions):
         expiry = self["expect-expiry"]
         request = Request(
             target=targets[0],
-            options=tls_options(self, targets[0].host, proxy=proxy_option(self)),
+            options=tls_options(self, targets[0].host, **proxy_fields(self)),
             timeout=parse_time("timeout", self["timeout"]),
             family=_family(self),
             starttls=protocol,

@@ -24,7 +24,7 @@ from twisted.internet.defer import (
 from ..._certificates.verification import is_of_the_path
 from ..._io.interfaces import Reactor
 from ..._net.resolver import Hints, look_up
-from ..._proxies import Proxy, proxy_for
+from ..._proxies import Proxy, may_speak_tls, proxy_for
 from ..._sockets.make import make_client_socket
 from ..._sockets.socket import Socket
 from ..._sockets.start_tls import start_tls
@@ -247,7 +247,12 @@ async def _probe_address(reactor: Reactor, whole: Report, info: AddressInfo) -> 
     assert info.address is not None
     request, report = whole.request, AddressReport(info.address)
     proxy = None if whole.proxy is None else whole.proxy.url
-    options = SocketOptions(ai_family=info.family, proxy=proxy)
+    trusted = None if proxy is None else request.options.proxy_trusted_certificates
+    options = SocketOptions(
+        ai_family=info.family,
+        proxy=proxy,
+        proxy_trusted_certificates=trusted if may_speak_tls(proxy) else None,
+    )
     visit = _Visit(reactor, request, report, options)
     limit = request.timeout.total_seconds()
     try:
