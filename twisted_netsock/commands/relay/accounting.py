@@ -35,6 +35,7 @@ REASONS: Final = (
     "client-lost",
     "backend-lost",
     "abandoned",
+    "health-check",
     "denied",
     "no-route",
     "unreachable",
@@ -54,6 +55,9 @@ _LOOKS: Final = 4
 
 _LOOKS_AT_ONCE: Final = 256
 """Connections that are looked at between two reactor iterations."""
+
+_CHECKS_LOGGED_EVERY: Final = 60.0
+"""Seconds."""
 
 _LINE: Final = (
     "connection {reason}: client={client} listener={listener} backend={backend} "
@@ -206,6 +210,9 @@ class Session:
             side: Which.
             error: Why, or `None` if it ended in order.
         """
+        if self._back is None and self.target is None and not self.received:
+            # Before a backend was tried.
+            self.attribute("health-check")
         if self.reason is None:
             why = None if side.ended or error is None else _why(error)
             if side is self._front:
@@ -295,6 +302,8 @@ class Ledger:
         self._open: OrderedDict[Session, float] = OrderedDict()
         self._timer: IDelayedCall | None = None
         self._ended: Counter[str] = Counter()
+        self._checks = 0
+        self._checks_logged = float("-inf")
         self._accepted = 0
         self._received = 0
         self._sent = 0
@@ -363,7 +372,23 @@ class Ledger:
         received, sent = session.received, session.sent
         self._received += received
         self._sent += sent
-        session.report(received, sent)
+        if session.reason == "health-check":
+            self._note_health_check(session)
+        else:
+            session.report(received, sent)
+
+    def _note_health_check(self, session: Session) -> None:
+        """Log how many there were, once a minute: many come every second or two."""
+        self._checks += 1
+        now = self.reactor.seconds()
+        if now - self._checks_logged >= _CHECKS_LOGGED_EVERY:
+            _log.info(
+                "health checks: {count}, the last one from {client}",
+                event="health-checks",
+                count=self._checks,
+                client=written(session.client),
+            )
+            self._checks, self._checks_logged = 0, now
 
     def cut_all(self, reason: str) -> None:
         """End every connection."""
