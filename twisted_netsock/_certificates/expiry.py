@@ -9,7 +9,7 @@ import attrs
 from cryptography import x509
 
 from ..options import TLSSocketOptions
-from .certificates import Identity
+from .certificates import Identity, next_update
 
 __all__ = ["Validity", "validity_of"]
 
@@ -20,11 +20,11 @@ class Validity:
     Of what an option names, and a context in use was made of.
 
     Attributes:
-        field: ``"certificates"`` or ``"trusted_certificates"``.
+        field: ``"certificates"``, ``"trusted_certificates"`` or ``"revocation_lists"``.
         source: The files, or how many there are where it came as bytes or objects.
         not_before: When all of a chain begins to be valid, or the first that is trusted.
         not_after: When the first of a chain expires; of what is trusted, the first of those
-            that have not expired yet, or the last.
+            that have not expired yet, or the last; when the lists of the first issuer have.
     """
 
     field: str
@@ -39,9 +39,20 @@ def _source(given: Sequence[object]) -> str:
 
 
 def validity_of(
-    options: TLSSocketOptions, identity: Identity | None, trusted: Sequence[x509.Certificate]
+    options: TLSSocketOptions,
+    identity: Identity | None,
+    trusted: Sequence[x509.Certificate],
+    lists: Sequence[x509.CertificateRevocationList],
 ) -> Iterator[Validity]:
-    """Yield the validity of what *options* name, which was read as *identity* and *trusted*."""
+    """
+    Yield the validity of what *options* name.
+
+    Args:
+        options: As they are.
+        identity: What `certificates` was read as.
+        trusted: What `trusted_certificates` was.
+        lists: What `revocation_lists` was.
+    """
     if identity is not None and options.certificates is not None:
         chain = (identity.certificate, *identity.intermediates)
         yield Validity(
@@ -58,4 +69,12 @@ def validity_of(
             _source(options.trusted_certificates),
             min(each.not_valid_before_utc for each in trusted),
             next((end for end in ends if end > now), ends[-1]),
+        )
+    due = next_update(lists)
+    if options.revocation_lists is not None and due != float("inf"):
+        yield Validity(
+            "revocation_lists",
+            _source(options.revocation_lists),
+            max(each.last_update_utc for each in lists),
+            datetime.fromtimestamp(due, UTC),
         )

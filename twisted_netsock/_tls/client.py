@@ -72,6 +72,7 @@ class _ClientContext:
         trusted: What it trusts, unless that is the platform's.
         sessions: Those of its connections.
         paths: Finds paths to what it trusts.
+        lists: The revocation lists.
         next_update: When the revocation lists of one issuer have expired.
         signature: That of the files that it was read from.
     """
@@ -102,7 +103,7 @@ class _ClientContext:
             searches=options.revocation_lists is None,
             strict=options.certificate_profile == "strict",
         )
-        lists = load_revocation_lists(options)
+        lists = self.lists = load_revocation_lists(options)
         self.next_update = next_update(lists)
         if lists:
             check_revocation(context, lists)
@@ -210,7 +211,8 @@ class ClientContextFactory:
 
     def validity(self) -> Iterator[Validity]:
         """Yield from when to when the certificates in use are valid."""
-        return validity_of(self.options, self._built.identity, self._built.trusted)
+        built = self._built
+        return validity_of(self.options, built.identity, built.trusted, built.lists)
 
     def current_signature(self) -> tuple[object, ...]:
         """Return the present signature of the files."""

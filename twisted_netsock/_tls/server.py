@@ -76,6 +76,7 @@ class _VirtualHost:
         self.verify_mode = _server_verify_mode(options)
         self.paths: PathFinder | None = None
         self.trusted: tuple[x509.Certificate, ...] = ()
+        self.lists: list[x509.CertificateRevocationList] = []
         context = base_context(options, identity)
         if not resumable:
             # With TLS 1.3 this makes tickets stateful, and without a session cache useless.
@@ -90,7 +91,7 @@ class _VirtualHost:
                 searches=False,
                 strict=options.certificate_profile == "strict",
             )
-            lists = load_revocation_lists(options)
+            lists = self.lists = load_revocation_lists(options)
             if lists:
                 check_revocation(context, lists)
             name_authorities(context, trusted)
@@ -305,7 +306,9 @@ class ServerContextFactory:
     def validity(self) -> Iterator[Validity]:
         """Yield from when to when the certificates in use are valid."""
         hosts = self._hosts.all
-        each = [validity_of(host.options, host.identity, host.trusted) for host in hosts]
+        each = [
+            validity_of(host.options, host.identity, host.trusted, host.lists) for host in hosts
+        ]
         # Several may trust the same.
         yield from dict.fromkeys(chain.from_iterable(each))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor
 
 from tests.support.relay import check, get, running_relay, status, wait_for
@@ -98,3 +101,29 @@ def test_what_speaks_no_tls_has_none():
     plain = server_endpoint(reactor, "127.0.0.1", 0, SocketOptions())
     assert expiry_values([plain]) == []
     assert _added({}, {"certificates": []}) == {"certificates": []}
+
+
+@pytest.mark.parametrize("days", [-1, 3])
+def test_revocation_lists_expire_too(days, authority):
+    now = datetime.now(UTC).replace(microsecond=0)
+    due = now + timedelta(days=days)
+    name = authority.certificate.subject
+    builder = x509.CertificateRevocationListBuilder(name, now - timedelta(days=9), due)
+    builder = builder.add_extension(x509.CRLNumber(1), critical=False)
+    lists = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    client = client_endpoint(
+        reactor, "localhost", 443, authority.client_options(revocation_lists=lists)
+    )
+    record = authority.server_options(
+        "localhost", trusted_certificates=authority.certificate, revocation_lists=lists
+    )
+    for endpoint in client, server_endpoint(reactor, "localhost", 0, record):
+        shown = [each for each in expiry_values([endpoint]) if each["field"] == "revocation_lists"]
+        assert [each["not_after"] for each in shown] == [due.isoformat()]
+        # Most lists are of days: only those that are over are told of.
+        said = [text for _, text in expiry_problems(endpoint, 14 * 86400) if "revocation" in text]
+        assert said == (
+            []
+            if days > 0
+            else [f"revocation_lists: {shown[0]['source']} expired on {due:%Y-%m-%d}"]
+        )

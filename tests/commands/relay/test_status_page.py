@@ -9,9 +9,10 @@ import socket
 import pytest
 
 from tests.support.loopback import LOOPBACK
-from tests.support.processes import needs, run
+from tests.support.processes import needs, run, write_certificates
 from tests.support.relay import (
     EchoServer,
+    check,
     client,
     echo_server,
     echoes,
@@ -66,6 +67,27 @@ def shown(body: str, ports: list[int], nobody: int, server: EchoServer, path: ob
     assert re.search(rf"netsock:{LOOPBACK}:{server.port}\W.*?up", body, re.DOTALL)
     assert str(path) in body
     assert "Connection refused" in body
+
+
+@needs("curl")
+def test_beyond_loopback_it_is_for_those_with_a_certificate(tmp_path, authority):
+    files = write_certificates(tmp_path, authority)
+    (tmp_path / "client.pem").write_bytes(authority.issue("client").pem)
+    status = (
+        f"netsock-tls:0:node=0.0.0.0:certificates={files.server}"
+        f":trustedCertificates={files.authority}:clientCertificateRequired=yes"
+    )
+    relay = ("--listen", f"netsock:0:node={LOOPBACK}", "--to", f"netsock:{LOOPBACK}:1")
+    with running_relay(tmp_path, *relay, "--status", status) as (child, _):
+        found = wait_for(lambda: re.search(r"status on .*port=(\d+)", child.output), child)
+        url = f"https://localhost:{found[1]}/healthz"
+        ask = ("curl", "--silent", "--ipv4", "--cacert", files.authority, url)
+        assert run(*ask).code != 0
+        # By whatever name.
+        done = run(*ask, "--cert", tmp_path / "client.pem", "--header", "Host: relay.example")
+        assert (done.code, done.output) == (0, "ok\n")
+    refused = check(*relay, "--status", status.removesuffix(":clientCertificateRequired=yes"))
+    assert "demand certificates" in refused.errors
 
 
 @needs("chromium")

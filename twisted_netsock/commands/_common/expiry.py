@@ -34,7 +34,8 @@ def expiry_problems(
             yield True, f"{what} expired on {ends}"
         elif each.not_before > now:
             yield True, f"{what} is not valid before {begins}"
-        elif left < seconds:
+        elif left < seconds and each.field != "revocation_lists":
+            # Of lists that is nothing to warn of: most are made anew each day or week.
             yield False, f"{what} expires on {ends}, in {_days(each, now)} days"
 
 

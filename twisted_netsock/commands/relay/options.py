@@ -34,7 +34,7 @@ from .limits import Limits, default_connections, raise_descriptor_limit
 from .routes import Routes, Target, route_name
 from .worker import WorkerPlace
 
-__all__ = ["RelayOptions", "Settings", "is_loopback"]
+__all__ = ["RelayOptions", "Settings", "asks_for_certificates", "is_loopback"]
 
 _MOST_WORKERS: Final = 256
 _MOST_CONNECTIONS: Final = 1_000_000
@@ -320,8 +320,17 @@ class RelayOptions(LogOptions):
         if text is None:
             return None
         endpoint = self._endpoint(serverFromString, reactor, "status", text)
-        if endpoint is not None and not _is_local(endpoint):
-            self._wrong("status", text, "must be of loopback, node=127.0.0.1, or a UNIX socket")
+        if (
+            endpoint is not None
+            and not _is_local(endpoint)
+            and not asks_for_certificates(endpoint)
+        ):
+            self._wrong(
+                "status",
+                text,
+                "must be of loopback, node=127.0.0.1, or a UNIX socket, or demand certificates: "
+                "netsock-tls: with trustedCertificates= and clientCertificateRequired=yes",
+            )
         return endpoint
 
     # Access
@@ -431,6 +440,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def asks_for_certificates(endpoint: object) -> bool:
+    """Return whether none but clients with a verified certificate reach an endpoint."""
+    # The records of further certificates demand what the first does.
+    options = endpoint.options if isinstance(endpoint, ServerEndpoint) else None
+    return isinstance(options, ServerTLSSocketOptions) and options.client_certificate_required
 
 
 def _is_local(endpoint: object) -> bool:

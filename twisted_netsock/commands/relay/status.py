@@ -29,7 +29,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from ..._io.interfaces import Reactor
 from .._common.page import bars, page, table
-from .options import is_loopback
+from .options import asks_for_certificates, is_loopback
 
 __all__ = ["StatusService", "metrics"]
 
@@ -298,9 +298,22 @@ class _LocalSite(Site):
 
     noisy = False
 
+    def __init__(self, root: Resource, *, guarded: bool) -> None:
+        """
+        Serve *root*.
+
+        Args:
+            root: Has the pages.
+            guarded: All who come have a verified certificate, and may come by any name: to a
+                page of another site, in a browser, the server's certificate is a wrong one.
+        """
+        super().__init__(root, timeout=_SECONDS)
+        self._guarded = guarded
+
     def getResourceFor(self, request: Request) -> object:
         """Return the page, or what refuses the request."""
-        return _refusal(request) or super().getResourceFor(request)
+        refusal = None if self._guarded else _refusal(request)
+        return refusal or super().getResourceFor(request)
 
     def log(self, request: object) -> None:
         """Leave the request out of the log."""
@@ -339,7 +352,7 @@ class StatusService(Service):
         root.putChild(b"healthz", _Page(snapshot, _health))
         root.putChild(b"status.json", _Page(snapshot, _json))
         root.putChild(b"metrics", _Page(snapshot, _metrics_page))
-        self._site = _LocalSite(root, timeout=_SECONDS)
+        self._site = _LocalSite(root, guarded=asks_for_certificates(endpoint))
 
     def startService(self) -> None:
         """Begin to listen."""
