@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import sys
@@ -12,8 +13,9 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from tests.support.loopback import LOOPBACK
-from tests.support.processes import run, started
+from tests.support.processes import free_port, run, started
 from tests.support.relay import echo_server, echoes, wait_for
+from twisted_netsock.commands._common.holders import holder_of
 from twisted_netsock.commands._common.logs import json_line, text_line
 
 pytestmark = pytest.mark.once
@@ -160,4 +162,8 @@ def test_what_prevents_the_start_is_one_line_that_says_what_to_do(command):
     assert done.code == 1
     (line,) = done.errors.splitlines()
     assert line.startswith(f"netsock: --listen: cannot listen on {LOOPBACK}, port {port}")
-    assert "ss -ltnp" in line
+    assert line.endswith(f", process {os.getpid()} has it")
+
+
+def test_a_port_that_nobody_shows_to_have_has_no_holder():
+    assert holder_of(free_port()) is None

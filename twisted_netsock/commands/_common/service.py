@@ -28,6 +28,7 @@ from ..._io.interfaces import Reactor
 from ..._proxies import without_credentials
 from ..._text import printable
 from ...addresses import SocketAddress, to_twisted_address
+from .holders import holder_of
 from .one_shot import say
 
 __all__ = ["ListeningService", "end_stream", "endpoint_option", "fail_at_exit", "written"]
@@ -163,6 +164,10 @@ def _explained(error: BaseException | None) -> str:
     # An error that says more knows better.
     says_all = getattr(error, "strerror", None) != os.strerror(number)
     advice = None if says_all else _ADVICE.get(number)
+    port = getattr(error, "port", None)
+    if advice and number == errno.EADDRINUSE and isinstance(port, int):
+        holder = holder_of(port)
+        advice = f"{holder} has it" if holder else advice
     return f"{error}; {advice}" if advice else str(error)
 
 
