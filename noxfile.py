@@ -45,7 +45,8 @@ def run_tests(
     session: nox.Session, reactors: tuple[str, ...], again: str = "not once and not long"
 ) -> None:
     """Run the tests on each reactor, on every processor; some on the first alone."""
-    arguments = session.posargs or ["-q", "-n", "auto"]
+    # One more than there are processors: much of the time the tests wait.
+    arguments = session.posargs or ["-q", "-n", str((os.cpu_count() or 1) + 1)]
     failed = []
     for number, reactor in enumerate(reactors, 1):
         session.log(f"the tests on the {reactor} reactor, {number} of {len(reactors)}")

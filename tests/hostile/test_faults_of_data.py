@@ -374,4 +374,5 @@ async def test_a_connection_that_one_side_closes_while_it_waits_ends_its_own_cal
             await waiting
         assert await closing is None
         assert await sock.close() is None
-        await until(lambda: served.seen == [b""])
+        # The relay connects no backend for who goes without a byte, as health checks do.
+        await until(lambda: served.seen == ([] if way == "relay" else [b""]))

@@ -84,7 +84,7 @@ PROGRAMS: Final = (
     Program("RabbitMQ, and pika's Twisted adapter", "rabbitmq_broker", "pika"),
     Program(
         "OpenLDAP, and ldap3 and ldaptor", "slapd_directory", "ldap3",
-        ("StartTLS, and TLS", "StartTLS, and TLS, context of ours"),
+        ("StartTLS, and TLS", "StartTLS, and TLS, context of ours"), needs=("ldaptor",),
     ),
     Program("OpenSSH, and paramiko", "openssh_server", "paramiko"),
     Program("conch, and OpenSSH", "conch_ssh", "twisted", needs=("bcrypt",)),

@@ -51,6 +51,8 @@ class _Alarm:
     _close = staticmethod(original(os, "close"))
 
     def __init__(self) -> None:
+        # There may be no descriptor left.
+        self.reading = self._writing = -1
         self.reading, self._writing = self._open()
 
     @staticmethod
@@ -86,7 +88,7 @@ class _Alarm:
             os.dup2(other, mine, inheritable=False)
 
     def __del__(self) -> None:
-        for number in {self.reading, self._writing}:
+        for number in {self.reading, self._writing} - {-1}:
             self._close(number)
 
 

@@ -153,11 +153,12 @@ def test_everything_arrives_and_a_cut_looks_like_one(name, tls, tmp_path, certif
         pytest.skip(reason)
     found = {}
     with relayed(name, tmp_path, certificate_files, tls) as relay, ThreadPoolExecutor() as threads:
+        variants = VARIANTS if name == "netsock" else VARIANTS[-2:-1]
         for side, manner in itertools.product(("client", "server"), MANNERS):
             if manner == "truncation" and not (tls and side == "client"):
                 continue
             each = functools.partial(arrived, relay, side, manner)
-            found[side, manner] = set(threads.map(each, *zip(*VARIANTS, strict=True)))
+            found[side, manner] = set(threads.map(each, *zip(*variants, strict=True)))
     cut = {key: ends for key, ends in found.items() if key[1] != "end"}
     assert all(
         found[side, "end"] == {Arrived(whole=True, clean=True)} for side in ("client", "server")
