@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from twisted_netsock import (
     make_server_tls_socket,
     server_context_factory,
 )
+from twisted_netsock._tls import client
 from twisted_netsock.errors import CertificateVerificationError
 
 pytestmark = pytest.mark.once
@@ -55,6 +57,8 @@ def hashed(directory: Path, certificate: Any, number: int = 0) -> Path:
 )
 def take_back(request, authority, other_authority, tmp_path, monkeypatch) -> Callable[[], None]:
     """Have the platform name the authority, in some way; what this returns takes it back."""
+    # A context of another test may be kept that was read from the places of this machine.
+    monkeypatch.setattr(client, "_kept", OrderedDict())
     empty = tmp_path / "empty"
     empty.mkdir()
     directory = tmp_path / "certs"

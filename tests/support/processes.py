@@ -38,6 +38,12 @@ def find(command: str) -> str | None:
     return shutil.which(command, path=os.pathsep.join((os.environ.get("PATH", ""), _SBIN)))
 
 
+def resolved(arguments: tuple[str | Path, ...]) -> list[str]:
+    """Return a command line with the path of the command, which PATH may lack for a server."""
+    command, *more = map(str, arguments)
+    return [find(command) or command, *more]
+
+
 def needs(*commands: str) -> pytest.MarkDecorator:
     """Skip a test where one of *commands* is not installed."""
     missing = [command for command in commands if find(command) is None]
@@ -55,7 +61,7 @@ class Child:
         self._output = output
         with output.open("wb") as file:
             self._process = subprocess.Popen(
-                arguments,
+                resolved(arguments),
                 stdin=options.pop("stdin", subprocess.DEVNULL),
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -181,7 +187,7 @@ def run(
 ) -> Ran:
     """Run a command to its end."""
     done = subprocess.run(
-        [str(argument) for argument in arguments],
+        resolved(arguments),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
