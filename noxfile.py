@@ -237,9 +237,9 @@ def programs(session: nox.Session, environment: str) -> None:
 
 
 WORKERS = (
-    "celery==5.7.0", "gevent==26.9.0", "gunicorn==27.0.1", "ipykernel==7.4.0", "ipython==9.18.1",
-    "nbclient==0.11.0", "pytest-asyncio==1.5.0", "pytest-twisted==1.14.3", "redis==8.1.0",
-    "uwsgi==2.0.31",
+    "anyio==4.16.0", "celery==5.7.0", "gevent==26.9.0", "gunicorn==27.0.1",
+    "ipykernel==7.4.0", "ipython==9.18.1", "nbclient==0.11.0", "pytest-asyncio==1.5.0",
+    "pytest-twisted==1.14.3", "redis==8.1.0", "uwsgi==2.0.31",
 )  # fmt: skip
 """What runs programs in workers, pinned."""
 
@@ -251,7 +251,9 @@ WORKERS_TESTS = ("tests/workers", "tests/testing/test_plugin.py")
 def workers(session: nox.Session) -> None:
     """Use blocking sockets in the workers of others; the table of docs/how-to/blocking.md."""
     session.install("-q", "-e", ".[test]", *WORKERS)
-    session.run("pytest", "-q", "-n", "auto", *(session.posargs or WORKERS_TESTS))
+    # These are for the tests that run pytest themselves.
+    others = ("-p", "no:asyncio", "-p", "no:twisted")
+    session.run("pytest", "-q", "-n", "auto", *others, *(session.posargs or WORKERS_TESTS))
 
 
 @nox.session

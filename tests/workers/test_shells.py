@@ -84,6 +84,8 @@ def test_pytest_xdist(tmp_path):
     """Two workers, each with a reactor in a thread beside its tests."""
     pytest.importorskip("xdist")
     (tmp_path / "test_talk.py").write_text(TESTS)
-    options = ["-q", "-n", "2", "-p", "no:randomly", "--rootdir", tmp_path, tmp_path]
+    # pytest-twisted would run a reactor of its own.
+    options = ["-q", "-n", "2", "-p", "no:randomly", "-p", "no:twisted", "-p", "no:asyncio"]
+    options += ["--rootdir", tmp_path, tmp_path]
     ran = run(sys.executable, "-m", "pytest", *options, env=environment(used=False), cwd=tmp_path)
     assert (ran.code, "4 passed" in ran.output) == (0, True), ran.output
