@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import gc
@@ -199,6 +200,9 @@ def test_what_files_are_to_send_is_sent_before_the_socket_is_given_away():
         with pytest.raises((SocketClosedError, ValueError)):
             file.write(b"x")
             file.flush()
+        # From Python 3.13 on the collector would report what it holds.
+        with contextlib.suppress(OSError, ValueError):
+            file.close()
         os.close(number)
 
 
